@@ -16,6 +16,8 @@ from pytest_mistral_lora.extras import missing_extra
 
 # The checks are imported in the bodies, so that a conftest or a test module can import this module cheaply.
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.objective import Declaration
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.finding import Finding
 
@@ -73,7 +75,13 @@ def assert_template_faithful(
 
 
 def assert_labels_exact(
-    row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenizer: AnyTokenizer, *, rules: str | None = None
+    row: AnyRow,
+    input_ids: AnyIds,
+    labels: AnyIds,
+    tokenizer: AnyTokenizer,
+    *,
+    objective: str | None = None,
+    rules: str | None = None,
 ) -> None:
     """Assert that a trainer's ids and labels of a row are exactly those of mistral-common.
 
@@ -84,18 +92,25 @@ def assert_labels_exact(
         labels: As long as `input_ids`: the id of each token that has a loss, and -100 for each other token. A mapping
             holds them under `labels`.
         tokenizer: As for `assert_template_faithful`.
+        objective: The objective by which labels are exact, such as `last-answer`; None for `answers`.
         rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With the class of each difference and the first differing token (ML520 to ML535 for ids,
             ML540 to ML551 for labels).
-        RowError: If the row cannot be used.
+        InputError: If the objective has an unknown word, or is about a token that the tokenizer lacks.
+        RowError: If the row cannot be used, or takes no objective.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 
     found = _token_ids(input_ids), _token_ids(labels, "labels")
-    _raise_if_errors(row_findings(as_row(row), *found, _loaded_tokenizer(tokenizer).oracle), rules)
+    oracle = _loaded_tokenizer(tokenizer).oracle
+    declared = _declared(objective, oracle)
+    judged = as_row(row)
+    if declared is not None and declared.objective is not None:
+        judged = judged.with_objective(declared.objective)
+    _raise_if_errors(row_findings(judged, *found, oracle), rules)
 
 
 def assert_no_control_token_injection(
@@ -145,7 +160,9 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer, *, rules: str |
     _raise_if_errors((finding for result in results.values() for finding in result.findings), rules)
 
 
-def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer, *, rules: str | None = None) -> None:
+def assert_encoded_rows_sound(
+    path: str | Path | Any, tokenizer: AnyTokenizer, *, objective: str | None = None, rules: str | None = None
+) -> None:
     """Assert that every encoded row has the ids and labels that mistral-common gives its messages.
 
     Args:
@@ -155,12 +172,13 @@ def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer, *
             sequence has `conversations` in place of `messages`, and `position_ids`. Ids without messages are read back
             into a conversation.
         tokenizer: As for `assert_template_faithful`.
+        objective: As for `assert_labels_exact`. If it is given, answers of ids alone have the weight 1.
         rules: As for `assert_template_faithful`.
 
     Raises:
         AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML569).
-        InputError: If the file is missing, or the rows or the tokenizer have another type; RowsError if lines cannot be
-            read as encoded rows.
+        InputError: If the file is missing, the objective is wrong for the tokenizer, or the rows or the tokenizer have
+            another type; RowsError if lines cannot be read as encoded rows.
         TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.
     """
     __tracebackhide__ = True
@@ -170,7 +188,8 @@ def assert_encoded_rows_sound(path: str | Path | Any, tokenizer: AnyTokenizer, *
     rows = path
     if isinstance(path, str | os.PathLike | bytes) or not (isinstance(path, Iterable) or hasattr(path, "with_format")):
         rows = existing_path(path, "encoded rows: a JSONL file, a table, or a folder of save_to_disk")
-    _raise_if_errors(file_findings(rows_source(rows), _loaded_tokenizer(tokenizer).oracle), rules)
+    oracle = _loaded_tokenizer(tokenizer).oracle
+    _raise_if_errors(file_findings(rows_source(rows), oracle, _declared(objective, oracle)), rules)
 
 
 def assert_manifest_valid(manifest: str | Path | Mapping[str, Any], *, rules: str | None = None) -> None:
@@ -305,6 +324,20 @@ def _token_ids(value: AnyIds, name: str = "input_ids") -> list[int]:
         found = f"not the {'labels' if name == 'labels' else 'ids'} of one row: {type(value).__name__}"
         raise InputError(found, expected="a list or tensor of integers")
     return ids
+
+
+def _declared(objective: str | None, oracle: Oracle) -> Declaration | None:
+    """Return a declared objective; None without one.
+
+    Raises:
+        InputError: If a word is unknown, or is about a token that the tokenizer lacks.
+    """
+    from pytest_mistral_lora.chat.objective import Declaration
+
+    declared = Declaration.given(objective)
+    if declared is not None and declared.objective is not None:
+        declared.objective.require(oracle.control_ids, oracle.version, declared.by)
+    return declared
 
 
 def _loaded_tokenizer(tokenizer: AnyTokenizer, template: str | None = None) -> CheckpointTokenizer:

@@ -10,8 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading import path_of, similar_path
-from pytest_mistral_lora.conformance.collection import targets_of
+from pytest_mistral_lora.conformance.collection import require_objectives, targets_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tokenizer_path
@@ -136,6 +137,7 @@ def judge(
     kind: str = "",
     base: AnyPath | None = None,
     oracle: AnyPath | None = None,
+    objective: str | None = None,
     train: bool | None = None,
     examples: int = 20,
     xfails: AnyPath | None = None,
@@ -158,6 +160,8 @@ def judge(
         base: The base checkpoint of adapters and merged models.
         oracle: The Mistral tokenizer of a folder without `tekken.json` and `tokenizer.model.vN`: a name, a path or
             `none`; None to recognise it.
+        objective: The objective by which the labels of encoded rows are judged, such as `last-answer`; words of
+            `chat.objective.WORDS`, joined by commas. None if none is declared.
         train: Whether a tiny model is trained with each tokenizer; None to train only if no path is given.
         examples: The number of generated rows for each law.
         xfails: A file of known deviations, which do not fail.
@@ -197,6 +201,7 @@ def judge(
         kind=kind,
         base=base,
         oracle=declared,
+        objective=Declaration.given(objective),
         train=train,
         xfails=None if xfails is None else path_of(xfails, _XFAILS, place=Place.of("xfails=")),
         baseline=None
@@ -246,6 +251,7 @@ def audit(
     *,
     tokenizer: AnyTokenizer,
     oracle: AnyPath | None = None,
+    objective: str | None = None,
     dataset: AnyPath | Sequence[AnyPath] = (),
     rules: str | None = None,
 ) -> Verdict:
@@ -263,6 +269,7 @@ def audit(
             `OWNER/NAME@COMMIT` at the Hub, or a recipe. Or a tokenizer in memory: a fast tokenizer of `transformers`, a
             `MistralCommonBackend`, or a `MistralTokenizer` of mistral-common.
         oracle: As for `judge`.
+        objective: As for `judge`.
         dataset: The chat rows that the ids were made from, one file or several in order. Rows without `messages` are
             judged by them in place of being read back, and missing rows are reported.
         rules: As for `judge`.
@@ -287,13 +294,15 @@ def audit(
     given = dataset if isinstance(dataset, list | tuple) else [dataset]
     sources = tuple(_existing(path_of(source, _DATASET, place=Place.of("dataset="))) for source in given)
     encoder = encoder_of(tokenizer, oracle)
-    frozen = RuleSet.given(rules)
+    frozen, objective_of = RuleSet.given(rules), Declaration.given(objective)
     if isinstance(rows, str | Path):
         file = _existing(path_of(rows, "encoded rows"))
-        target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources)
+        target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources, objective=objective_of)
+        require_objectives([target])
         with opened_session([target], rules=frozen) as session:
             return verdict_of(session, f"audit({str(file)!r})")
-    target = EncodedTarget("rows", judge=encoder, dataset=sources, source=rows_source(rows))
+    target = EncodedTarget("rows", judge=encoder, dataset=sources, source=rows_source(rows), objective=objective_of)
+    require_objectives([target])
     with opened_session([target], rules=frozen) as session:
         return verdict_of(session, "audit(rows)")
 
@@ -347,6 +356,7 @@ def plan_check(
     kind: str,
     base: Path | None,
     oracle: str | None,
+    objective: Declaration | None = None,
     train: bool | None,
     xfails: Path | None,
     baseline: Path | None,
@@ -361,6 +371,7 @@ def plan_check(
         kind: A key of `KINDS`, or empty.
         base: The base checkpoint, or None.
         oracle: The declared oracle, or None.
+        objective: The declared objective of rows and encoded rows, or None.
         train: Whether a tiny model is trained; None to train only if no path is given.
         xfails: The file of known deviations, or None.
         baseline: The new file for the list of all findings, or None.
@@ -384,6 +395,9 @@ def plan_check(
     if tokenizer is not None and not kinds & {"rows", "encoded", "gguf"}:
         text = f"{option('tokenizer')} is for rows and GGUF files, and no path is one"
         raise InputError(text, expected="a tokenizer to check as a path")
+    if objective is not None and not kinds & {"rows", "encoded"}:
+        text = f"{option('objective')} is for rows and encoded rows, and no path is one"
+        raise InputError(text, expected="no objective; a recipe has the key training.objective")
     if base is not None and not kinds & {"adapter", "gguf"}:
         shown = f": {found[0].path} is {found[0].title}" if found else ""
         text = f"{option('base')} is the base of an adapter or a merged model, and no path is one{shown}"
@@ -393,7 +407,7 @@ def plan_check(
         raise InputError(text, place=option("baseline"), expected="a new file")
     return CheckPlan(
         paths=found,
-        targets=targets_of(found, base, oracle, tokenizer, loaded),
+        targets=targets_of(found, base, oracle, tokenizer, loaded, objective),
         # the embedded default has the tiny train, like the plugin's; for a user's own tokenizers it takes minutes
         train=not paths and not loaded if train is None else train,
         xfails=known_deviations(xfails, option("xfails")),
@@ -513,7 +527,7 @@ def verdict_of(
         findings=tuple(session.causes().standing(finding for outcome in outcomes for finding in outcome.findings)),
         not_checked={outcome.name: outcome.not_checked for outcome in outcomes if outcome.not_checked},
         facts={outcome.name: outcome.facts for outcome in outcomes if outcome.facts},
-        _text="\n".join([*session.cause_texts(width), *session.summary_lines(width, lines)]),
+        _text="\n".join([*session.opening_lines, *session.cause_texts(width), *session.summary_lines(width, lines)]),
         _report=session.report(command, Path.cwd()),
         _rows=(*(earlier._rows if earlier else ()), *session.failed_rows()),
         _outcomes=outcomes,

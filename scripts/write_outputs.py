@@ -18,6 +18,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from pytest_mistral_lora import cli
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.files import write_text
@@ -37,6 +39,8 @@ TOUR = ROOT / "docs" / "tour.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 INIT = ("init", "sharegpt.json", "--base", "models/base")
 TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
+SHIPPED_V3 = ("--tokenizer", "spm-v3")
+LAST = Objective("last-answer")
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 ANSWER = {"role": "assistant", "content": "Paris."}
 
@@ -93,6 +97,30 @@ def masked_eos(folder: Path) -> str:
     write_rows(folder / "encoded.jsonl", {**row, "labels": [*row["labels"][:-1], -100]})
     audit = _printed_here("audit", "encoded.jsonl", *TOKENIZER, folder=folder, exit_code=1)
     return _part(audit, "ML546 ", "  > ")
+
+
+def undeclared_objective(folder: Path) -> str:
+    """Return the finding in rows whose labels are on the last answer alone."""
+    write_last_answers(folder / "encoded.jsonl")
+    audit = _printed_here("audit", "encoded.jsonl", *SHIPPED_V3, folder=folder, exit_code=1)
+    return _part(audit, "ML508 ", "  ms-swift: ")
+
+
+def declared_objective(folder: Path) -> str:
+    """Return the audit of the same rows by the objective that is meant."""
+    write_last_answers(folder / "encoded.jsonl")
+    return _printed_here("audit", "encoded.jsonl", *SHIPPED_V3, "--objective", "last-answer", folder=folder)
+
+
+def write_last_answers(file: Path) -> None:
+    """Write six encoded conversations whose last answer alone is trained on."""
+    rows = []
+    for town in ("Paris", "Rome", "Porto", "Graz", "Brno", "Cork"):
+        said = (f"Where is {town}?", f"{town} is in Europe.", f"Is {town} warm?", f"In summer, {town} is.")
+        messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, said, strict=True)]
+        made = Oracle(shipped_tokenizer("spm-v3")).encode(parse_row({"messages": messages}).with_objective(LAST))
+        rows.append({"messages": messages, "input_ids": [*made.input_ids], "labels": [*(made.labels or ())]})
+    write_rows(file, *rows)
 
 
 def prepared_rows(folder: Path) -> str:
@@ -299,8 +327,10 @@ OUTPUTS = (
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),
-    Output("false alarm", RED, false_alarm),
-    Output("masks", MASKS, partial(rendered_row, tokenizer=("--tokenizer", "spm-v3"))),
+Output("false alarm", RED, false_alarm),
+    Output("masks", MASKS, partial(rendered_row, tokenizer=SHIPPED_V3)),
+    Output("objective", MASKS, undeclared_objective),
+    Output("declared", MASKS, declared_objective),
 )
 
 

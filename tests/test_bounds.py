@@ -23,7 +23,9 @@ from pytest_mistral_lora.chat.templates import renderer
 from pytest_mistral_lora.checkpoint import weights
 from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.cli import program
+from pytest_mistral_lora.conformance.encoded.agreement import FEWEST_AGREEING
 from pytest_mistral_lora.conformance.encoded.columns import value_faults
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.formats.containers import open_source
 from pytest_mistral_lora.plugin import options
@@ -229,6 +231,8 @@ def test_the_bounds_are_what_the_pages_and_their_comments_say() -> None:
     assert (JSON_LIMIT, limits.MAX_ROW_BYTES, reading._MOST_BYTES) == (16 << 20, 20 << 20, 1 << 20)
     assert (weights._MOST_DIMENSIONS, weights._LARGEST_SIZE) == (64, 2**63 - 1)
     assert (limits._ALWAYS, limits._RATIO) == (1 << 30, 1000)
+    assert FEWEST_AGREEING == 5
+    assert "those of 5 rows or more" in RULES["ML508"].why
 
 
 @pytest.mark.parametrize(
@@ -246,10 +250,21 @@ def test_a_number_of_a_recipe_has_its_bounds(kind: Any, least: int, most: int) -
 @pytest.mark.parametrize(
     ("function", "defaults"),
     [
-        (guard, {"tokenizer": None, "batches": 8, "on_finding": "stop"}),
-        (MistralGuard, {"tokenizer": None, "batches": 8, "on_finding": "stop"}),
-        (judge, {"tokenizer": None, "base": None, "oracle": None, "train": None, "examples": 20, "xfails": None}),
-        (audit, {"oracle": None, "dataset": ()}),
+        (guard, {"tokenizer": None, "objective": None, "batches": 8, "on_finding": "stop"}),
+        (MistralGuard, {"tokenizer": None, "objective": None, "batches": 8, "on_finding": "stop"}),
+        (
+            judge,
+            {
+                "tokenizer": None,
+                "base": None,
+                "oracle": None,
+                "objective": None,
+                "train": None,
+                "examples": 20,
+                "xfails": None,
+            },
+        ),
+        (audit, {"oracle": None, "objective": None, "dataset": ()}),
     ],
 )
 def test_a_public_function_has_the_defaults_that_its_page_says(

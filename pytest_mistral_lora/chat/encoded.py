@@ -109,6 +109,24 @@ class EncodedRow:
                 trained[at] = False
         return EncodedRow.from_spans(self.input_ids, _split(self.spans, trained))
 
+    def weighed_as(self, row: Row, controls: Mapping[str, int]) -> EncodedRow | None:
+        """Return the encoding with labels by the weights and the objective of a row with the same turns.
+
+        Args:
+            row: The row; its messages are those of the encoding, but for their weights.
+            controls: The ids of the control tokens, by literal.
+
+        Returns:
+            The encoding; None if the weights join turns of the model that the encoding has apart.
+        """
+        turns = list(dict.fromkeys(span.turn for span in self.spans if span.is_answer))
+        groups, weights = row.assistant_groups(), row.trained_weights()
+        if len(turns) != len(groups):
+            return None
+        trained = {turn for turn, group in zip(turns, groups, strict=True) if weights[group[0]]}
+        spans = (span._replace(supervised=span.is_answer and span.turn in trained) for span in self.spans)
+        return EncodedRow.from_spans(self.input_ids, spans).under(row.objective, controls)
+
     @property
     def supervised_tokens(self) -> int:
         """Number of tokens with a label other than `IGNORE_INDEX`; 0 if there are no labels."""

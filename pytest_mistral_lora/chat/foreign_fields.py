@@ -21,7 +21,7 @@ OTHER_ROLES = {
 }
 """Names of roles in other formats, each with our name."""
 
-FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss": 1, "loss_weight": 1, "mask": 0}
+FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss": 1, "loss_weight": 1, "loss_mask": 1, "mask": 0}
 """Fields of messages that decide about training: 1 if true means that the message is trained on, else 0."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Fields of messages that hold the thinking."""

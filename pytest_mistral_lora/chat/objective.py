@@ -7,8 +7,9 @@ default. A message of weight 0 has no loss under any objective. `Row.trained_wei
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.places import Place
@@ -27,7 +28,7 @@ MODIFIERS = {
 """The words that take the loss of some tokens away, with their meanings."""
 WORDS = {**TURNS, **MODIFIERS}
 
-_NEEDS = {"no-thinking": "[THINK]", "no-calls": "[TOOL_CALLS]"}
+NEEDS = {"no-thinking": "[THINK]", "no-calls": "[TOOL_CALLS]"}
 """The control token without which a modifier says nothing."""
 
 
@@ -90,6 +91,18 @@ class Objective:
         """Whether each turn of the model has a loss as a whole or not at all, and nothing else has one."""
         return not self.without and self.turns != "everything"
 
+    @classmethod
+    def expressible(cls, controls: Collection[str]) -> Iterator[Objective]:
+        """Yield each objective that says something for a tokenizer, those of few words first.
+
+        Args:
+            controls: The control tokens of the tokenizer.
+        """
+        modifiers = [word for word in MODIFIERS if NEEDS[word] in controls]
+        for count in range(len(modifiers) + 1):
+            for turns, without in itertools.product(TURNS, itertools.combinations(modifiers, count)):
+                yield cls(turns, without)
+
     def require(self, controls: Collection[str], version: str, place: Place | str) -> None:
         """Refuse an objective that says nothing for a tokenizer.
 
@@ -102,9 +115,9 @@ class Objective:
             InputError: If a word is about a control token that the tokenizer does not have.
         """
         for word in self.without:
-            if _NEEDS[word] not in controls:
+            if NEEDS[word] not in controls:
                 raise InputError(
-                    f"{word} is about {_NEEDS[word]}, which the tokenizer ({version}) does not have",
+                    f"{word} is about {NEEDS[word]}, which the tokenizer ({version}) does not have",
                     place=place,
                     expected=f"an objective without {word}",
                 )
@@ -116,7 +129,7 @@ ANSWERS = Objective()
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """An objective, and who declares it.
+    """An objective, and who declares it; two are equal if they declare the same.
 
     Attributes:
         objective: The objective; None if no word expresses what is declared: labels are then not judged.
@@ -124,9 +137,39 @@ class Declaration:
     """
 
     objective: Objective | None
-    by: str
+    by: str = field(compare=False)
+
+    @classmethod
+    def given(cls, words: str | None) -> Declaration | None:
+        """Return the objective that an argument `objective=` declares; None without one.
+
+        Raises:
+            InputError: As for `Objective.of`.
+        """
+        return None if words is None else cls(Objective.of(words, "objective="), "objective=")
+
+    @property
+    def words(self) -> str:
+        """The objective, and who declares it."""
+        return f"{'not expressible' if self.objective is None else self.objective} ({self.by})"
 
     def __str__(self) -> str:
         """Return the line of a verdict."""
-        words = "not expressible" if self.objective is None else str(self.objective)
-        return f"objective: {words} ({self.by})"
+        return f"objective: {self.words}"
+
+    @classmethod
+    def agreed(cls, *declared: Declaration | None) -> Declaration | None:
+        """Return the first of several declarations about the same rows; None if there is none.
+
+        Args:
+            *declared: The declarations; None for each that says nothing.
+
+        Raises:
+            InputError: If two declare different objectives.
+        """
+        known = [declaration for declaration in declared if declaration is not None]
+        for other in known[1:]:
+            if other.objective != known[0].objective:
+                found = f"two objectives are declared: {known[0].words} and {other.words}"
+                raise InputError(found, expected="one objective, or the same in both")
+        return known[0] if known else None

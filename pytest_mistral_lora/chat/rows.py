@@ -131,6 +131,11 @@ class Row:
             start = max((at for at, message in enumerate(self.messages) if message["role"] == "user"), default=0)
         return (*[0] * start, *weights[start:])
 
+    def unweighed(self) -> Row:
+        """Return the row with the weight 1 for each answer."""
+        messages = ({key: value for key, value in one.items() if key != "weight"} for one in self.messages)
+        return replace(self, messages=tuple(messages))
+
     def with_objective(self, objective: Objective) -> Row:
         """Return the row with a declared objective.
 
@@ -138,11 +143,7 @@ class Row:
             RowError: If the row is no conversation: a pair, a rated answer or a completion has its own loss.
         """
         if not objective.is_default and (not self.kind.is_chat or self.kind.sides):
-            raise RowError(
-                f"{self.kind.title} takes no objective, and {objective} is declared",
-                place=self.place,
-                expected="conversations; declare no objective for other records",
-            )
+            raise self.kind.without_objective(objective, self.place)
         return replace(self, objective=objective)
 
 
@@ -269,6 +270,14 @@ class RecordKind(ABC):
     def answer_words(self, turn: int | None) -> str:
         """Return an answer in words, by the number of its turn."""
         return f"the answer of turn {turn}"
+
+    def without_objective(self, objective: Objective, place: Place) -> RowError:
+        """Return the error of a record that has its own loss, under a declared objective."""
+        return RowError(
+            f"{self.title} takes no objective, and {objective} is declared",
+            place=place,
+            expected="conversations; declare no objective for other records",
+        )
 
     # sides
 

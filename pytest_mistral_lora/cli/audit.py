@@ -12,14 +12,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
     Verb,
+    add_objective_option,
     add_oracle_option,
     add_tokenizer_option,
     output_file,
@@ -79,6 +81,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_tokenizer_option(parser)
     add_oracle_option(parser)
+    add_objective_option(parser)
     parser.add_argument(
         "--dataset",
         type=INPUT,
@@ -166,6 +169,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: If the rows cannot be opened, or are nothing that `check` knows.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.collection import require_objectives
     from pytest_mistral_lora.conformance.encoded.audit import Audit, AuditedTarget, AuditReport
     from pytest_mistral_lora.conformance.encoded.pad_cause import pad_cause_of
     from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
@@ -173,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.targets import Target, name_of
     from pytest_mistral_lora.judging import known_deviations
 
+    args.objective = None if args.objective is None else Declaration(args.objective, "--objective")
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
     xfails = known_deviations(args.xfails, "--xfails")
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
@@ -196,11 +201,14 @@ def run(args: argparse.Namespace) -> int:
             # a trainer has labels by its own rules, and a configuration for each
             pad=None if args.runner else pad_cause_of(judge),
             tokenizer=tokenizer,
+            declared=given.declared,
         )
         report = AuditReport(audit, MOST_NAMES)
         fixes = find_runner(args.runner).known_fixes(given.task) if args.runner is not None else None
         name = name_of(file)
-        target = AuditedTarget(name, file, judge=judge, dataset=given.dataset, source=rows, fixes=fixes)
+        given_as: dict[str, Any] = {"dataset": given.dataset, "source": rows, "objective": given.declared}
+        target = AuditedTarget(name, file, judge=judge, fixes=fixes, **given_as)
+        require_objectives([target])
         show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
         target = replace(target, audited=partial(_read_with_progress, file, report, show))
         judging = Judging.of(
@@ -369,6 +377,7 @@ class _RowsToAudit:
         dataset: The files of the rows that they come from, in order.
         trained: The rows that the model of an evaluation was trained on.
         task: The runner's command for preferences; empty for chat rows.
+        declared: The declared objective: the user's, or that of the runner's configuration; None if none is declared.
     """
 
     file: Path
@@ -376,6 +385,7 @@ class _RowsToAudit:
     dataset: tuple[Path, ...] = ()
     trained: Sequence[Row] = ()
     task: str = ""
+    declared: Declaration | None = None
 
 
 @contextmanager
@@ -383,7 +393,8 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
     """Yield the encoded rows to check: the given file, or the file of a runner.
 
     Raises:
-        InputError: If neither or both are given, or a row of the dataset cannot be read.
+        InputError: If neither or both are given, a row of the dataset cannot be read, or the user and the configuration
+            of the runner declare different objectives.
         RunnerError: If the runner cannot encode the rows.
     """
     if args.rows is None and args.runner is None:
@@ -396,7 +407,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
                 found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
                 raise InputError(found, expected="one of them")
         recognised(args.rows)  # it refuses what is nothing to check, such as an empty file
-        yield _RowsToAudit(args.rows, dataset=tuple(args.dataset))
+        yield _RowsToAudit(args.rows, dataset=tuple(args.dataset), declared=args.objective)
         return
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.runners.extract import extract, extract_prompts
@@ -405,6 +416,11 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
 
     runner = find_runner(args.runner)
     given = GivenRows.read(runner, args.dataset, task=args.task, config=args.config)
+    if args.objective is not None and runner.is_evaluation:
+        raise InputError("--objective is for the rows of a trainer", place=runner.name, expected="no --objective")
+    # a key of chat rows says nothing of preferences
+    of_config = None if given.task else runner.declared_by(args.config, own_data=args.own_data)
+    declared = Declaration.agreed(args.objective, of_config)
     if args.own_data and runner.is_evaluation:
         raise InputError("--own-data is for the rows of a trainer", place=runner.name, expected="no --own-data")
     if args.own_data and not given.rows:
@@ -424,7 +440,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
             extraction = extract(
                 runner, given.rows, args.tokenizer, output, own_data=args.own_data, task=given.task, **options
             )
-            to_audit = _RowsToAudit(output, given.by_line, dataset=tuple(args.dataset), task=given.task)
+            to_audit = _RowsToAudit(output, given.by_line, tuple(args.dataset), task=given.task, declared=declared)
         # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield to_audit

@@ -20,6 +20,7 @@ from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
     Verb,
+    add_objective_option,
     add_oracle_option,
     shown_path,
     tokenizer_argument,
@@ -60,6 +61,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", type=INPUT, metavar="DIR", help="base checkpoint of the adapters and merged models")
     add_oracle_option(parser)
+    add_objective_option(parser)
     parser.add_argument(
         "--train",
         action=argparse.BooleanOptionalAction,
@@ -105,6 +107,7 @@ _MOST_TITLES = 2
 
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
+    from pytest_mistral_lora.chat.objective import Declaration
     from pytest_mistral_lora.conformance.kept_results import default_folder
     from pytest_mistral_lora.judging import plan_check
     from pytest_mistral_lora.records.files import path_from
@@ -115,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         kind=args.kind,
         base=args.base,
         oracle=args.oracle,
+        objective=None if args.objective is None else Declaration(args.objective, "--objective"),
         train=args.train,
         xfails=args.xfails,
         baseline=args.baseline,

@@ -285,6 +285,7 @@ class Judging:
         if self.output_format != "text":
             _print_verdict(self.output_format, self._judged(session))
             return
+        own_stream(sys.stdout).write("".join(f"{line}\n" for line in session.opening_lines))
         if self.view is not None:
             for text in self.view.texts(session):
                 write_styled(text)

@@ -184,8 +184,12 @@ class Check:
         if any(finding.names_paths for finding in findings):
             paths = self.target.fix_paths
             findings = tuple(finding.with_paths(paths) for finding in findings)
+        facts = result.facts
+        if self.target.declaration is not None:
+            facts = (*facts, ("objective", self.target.declaration.words))
         # targets share a result, which stays the same object
-        return result if findings == result.findings else replace(result, findings=findings)
+        is_same = findings == result.findings and facts == result.facts
+        return result if is_same else replace(result, findings=findings, facts=facts)
 
     def _result(self) -> Result:
         with interruptions_kept():

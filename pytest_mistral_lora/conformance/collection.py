@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.objective import ANSWERS, Declaration, Objective
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import (
@@ -24,6 +26,7 @@ from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
     DatasetTarget,
     EncodedTarget,
+    JudgedTarget,
     LoadedTarget,
     RecipeTarget,
     RunnerChoice,
@@ -34,11 +37,13 @@ from pytest_mistral_lora.conformance.targets import (
     is_shipped,
     name_of,
 )
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.kept_results import KeptResults
+    from pytest_mistral_lora.places import Place
 
 
 def targets_of(
@@ -47,6 +52,7 @@ def targets_of(
     oracle: str | None = None,
     tokenizer: Path | CheckpointTokenizer | None = None,
     loaded: Sequence[CheckpointTokenizer] = (),
+    objective: Declaration | None = None,
 ) -> list[Target]:
     """Return a target for each path; with no path, the embedded default.
 
@@ -57,9 +63,10 @@ def targets_of(
         tokenizer: The tokenizer for rows and encoded rows, which is not judged itself; None for the tokenizers among
             the paths.
         loaded: Tokenizers to judge that are not paths.
+        objective: The declared objective of rows and encoded rows, or None.
 
     Raises:
-        InputError: If there are rows but no tokenizer for them.
+        InputError: If there are rows but no tokenizer for them, or `require_objectives` refuses the objective.
     """
     if not paths and not loaded:
         return embedded_targets()
@@ -74,7 +81,7 @@ def targets_of(
             expected="the tokenizer that encodes it: a folder, a file, or the name of a shipped one such as spm-v3",
             next_step=f"Name it: {words} spm-v3",
         )
-    return NamedPaths(
+    named = NamedPaths(
         tokenizers=[*by_kind["tokenizer"], *loaded],
         judges=() if tokenizer is None else (tokenizer,),
         recipes=by_kind["recipe"],
@@ -85,7 +92,79 @@ def targets_of(
         ggufs=by_kind["gguf"],
         base=base,
         oracle=oracle,
-    ).targets()
+        objective=objective,
+    )
+    targets = named.targets()
+    require_objectives(targets)
+    return targets
+
+
+def require_objectives(targets: Sequence[Target]) -> None:
+    """Refuse a declared objective that a tokenizer cannot express, or that the rows of a target do not take.
+
+    Raises:
+        InputError: If an objective is about a control token that the tokenizer lacks, the first record of a file is
+            a pair, a rated answer or a completion, or a recipe among the targets declares another objective.
+    """
+    given = (target.objective for target in targets if isinstance(target, JudgedTarget))
+    declared = next((one for one in given if one is not None), None)
+    for target in targets:
+        if declared is not None and isinstance(target, RecipeTarget):
+            _require_same(target, declared)
+        if target.declaration is None or (objective := target.declaration.objective) is None:
+            continue
+        if objective.without:
+            oracle = None
+            with suppress(MistralLoraError):  # a check reports it
+                oracle = target.oracle
+            if oracle is not None:
+                objective.require(oracle.control_ids, oracle.version, target.declaration.by)
+        refused = None if objective.is_default else _refused(target, objective)
+        if refused is not None:
+            raise InputError(
+                f"{target.declaration.by}: {refused.found}", place=refused.place, expected=refused.expected
+            )
+
+
+def _require_same(target: RecipeTarget, declared: Declaration) -> None:
+    """Refuse a declared objective that a recipe contradicts by its own key.
+
+    Raises:
+        InputError: If the recipe declares an objective, and not this one.
+    """
+    named: Mapping[Objective, Place] = {}
+    with suppress(MistralLoraError):  # a check reports it
+        named = target.recipe.objectives
+    for objective, place in named.items():
+        if objective != declared.objective and any(not one.is_default for one in named):
+            found = f"two objectives are declared: {declared.words} and {objective} ({place})"
+            raise InputError(found, place=str(target.path), expected="one objective, or the same in both")
+
+
+def _refused(target: Target, objective: Objective) -> RowError | None:
+    """Return the error of the first record of a target that takes no objective; None if it is a conversation."""
+    from pytest_mistral_lora.chat.row_files import scan_records
+    from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
+
+    first: Sequence[Row] = ()
+    if isinstance(target, DatasetTarget):
+        with suppress(MistralLoraError, OSError):  # a check reports it
+            for file in target.files:
+                item = next(scan_records(replace(file, objective=ANSWERS)), None)
+                first = (*first, *(item if isinstance(item, tuple) else ()))
+    elif isinstance(target, EncodedTarget) and target.rows.is_repeatable:
+        with suppress(MistralLoraError, OSError):
+            line = next(scan_lines(target.rows, has_source=bool(target.dataset)), None)
+            if isinstance(line, EncodedLine):
+                if line.side is not None:
+                    return line.side.kind.without_objective(objective, line.place.row)
+                first = line.rows
+    for row in first:
+        try:
+            row.with_objective(objective)
+        except RowError as error:
+            return error
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +187,7 @@ class NamedPaths:
         server_answers: Whether each server is asked for the known answers, too.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
+        objective: The declared objective of rows, encoded rows and runners, or None.
     """
 
     tokenizers: Sequence[Path | CheckpointTokenizer] = ()
@@ -125,6 +205,7 @@ class NamedPaths:
     server_answers: bool = False
     base: Path | None = None
     oracle: str | None = None
+    objective: Declaration | None = None
 
     def targets(self) -> list[Target]:
         """Return a target for each path, named after it; equal names get a number."""
@@ -140,7 +221,7 @@ class NamedPaths:
             *tokenizers,
             *recipes,
             *datasets,
-            *(EncodedTarget(name(path), path, judge=of_rows[0]) for path in self.encoded),
+            *(EncodedTarget(name(path), path, judge=of_rows[0], objective=self.objective) for path in self.encoded),
             *self._runners([*datasets, *recipes] if datasets else of_rows, name),
             *self._adapters(name),
             # a GGUF file without a judge is compared with the tokenizer that its vocabulary is recognised as
@@ -167,7 +248,8 @@ class NamedPaths:
         for judge in judges:
             suffix = f"-{judge.name}" if len(judges) > 1 else ""
             for path in self.datasets:
-                yield DatasetTarget(name(Path(f"{name_of(path)}{suffix}")), path, judge=judge)
+                of_judge = name(Path(f"{name_of(path)}{suffix}"))
+                yield DatasetTarget(of_judge, path, judge=judge, objective=self.objective)
 
     def _runners(self, judges: Sequence[Target], name: _Names) -> Iterator[Target]:
         for runner in self.runners:
@@ -175,7 +257,12 @@ class NamedPaths:
             for judge in judges:
                 of_judge = name(Path(f"{title}-{judge.name}"))
                 yield RunnerTarget(
-                    of_judge, runner.config, runner=runner.runner, judge=judge, allow_code=self.allow_code
+                    of_judge,
+                    runner.config,
+                    runner=runner.runner,
+                    judge=judge,
+                    allow_code=self.allow_code,
+                    objective=self.objective,
                 )
 
     def _adapters(self, name: _Names) -> Iterator[Target]:

@@ -523,7 +523,7 @@ def _identity(target: Target) -> list[Any]:
     """Return how a run names a target, as plain JSON data."""
     more: list[Any] = []
     if isinstance(target, JudgedTarget):
-        more = _identity(target.judge)
+        more = [_identity(target.judge), None if target.objective is None else str(target.objective)]
     elif isinstance(target, AdapterTarget):
         maker = None if target.maker is None else _identity(target.maker)
         more = [maker, str(target.base), [str(path) for path in target.beside]]

@@ -108,6 +108,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | InputEr
         judges_texts=bool(own.rows),
         trained=trained,
         cause=cause_of(target.judge),
+        # a key of chat rows says nothing of preferences
+        declared=target.objective if given.task else target.declaration,
     )
     verdicts = [replace(verdict, findings=in_words(verdict.findings, fixes)) for verdict in audit.verdicts()]
     whole = verdicts.pop()

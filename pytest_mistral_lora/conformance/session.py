@@ -365,6 +365,13 @@ class Session:
             if not cause.simplest.is_sign
         ]
 
+    @property
+    def opening_lines(self) -> list[str]:
+        """The first lines of the verdict for people: the objective that is declared; none without one."""
+        from pytest_mistral_lora.report import objective_lines
+
+        return [printable(line, lines=False) for line in objective_lines(self.outcomes)]
+
     def summary_lines(self, width: int, notes: Sequence[str] = (), *, brief: bool = False) -> list[str]:
         """Return the table of outcomes, figures, everything not checked, and the verdict, for a terminal.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -69,6 +69,11 @@ class Target:
     def is_folder(self) -> bool:
         """Whether the files of a folder are judged, too."""
         return self.path is not None and self.path.is_dir()
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows; None if none is declared, or it has no rows."""
+        return None
 
     @property
     def served_by(self) -> str:
@@ -335,6 +340,11 @@ class JudgedTarget(Target):
     objective: Declaration | None = None
 
     @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows."""
+        return self.objective
+
+    @property
     def checkpoint(self) -> BaseFolder | None:
         """The folder of the target that judges."""
         return self.judge.checkpoint
@@ -367,7 +377,10 @@ class DatasetTarget(JudgedTarget):
         """
         from pytest_mistral_lora.formats.sources import row_files
 
-        return row_files(given_path(self.path))
+        files = row_files(given_path(self.path))
+        if self.objective is None or self.objective.objective is None:
+            return files
+        return [replace(file, objective=self.objective.objective) for file in files]
 
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in each known trainer: rows alone do not tell who trains on them."""
@@ -434,6 +447,31 @@ class RunnerTarget(JudgedTarget):
 
     runner: str = ""
     allow_code: bool = False
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """The declared objective of its rows: the user's, that of the trainer's configuration, or the recipe's.
+
+        Raises:
+            InputError: If two declare one, and they differ.
+            RunnerError: If there is no such runner.
+        """
+        from pytest_mistral_lora.chat.objective import Declaration
+        from pytest_mistral_lora.runners import find_runner
+
+        of_config = find_runner(self.runner).declared_by(self.path)
+        return Declaration.agreed(self.objective, of_config, self._of_recipe)
+
+    @property
+    def _of_recipe(self) -> Declaration | None:
+        """The objective that a recipe declares for all its rows; one trainer has no setting for each of several."""
+        from pytest_mistral_lora.chat.objective import Declaration
+
+        if isinstance(self.judge, RecipeTarget):
+            with suppress(MistralLoraError):  # a check reports it
+                [(objective, place), *others] = self.judge.recipe.objectives.items()
+                return None if others or objective.is_default else Declaration(objective, str(place))
+        return None
 
     @property
     def has_own_rows(self) -> bool:

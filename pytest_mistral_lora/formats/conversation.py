@@ -90,7 +90,7 @@ def convert_messages(
         layout: The layout of its record.
         calls: The tool calls of the row so far; those of the messages are added.
         padded: Whether absent keys are null, as in a table of Arrow.
-        weight: The weight of answers without a flag.
+        weight: The weight of answers without a flag; if it is 0, the most that a flag gives.
 
     Raises:
         RowError: If a message cannot be converted.
@@ -384,6 +384,10 @@ def _weigh(
         if value not in (0, 1):
             changes.append(lost("weights", f"{value:g}"))
         message["weight"] = int(bool(value))
+        if weight == 0 and value:
+            # a flag takes a loss away, and gives none back
+            message["weight"] = 0
+            changes.append(changed("prompt-weights"))
     elif layout.trained is not None and "assistant" not in layout.trained:
         message["weight"] = 0
         changes.append(changed("untrained-roles"))

@@ -132,7 +132,7 @@ def _finished(
         RowError: If no question comes before the answers, or an answer is empty.
     """
     messages, rest, changes = _with_system(messages, fields, reading)
-    messages, rest, more = _with_only_last(messages, rest)
+    messages, rest, more = _with_only_last(messages, rest, reading)
     changes += more
     messages, more = _up_to_last_answer(messages, reading.place)
     return messages, rest, changes + more
@@ -265,21 +265,28 @@ def _column(
 
 
 def _with_only_last(
-    messages: list[dict[str, Any]], fields: Mapping[str, Any]
+    messages: list[dict[str, Any]], fields: Mapping[str, Any], reading: RecordReading
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[Change]]:
-    """Return the messages with weight 0 for all answers but the last, if `only_last` is set."""
+    """Return the messages with weight 0 for all answers but the last, if mistral-finetune trains on that one alone.
+
+    It does so for a row with `only_last`, and for each row with tools (`finetune/data/tokenize.py`). The tools of a row
+    of another program say nothing of training: the row has to have a key that mistral-finetune alone reads.
+    """
     only_last = _flag(fields.get("only_last"))
     rest = dict(fields)
     if only_last is not None:
         del rest["only_last"]
-    if not only_last:
+    is_of_finetune = only_last is not None or reading.keys.get("messages") == "interactions"
+    listed = ("available_tools", "tools") if is_of_finetune else ("available_tools",)
+    has_tools = any(fields.get(key) not in (None, "", [], "[]") for key in listed)
+    if not only_last and not has_tools:
         return messages, rest, []
     last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     weighed = [
         {**message, "weight": 0} if message["role"] == "assistant" and index < last else message
         for index, message in enumerate(messages)
     ]
-    return weighed, rest, [changed("only-last")]
+    return weighed, rest, [changed("only-last" if only_last else "tools-last")]
 
 
 def _up_to_last_answer(messages: list[dict[str, Any]], place: Place) -> tuple[list[dict[str, Any]], list[Change]]:

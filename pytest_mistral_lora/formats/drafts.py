@@ -106,7 +106,7 @@ def add_history(draft: Draft, reading: RecordReading, *, weight: int | None = No
     Args:
         draft: The draft.
         reading: How the record is read.
-        weight: The weight of answers without a flag.
+        weight: As for `convert_messages`.
 
     Raises:
         RowError: If it is no list of pairs.
@@ -151,7 +151,7 @@ def add_side(
         value: The prompt or answer.
         role: The role of a text.
         reading: How the record is read.
-        weight: The weight of answers without a flag.
+        weight: As for `convert_messages`.
 
     Raises:
         RowError: If the value is missing or empty, or a message cannot be converted.

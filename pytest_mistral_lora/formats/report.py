@@ -33,6 +33,7 @@ CHANGES = {
     "refusals": "a refusal is the answer's content",
     "weights": "flags of training are `weight`: {detail}",
     "only-last": "`only_last`: answers before the last have weight 0",
+    "tools-last": "in a row with tools of mistral-finetune, answers before the last have weight 0",
     "prompt-weights": "answers in the prompt have weight 0",
     "untrained-roles": "answers of a role that is not trained on have weight 0",
     "system": "the system prompt is the first message",

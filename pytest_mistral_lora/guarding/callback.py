@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -69,6 +70,7 @@ class MistralGuard(TrainerCallback):
     Args:
         tokenizer: The Mistral tokenizer, as for `audit`: a path or a name, or a tokenizer in memory. None for the
             trainer's `processing_class`, by its files or by its vocabulary.
+        objective: The objective by which the labels are judged, such as `last-answer`, as for `judge`.
         batches: The number of batches to judge.
         on_finding: `stop` raises `GuardError` before a weight moves. `warn` logs the verdict, writes it to
             `mistral-guard.json` and `mistral-guard.html` in the output folder, and lets the run go on.
@@ -87,6 +89,7 @@ class MistralGuard(TrainerCallback):
         self,
         *,
         tokenizer: AnyTokenizer | None = None,
+        objective: str | None = None,
         batches: int = 8,
         on_finding: OnFinding = "stop",
         rules: str | None = None,
@@ -99,6 +102,7 @@ class MistralGuard(TrainerCallback):
             raise InputError(repr(on_finding), place="on_finding=", expected="'stop' or 'warn'")
         self.verdict: Verdict | None = None
         self._rules = RuleSet.given(rules)
+        self._objective = Declaration.given(objective)
         self._tokenizer = tokenizer
         self._batches = batches
         self._on_finding = on_finding
@@ -112,6 +116,14 @@ class MistralGuard(TrainerCallback):
     def use_trainer(self, trainer: Any) -> None:
         """Take the messages of the rows from the dataset that a trainer has when its run begins."""
         self._trainer = trainer
+
+    def use_declaration(self, declared: Declaration | None) -> None:
+        """Judge the labels by the objective that a trainer's configuration declares; None if it declares nothing.
+
+        Raises:
+            InputError: If the guard was given another objective.
+        """
+        self._objective = Declaration.agreed(self._objective, declared)
 
     def on_train_begin(
         self,
@@ -263,7 +275,13 @@ class MistralGuard(TrainerCallback):
             if self._evaluation is not None and (last or self.verdict is None):
                 evaluation = judged_rows(run, self._evaluation)
             self.verdict = judge_run(
-                run, read, started, evaluation=evaluation, first_step=self._first_step, rules=self._rules
+                run,
+                read,
+                started,
+                evaluation=evaluation,
+                first_step=self._first_step,
+                rules=self._rules,
+                objective=self._objective,
             )
             if any(finding.severity == "error" for finding in self.verdict.findings):
                 failure = str(self.verdict)
@@ -391,6 +409,7 @@ def guard(
     trainer: Any,
     *,
     tokenizer: AnyTokenizer | None = None,
+    objective: str | None = None,
     batches: int = 8,
     on_finding: OnFinding = "stop",
     rules: str | None = None,
@@ -402,6 +421,7 @@ def guard(
     Args:
         trainer: A `transformers.Trainer`, or a trainer that is made from it, such as an `SFTTrainer`.
         tokenizer: As for `MistralGuard`.
+        objective: As for `MistralGuard`.
         batches: As for `MistralGuard`.
         on_finding: As for `MistralGuard`.
         rules: As for `MistralGuard`.
@@ -421,7 +441,9 @@ def guard(
     """
     if not hasattr(trainer, "add_callback"):
         raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
-    callback = MistralGuard(tokenizer=tokenizer, batches=batches, on_finding=on_finding, rules=rules)
+    callback = MistralGuard(
+        tokenizer=tokenizer, objective=objective, batches=batches, on_finding=on_finding, rules=rules
+    )
     callback.use_trainer(trainer)
     trainer.add_callback(callback)
     return callback

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
+from pytest_mistral_lora.conformance.collection import require_objectives
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -28,7 +30,7 @@ from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.programs.fixes import fixes_in
-from pytest_mistral_lora.runners import trainer_of
+from pytest_mistral_lora.runners import Trainer, trainer_of
 
 OF_ANY = Path(__file__).with_name("fixes.toml")
 """What to do with any trainer of transformers, by rule."""
@@ -175,6 +177,34 @@ class GuardedRun:
         """The tokenizer in the folder that the model was loaded from; None if there is none on this machine."""
         return source_of(getattr(self.model, "config", None))
 
+    @cached_property
+    def trainer(self) -> Trainer | None:
+        """The trainer whose arguments the run has; None for an unknown one."""
+        return trainer_of({cls.__module__.partition(".")[0] for cls in type(self.args).__mro__})
+
+    def declared(self, sample: Mapping[str, Any], *, of_preferences: bool) -> Declaration | None:
+        """Return the objective that the arguments declare; None if they declare nothing.
+
+        Args:
+            sample: As for `fixes`. Rows of ids alone have the labels of whoever made them, and answers in a prompt have
+                none, whatever an argument says: rows of messages are meant.
+            of_preferences: As for `fixes`.
+        """
+        if self.trainer is None or self.form(sample, of_preferences=of_preferences) != "messages":
+            return None
+        return self.trainer.declares(vars(self.args))
+
+    def form(self, sample: Mapping[str, Any], *, of_preferences: bool) -> str:
+        """Return the form of the rows that the trainer was given.
+
+        Args:
+            sample: As for `fixes`.
+            of_preferences: As for `fixes`.
+        """
+        field = getattr(self.args, "dataset_text_field", None) or "text"
+        is_packed = bool(getattr(self.args, "packing", False))
+        return form_of(sample, field, of_preferences=of_preferences, is_packed=is_packed)
+
     def fixes(self, sample: Mapping[str, Any], *, of_preferences: bool) -> Mapping[str, str]:
         """Return the fix of each rule in the words of the trainer, for the form of the rows that it was given.
 
@@ -182,11 +212,8 @@ class GuardedRun:
             sample: A row of the trainer's dataset; empty if it is unknown.
             of_preferences: Whether the trainer is one of preferences.
         """
-        packages = {cls.__module__.partition(".")[0] for cls in type(self.args).__mro__}
-        field = getattr(self.args, "dataset_text_field", None) or "text"
-        is_packed = bool(getattr(self.args, "packing", False))
-        form = form_of(sample, field, of_preferences=of_preferences, is_packed=is_packed)
-        return {**fixes_in(OF_ANY)["guard"], **fixes_of(trainer_of(packages), form)}
+        form = self.form(sample, of_preferences=of_preferences)
+        return {**fixes_in(OF_ANY)["guard"], **fixes_of(self.trainer, form)}
 
 
 def judge_run(
@@ -197,6 +224,7 @@ def judge_run(
     evaluation: FirstRows | None = None,
     first_step: Mapping[str, Result] = WAITING,
     rules: RuleSet | None = None,
+    objective: Declaration | None = None,
 ) -> Verdict:
     """Judge the rows, the model and the tokenizer of a run.
 
@@ -207,13 +235,17 @@ def judge_run(
         evaluation: The rows of the first batches of its evaluation, likewise; None if it has none.
         first_step: The results of its first step, by their checks.
         rules: The rules of the version by which findings fail; None for all rules.
+        objective: The objective that the user declares; None if the arguments alone may declare one.
 
     Raises:
-        InputError: As for `GuardedRun.known`.
+        InputError: As for `GuardedRun.known`; if the user and the arguments declare different objectives; or if the
+            tokenizer or the rows do not take the objective.
         TokenizerError: As for `GuardedRun.known`.
     """
     rows, oracle = read.rows, run.known.oracle
-    fixes = run.fixes(read.sample, of_preferences=any("input_ids" not in row.record for row in rows))
+    of_preferences = any("input_ids" not in row.record for row in rows)
+    fixes = run.fixes(read.sample, of_preferences=of_preferences)
+    objective = Declaration.agreed(objective, run.declared(read.sample, of_preferences=of_preferences))
     trainer = TrainerTarget(
         "trainer",
         model=run.model,
@@ -236,8 +268,9 @@ def judge_run(
             targets.append(_not_checked(part.left_out))
         if part.rows:
             source = _source(part.rows, name)
-            targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes))
+            targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes, objective=objective))
 
+    require_objectives(targets)
     with opened_session([*targets, trainer], keeps_going=True, rules=rules) as session:
         return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
 
@@ -338,6 +371,8 @@ def green_line(
         rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
     parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]
     parts.append(counted(len(verdict.findings), "note") if verdict.findings else "no finding")
+    declared = {facts["objective"]: "" for facts in verdict.facts.values() if "objective" in facts}
+    parts += [f"objective: {words}" for words in declared]
     if read.watched:
         parts.append(f"read as the model got them, because {read.watched}")
     beyond = 0 if read.of is None else read.of - judged.rows

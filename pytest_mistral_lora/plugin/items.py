@@ -121,6 +121,8 @@ class CheckItem(pytest.Item):
         folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
         words += [f"{flag}={path}" for flag, path in (*self.settings.target_paths, *folders)]
         words += [f"--mistral-oracle={self.settings.oracle}"] if self.settings.oracle else []
+        if self.settings.objective is not None:
+            words.append(f"--mistral-objective={self.settings.objective.objective}")
         for choice in self.settings.runners:
             config = f"={choice.config}" if choice.config else ""
             words.append(f"--mistral-runner={choice.runner}{config}")

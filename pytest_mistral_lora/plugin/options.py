@@ -214,6 +214,14 @@ XFAILS = Option(
     "string",
     "PATH",
 )
+OBJECTIVE = Option(
+    "--mistral-objective",
+    "The objective by which rows and labels of --mistral-dataset, --mistral-encoded and --mistral-runner are judged: "
+    "answers, last-answer, last-round or everything, and no-thinking, no-calls, joined by commas. Default: answers.",
+    "mistral_objective",
+    "string",
+    "WORDS",
+)
 RULES = Option(
     "--mistral-rules",
     "Judge by the rules of this version of the package, such as 0.1: what later rules or bounds find is a note that "
@@ -245,6 +253,7 @@ OPTIONS = (
     ADAPTER,
     BASE,
     ORACLE,
+    OBJECTIVE,
     ENCODED,
     GGUF,
     SERVER,

@@ -21,6 +21,7 @@ from pytest_mistral_lora.plugin.options import (
     FAIL_NOT_CHECKED,
     GGUF,
     GOLDEN_DIR,
+    OBJECTIVE,
     OUTPUT_FORMAT,
     RECIPE,
     REPORT,
@@ -53,6 +54,7 @@ from pytest_mistral_lora.plugin.values import (
 )
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.objective import Declaration
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.server_target import ServerChoice
@@ -76,6 +78,7 @@ class PluginSettings:
         adapters: Adapter folders to check.
         base: Base checkpoint's folder of the adapters, or None.
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
+        objective: The declared objective of rows, encoded rows and runners, or None.
         encoded: Encoded-rows files to check.
         ggufs: GGUF files to check.
         servers: Running servers to check, each by its kind, its address, its version and its precision.
@@ -106,6 +109,7 @@ class PluginSettings:
     adapters: tuple[Path, ...]
     base: Path | None
     oracle: str | None
+    objective: Declaration | None
     encoded: tuple[Path, ...]
     ggufs: tuple[Path, ...]
     servers: tuple[ServerChoice, ...]
@@ -164,6 +168,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         adapters=existing_paths(config, ADAPTER, folder=True),
         base=next(iter(existing_paths(config, BASE, folder=True)), None),
         oracle=None if oracle is None else str(shown_path(config, Path(oracle))),
+        objective=_objective(config),
         encoded=existing_paths(config, ENCODED),
         ggufs=existing_paths(config, GGUF, file=True),
         servers=server_choices(config),
@@ -206,6 +211,11 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         raise pytest.UsageError(f"{SERVER_ANSWERS.flag} is for a server, and none is named; add {SERVER.flag} URL")
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
+    if settings.objective is not None and not (settings.datasets or settings.encoded or settings.runners):
+        raise pytest.UsageError(
+            f"{OBJECTIVE.flag} is for rows, encoded rows and runners, and none is named; add {DATASET.flag}, "
+            f"{ENCODED.flag} or {RUNNER.flag}. A recipe has the key training.objective"
+        )
     return settings
 
 
@@ -285,6 +295,27 @@ def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
         return tuple(xfail for path in existing_paths(config, XFAILS) for xfail in read_xfails(path))
     except (InputError, OSError, ValueError) as error:
         raise pytest.UsageError(f"{option_value(config, XFAILS)[1]}: {error}") from error
+
+
+def _objective(config: pytest.Config) -> Declaration | None:
+    value, source = option_value(config, OBJECTIVE)
+    if value is None or (not value and source != OBJECTIVE.flag):
+        return None
+    # targets of the command line replace those of the ini file, and what it says about them
+    is_option = source == OBJECTIVE.flag
+    if (
+        not is_option
+        and _leaves_out_targets(config)
+        and not any(config.getoption(option.dest) for option in (DATASET, ENCODED, RUNNER))
+    ):
+        return None
+    from pytest_mistral_lora.chat.objective import Declaration, Objective
+    from pytest_mistral_lora.errors import InputError
+
+    try:
+        return Declaration(Objective.of(value, source), OBJECTIVE.flag if is_option else OBJECTIVE.ini)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _rules(config: pytest.Config) -> RuleSet | None:

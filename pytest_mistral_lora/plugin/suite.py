@@ -102,8 +102,28 @@ class Suite:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Begin the run of the suite, and start its clock."""
+        """Begin the run of the suite, and start its clock.
+
+        Raises:
+            pytest.UsageError: If the tokenizer or the rows of a target do not take the declared objective.
+        """
         _ = self.session
+        if self.settings.objective is not None:
+            self._require_objective()
+
+    def _require_objective(self) -> None:
+        from pytest_mistral_lora.conformance.collection import require_objectives
+        from pytest_mistral_lora.errors import InputError, MistralLoraError
+
+        try:
+            targets = self.session.targets
+        except MistralLoraError:
+            return  # the collection reports it
+        try:
+            with chdir(self._home):
+                require_objectives(targets)
+        except InputError as error:
+            raise pytest.UsageError(str(error)) from error
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -161,6 +181,7 @@ class Suite:
                 allow_code=given.allow_code,
                 base=given.base,
                 oracle=given.oracle,
+                objective=given.objective,
             ).targets()
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:

@@ -141,7 +141,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
         from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
-        for line in outcome_table(outcomes, _width(terminal)):
+        for line in (*session.opening_lines, *outcome_table(outcomes, _width(terminal))):
             write_line(terminal, line)
         figures = (
             f"figures of {name}: {statistics_line(statistics)}" for name, statistics in statistics_of(outcomes).items()

@@ -23,6 +23,14 @@ def basis_lines(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
 
 
+def objective_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the first lines of a verdict: the declared objective, for each target if they differ; none without one."""
+    declared = {outcome.target: words for outcome in outcomes if (words := outcome.facts.get("objective"))}
+    if len({*declared.values()}) == 1:
+        return [f"objective: {words}" for words in list(declared.values())[:1]]
+    return [f"objective of {target}: {words}" for target, words in declared.items()]
+
+
 NOTHING_WAS_JUDGED = "No check could judge anything, so this run does not pass."
 """The sentence for people on a run in which no check could judge anything."""
 

@@ -97,6 +97,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
         data: The report.
         rows_page: Name of the page with the tokens of the failed rows, beside the report; empty without such a page.
     """
+    from pytest_mistral_lora.report.lines import objective_lines
     from pytest_mistral_lora.report.tables import named_figures, statistics_of
 
     outcomes = [*map(RecordedOutcome.of, data["checks"])]
@@ -122,6 +123,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             checks=sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"])),
             outcomes=OUTCOMES,
             table=outcome_counts(outcomes),
+            opening=objective_lines(outcomes),
             objectives=(),
             figures={name: (facts, [*named_figures(facts)]) for name, facts in statistics_of(outcomes).items()},
             rows_page=rows_page,

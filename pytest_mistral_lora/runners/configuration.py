@@ -166,6 +166,13 @@ def short(value: Any) -> str:
     return f"{value!r:.80}" if not isinstance(value, str) else f"{value:.80}"
 
 
+def as_written(value: Any) -> str:
+    """Return a value in the letters of YAML, on one line."""
+    import yaml
+
+    return " ".join(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").split())
+
+
 def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the keys and values of a YAML file, and the line of each key at its top.
 

@@ -6,16 +6,24 @@ import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RunnerError, did_you_mean
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.programs.registry import TRAINERS_GROUP, Registry, loaded
-from pytest_mistral_lora.runners.configuration import Configuration, Keys, Reading, safe_configuration
+from pytest_mistral_lora.runners.configuration import (
+    Configuration,
+    Keys,
+    Reading,
+    read_configuration,
+    safe_configuration,
+)
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.objective import Declaration
     from pytest_mistral_lora.training.export.bridge import Bridge
 
 TIME_LIMIT = 900.0
@@ -142,6 +150,52 @@ class Trainer:
             RunnerError: If the file is not plain YAML within bounds, or names code that ids and labels can depend on.
         """
         return safe_configuration(file, Keys.read(self.keys), self.require_no_code, own_data=own_data)
+
+    @property
+    def version(self) -> str:
+        """The version that is run: the one beside this package, or else that of its own environment; may be empty."""
+        with suppress(PackageNotFoundError):
+            return version(self.distribution) if self.distribution else ""
+        pins = (line.partition("==") for line in self.lock.read_text(encoding="utf-8").splitlines())
+        return next((pin for name, _, pin in pins if name.replace("_", "-") == self.distribution), "")
+
+    def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return the objective that settings of chat rows declare: by a key whose value is not the trainer's default.
+
+        Args:
+            settings: The keys and values of a configuration as the user wrote it, or the arguments of a run, which hold
+                the defaults, too. A value can be of any type.
+
+        Returns:
+            The declaration, without an objective if no word expresses the setting; None if nothing is declared.
+        """
+        return None
+
+    def with_own_data(self, declared: Declaration | None, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return a declaration, without an objective if the data that settings name contradict its words.
+
+        Args:
+            declared: What the settings declare; None for nothing.
+            settings: As for `declares`.
+        """
+        return declared
+
+    def declared_by(self, file: Path | None, *, own_data: bool = False) -> Declaration | None:
+        """Return the objective that a configuration of chat rows declares; None if it declares nothing.
+
+        A configuration that cannot be read declares nothing: the run reports its error.
+
+        Args:
+            file: The configuration; None for the trainer's defaults.
+            own_data: Whether the trainer keeps the data that the configuration names.
+        """
+        if file is None or self.is_evaluation or self.tasks.configured(file) in (*self.tasks.pairs, *self.tasks.rated):
+            return None
+        with suppress(RunnerError):
+            settings = read_configuration(file)[0]
+            declared = self.declares(settings)
+            return self.with_own_data(declared, settings) if own_data else declared
+        return None
 
     def require_no_code(self, reading: Reading) -> None:
         """Refuse the values of kept keys that name code or a network in the trainer's own way.

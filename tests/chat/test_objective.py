@@ -179,6 +179,17 @@ def test_the_first_label_is_free_if_everything_is_trained_on() -> None:
     assert fault.rule == "ML543"
 
 
+def test_a_wrong_id_is_no_fault_of_labels_if_everything_is_trained_on() -> None:
+    oracle, everything = oracle_named("spm-v3"), Objective("everything")
+    encoded = encoded_by("everything", oracle, TALK, tools=TOOLS)
+    ids = list(encoded.input_ids)
+    at = ids.index(oracle.eos_id) - 1
+    ids[at] += 1
+    assert label_faults(encoded, ids, ids, oracle, everything) == []
+    masked = [IGNORE_INDEX] * at + ids[at:]
+    assert {fault.rule for fault in label_faults(encoded, ids, masked, oracle, everything)} == {"ML551"}
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -217,8 +217,10 @@ def test_a_request_of_ids_has_the_system_prompt_before_v7(tokenizer: str, expect
 def test_labels_on_a_fixed_turn_of_ids(turn: int, tmp_path: Path) -> None:
     lines = encoded(lambda n, town: twice(town, *(int(index == turn) for index in range(2))), "spm-v3")
     [finding] = audit_findings(write_lines(tmp_path, lines), Target("spm-v3").oracle)
-    assert finding.rule == "ML662"
-    assert finding.found.startswith(f"the {('first', 'last')[turn]} answer alone is trained on in each of 30 ")
+    # the last answer alone is an objective that can be declared
+    assert (finding.rule, finding.severity) == (("ML662", "ML508")[turn], "note")
+    first = ("the first answer alone is trained on in each of 30 ", "all labels follow the objective last-answer ")
+    assert finding.found.startswith(first[turn])
 
 
 def closed(line: Data, length: int, eos: int) -> Data:

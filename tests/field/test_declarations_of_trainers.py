@@ -77,6 +77,11 @@ REFUSED: list[tuple[str, str, str]] = [
     ),
     ("a.yaml", "datasets: [{path: rows.jsonl, type: orpo.x}]", "datasets[0]: type 'orpo.x'; expected chat_template"),
     ("a.yaml", "datasets: [{path: rows.jsonl, split_thinking: true}]", "split_thinking: True is not followed"),
+    (
+        "a.yaml",
+        "datasets: [{path: rows.jsonl, message_field_training_detail: parts}]",
+        "datasets[0]: message_field_training_detail: 'parts' trains parts of a message; expected message_field",
+    ),
     ("a.yaml", "datasets: [{type: chat_template}]", "datasets[0]: no `path`"),
     ("a.yaml", "datasets: [rows.jsonl]", "datasets[0]: 'rows.jsonl'"),
     (

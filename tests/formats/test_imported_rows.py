@@ -188,6 +188,28 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
     ),
     ("a mask", chat(user("u"), answer("a", mask=True)), chat(user("u"), answer("a", weight=0)), {"weights": ""}),
     (
+        "a mask of the loss",
+        chat(user("u"), answer("a", loss_mask=0), user("v"), answer("b", loss_mask=1)),
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b", weight=1)),
+        {"weights": ""},
+    ),
+    (
+        "a flag in a prompt gives nothing back",
+        {"prompt": [user("u"), answer("a", train=True), user("v")], "completion": [answer("b", train=True)]},
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b", weight=1)),
+        {"turns": "", "weights": "", "prompt-weights": ""},
+    ),
+    (
+        "a result of a tool in a completion",
+        {
+            "prompt": [user("u")],
+            "completion": [calls(call("zqzocvkcv", {"x": 1})), result("zqzocvkcv"), answer("a")],
+            "tools": [TOOL],
+        },
+        chat(user("u"), calls(call("zqzocvkcv", {"x": 1})), result("zqzocvkcv"), answer("a"), tools=[TOOL]),
+        {"turns": ""},
+    ),
+    (
         "half a weight",
         chat(user("u"), answer("a", weight=0.5)),
         chat(user("u"), answer("a", weight=1)),
@@ -249,6 +271,36 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
         chat(user("u"), answer("a"), user("v"), answer("b"), only_last=True),
         chat(user("u"), answer("a", weight=0), user("v"), answer("b")),
         {"only-last": ""},
+    ),
+    (
+        "mistral-finetune with tools",
+        {"interactions": [user("u"), answer("a"), user("v"), answer("b")], "tools": [TOOL]},
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b"), tools=[TOOL]),
+        {"tools-last": ""},
+    ),
+    (
+        "mistral-finetune's own key of tools",
+        chat(user("u"), answer("a", weight=1), user("v"), answer("b"), available_tools=[TOOL]),
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b"), tools=[TOOL]),
+        {"tools-last": ""},
+    ),
+    (
+        "only_last is false, and there are tools",
+        chat(user("u"), answer("a"), user("v"), answer("b"), tools=[TOOL], only_last=False),
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b"), tools=[TOOL]),
+        {"tools-last": ""},
+    ),
+    (
+        "the tools of another program",
+        chat(user("u"), answer("a"), user("v"), answer("b"), tools=[TOOL]),
+        chat(user("u"), answer("a"), user("v"), answer("b"), tools=[TOOL]),
+        {},
+    ),
+    (
+        "no tools under the keys of mistral-finetune",
+        {"interactions": [user("u"), answer("a"), user("v"), answer("b")], "available_tools": []},
+        chat(user("u"), answer("a"), user("v"), answer("b")),
+        {},
     ),
     (
         "only_last in CSV",

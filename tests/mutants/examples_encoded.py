@@ -75,6 +75,10 @@ class ML507(EncodedExample):
         artifact["dataset"][1] = artifact["lines"][1]
 
 
+class ML508(EncodedExample):
+    mutant = labels.last_turn_alone_in_each_row
+
+
 class ML510(EncodedExample):
     mutant = packing.padding_trained
 

@@ -432,5 +432,10 @@ INCIDENTS = (
         "Labels that are shifted already are shifted again by the model",
         "huggingface/transformers#32944, huggingface/transformers#44642",
     ),
+    Incident(
+        "N191",
+        "A loss on the last answer alone is asked for, and is found in rows that do not ask for it",
+        "NVIDIA-NeMo/Automodel#2347, inclusionAI/AReno#313, hiyouga/LLaMA-Factory#9314, modelscope/ms-swift#4596",
+    ),
 )
 """Every incident, by id."""

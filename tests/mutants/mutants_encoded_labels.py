@@ -128,6 +128,33 @@ def last_turn_alone(artifact: Artifact) -> None:
     change_labels(artifact, 0, lambda n, token, label: -100 if n <= last else label)
 
 
+@mutant("ML508", "N191", says="follow the objective last-answer")
+def last_turn_alone_in_each_row(artifact: Artifact) -> None:
+    """The last answer alone is trained on in each of six conversations, and no setting of ours says so."""
+    artifact["dataset"] = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Where is {town}?"},
+                {"role": "assistant", "content": f"{town} is in {country}."},
+                {"role": "user", "content": f"Is {town} warm?"},
+                {"role": "assistant", "content": f"In summer, {town} is."},
+            ]
+        }
+        for town, country in (
+            ("Rome", "Italy"),
+            ("Porto", "Portugal"),
+            ("Graz", "Austria"),
+            ("Brno", "Czechia"),
+            ("Lyon", "France"),
+            ("Turku", "Finland"),
+        )
+    ]
+    artifact["lines"] = [{"row": index, **row, **encode(row)} for index, row in enumerate(artifact["dataset"])]
+    for index, line in enumerate(artifact["lines"]):
+        last = max(n for n, label in enumerate(line["labels"]) if label == -100)
+        change_labels(artifact, index, lambda n, token, label, last=last: -100 if n <= last else label)
+
+
 @mutant("ML540")
 def labels_of_another_length(artifact: Artifact) -> None:
     """Ids were padded and labels were not."""

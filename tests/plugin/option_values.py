@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.conformance.known import Xfail
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.server_target import ServerChoice
@@ -18,6 +19,11 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-adapter": ("bare", "adapters", lambda here: (here / "bare",)),
     "--mistral-base": ("own", "base", lambda here: here / "own"),
     "--mistral-oracle": ("spm-v7", "oracle", lambda here: "spm-v7"),
+    "--mistral-objective": (
+        "no-calls, last-answer",
+        "objective",
+        lambda here: Declaration(Objective("last-answer", ("no-calls",)), "--mistral-objective"),
+    ),
     "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-server": (
         "vllm=http://127.0.0.1:8000/",
@@ -59,6 +65,10 @@ NEEDS = {
         "servers tokenizers",
     ),
     "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+    "--mistral-objective": (
+        ("--mistral-encoded", "own/rows.jsonl", "--mistral-tokenizer", "tok.model.v3"),
+        "encoded tokenizers",
+    ),
 }
 """Options that make no sense alone: what goes with them, and which settings that changes."""
 DEFAULTS = {
@@ -68,6 +78,7 @@ DEFAULTS = {
     "adapters": (),
     "base": None,
     "oracle": None,
+    "objective": None,
     "encoded": (),
     "ggufs": (),
     "servers": (),
@@ -113,6 +124,8 @@ BAD = [
     ("--mistral-adapter", "tok.model.v3", ("not a folder: tok.model.v3",)),
     ("--mistral-base", "tok.model.v3", ("not a folder: tok.model.v3",)),
     ("--mistral-oracle", "spm-v8", NO_ORACLE),
+    ("--mistral-objective", "last", ("'last' is no objective", "last-answer")),
+    ("--mistral-objective", "answers,answers", ("names a word twice",)),
     ("--mistral-encoded", "nope", ("no such file or folder: nope",)),
     ("--mistral-gguf", "own", ("a folder: own",)),
     (

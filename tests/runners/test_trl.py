@@ -151,3 +151,20 @@ def test_a_known_trainer_has_its_fix_alone(tmp_path: Path, rows: list[Row], caps
     shown = capsys.readouterr().out
     assert "\n  fix:      Set `assistant_only_loss: true`" in shown
     assert not any(f"\n  {trainer.title}:" in shown for trainer in TRAINERS.values())
+
+
+def test_every_token_is_an_error_or_is_declared(
+    tmp_path: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(row.to_jsonl() + "\n" for row in rows))
+    words = ["audit", "--runner", "trl", "--python", sys.executable, "--tokenizer", "spm-v3"]
+    words += ["--dataset", str(tmp_path / "rows.jsonl")]
+    assert main(words) == 1
+    shown = capsys.readouterr().out
+    assert "ML543" in shown
+    assert "declare it: `--objective everything`" in " ".join(shown.split())
+    assert main([*words, "--objective", "everything"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "objective: everything (--objective)"
+    Path("trl.yaml").write_text("max_length: null\nassistant_only_loss: true\n")
+    assert main([*words, "--config", "trl.yaml", "--objective", "everything"]) == 2
+    assert "everything (--objective) and answers (assistant_only_loss: true)" in capsys.readouterr().err

@@ -388,6 +388,10 @@ FAULTS: dict[tuple[str, str], Run] = {
     ("packed", "ML543"): run_of("messages", settings={}).setting(packing=True, max_length=200),
     ("packed", "ML523"): run_of("messages", rows=in_form("messages", HOSTILE)).setting(packing=True, max_length=200),
     ("prompt-completion", "ML442"): run_of("prompt-completion", template=CHATML),
+    ("prompt-completion", "ML547"): run_of(
+        "prompt-completion",
+        rows=[{"prompt": row["prompt"], "completion": row["chosen"], "tools": row["tools"]} for row in CALLS],
+    ),
     ("prompt-completion", "ML543"): run_of("prompt-completion").setting(completion_only_loss=False),
     ("prompt-completion", "ML546"): run_of("prompt-completion", **collated(_mask_eos)),
     ("prompt-completion", "ML510"): run_of("prompt-completion", **collated(_train_padding)),

@@ -10,9 +10,11 @@ from datasets import Dataset
 from faulty_templates import CHATML, CHATML_MARKED
 from guarded_runs import TRL_SETTINGS, Losses, chat_rows, losses_of
 from torch.nn.functional import cross_entropy
+from transformers import MistralForCausalLM
 
 from pytest_mistral_lora import GuardError, guard, training_template
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
@@ -143,6 +145,62 @@ def test_a_fault_is_stopped_before_the_first_step(
         assert "Tell me of" in found[0].row
 
 
+def test_every_token_is_an_error_with_two_ways_out(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    found = _stopped(_trainer(base, tokenizer, template, tmp_path, assistant_only_loss=False))
+    assert {finding.rule for finding in found} == {"ML543"}
+    assert all(way in found[0].next_step for way in ("assistant_only_loss: true", "objective='everything'"))
+
+
+def test_assistant_only_loss_declares_the_answers(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path)
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.facts["batches::encoded::labels"]["objective"] == "answers (assistant_only_loss: true)"
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_answers_of_a_prompt_have_no_loss_and_are_no_fault(
+    packing: bool, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    prompt = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "I guess."}]
+    prompt += [{"role": "user", "content": "Sure?"}]
+    rows = [{"prompt": prompt, "completion": [{"role": "assistant", "content": f"Yes, {n}."}]} for n in range(8)]
+    tokenizer.chat_template, tokenizer.pad_token = template, "<unk>"
+    trainer = trl.SFTTrainer(
+        model=MistralForCausalLM.from_pretrained(base),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path),
+            assistant_only_loss=True,
+            max_length=64 if packing else None,
+            packing=packing,
+            **TRL_SETTINGS,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+
+
+def test_ids_have_the_labels_of_whoever_made_them_whatever_an_argument_says(
+    base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path)
+    chat = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "I guess.", "weight": 0}]
+    chat += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
+    encoded = BaseFolder(base).tokenizer().oracle.encode(Row.from_dict({"messages": chat}))
+    row = {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+    trainer.train_dataset = Dataset.from_list([row] * 8)
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert "objective" not in callback.verdict.facts["batches::encoded::labels"]
+
+
 def test_a_masked_eos_is_stopped(base: Path, tokenizer: Any, template: str, tmp_path: Path) -> None:
     trainer = _trainer(base, tokenizer, template, tmp_path)
 
@@ -224,3 +282,20 @@ def test_a_loss_of_other_tokens_is_stopped_before_a_weight_moves(
     assert (finding.rule, str(finding.place)) == ("ML326", place)
     assert words in finding.found
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_everything_is_trained_on_if_that_is_declared(
+    shape: str, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape], assistant_only_loss=False)
+    callback = guard(trainer, objective="everything")
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    trainer = _trainer(base, tokenizer, template, tmp_path, **SHAPES[shape])
+    guard(trainer, objective="everything")
+    words = r"two objectives are declared: everything \(objective=\) and answers \(assistant_only_loss: true\)"
+    # packed rows do not tell whether the trainer has made them of messages, but the labels contradict the objective
+    with pytest.raises(GuardError, match="ML551" if shape == "packed" else words):
+        trainer.train()

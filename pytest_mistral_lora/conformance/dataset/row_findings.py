@@ -172,10 +172,10 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
         yield Finding("ML614", found, row.place)
     turns: dict[int | None, set[str]] = {}
     for span in layout.spans:
-        if span.supervised:
-            turns.setdefault(span.turn, set()).add(span.kind)
+        turns.setdefault(span.turn, set()).add(span.kind)
+    trained = {span.turn for span in layout.spans if span.supervised}
     for turn, kinds in turns.items():
-        if kinds == {"eos"}:
+        if turn in trained and kinds == {"eos"}:
             yield Finding("ML616", f"{row.kind.answer_words(turn)} is empty: nothing but </s>", row.place)
     characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
     if characters and row.kind.is_chat:

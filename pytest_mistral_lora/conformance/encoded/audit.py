@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.chunks import CHUNK_BYTES, CHUNK_LINES, DataFile, in_order, processes_for
 from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
@@ -18,6 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
+from pytest_mistral_lora.conformance.encoded.agreement import Agreement
 from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
@@ -31,6 +33,7 @@ from pytest_mistral_lora.conformance.encoded.line_judge import (
     RecordPart,
     State,
 )
+from pytest_mistral_lora.conformance.encoded.line_labels import candidates
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of
@@ -90,6 +93,7 @@ class AuditPlan:
         judges_texts: As for `Audit`.
         has_cause: Whether rows may be encoded by the chat template of the folder.
         has_pad: Whether labels may be masked by its pad token.
+        declared: As for `Audit`.
     """
 
     tokenizer: Path
@@ -99,6 +103,7 @@ class AuditPlan:
     judges_texts: bool
     has_cause: bool
     has_pad: bool
+    declared: Declaration | None
 
     def prepare(self) -> Callable[[RecordPart], AuditPart]:
         """Return the judge of records."""
@@ -110,6 +115,7 @@ class AuditPlan:
             judges_texts=self.judges_texts,
             cause=cause_of(judge) if self.has_cause else None,
             pad=pad_cause_of(judge) if self.has_pad else None,
+            declared=self.declared,
         ).judge
 
 
@@ -126,6 +132,7 @@ class Audit:
         pad: The pad token by which labels may be masked; None if it is no EOS.
         states: Number of rows that are sound, wrong, and not judged: the order of the lines may make a row wrong.
         totals: What the lines that were judged so far add up to.
+        agreement: The objective that nobody declares and all lines agree on so far.
     """
 
     def __init__(
@@ -141,6 +148,7 @@ class Audit:
         pad: PadCause | None = None,
         tokenizer: CheckpointTokenizer | None = None,
         processes: int | None = None,
+        declared: Declaration | None = None,
     ) -> None:
         """Prepare the audit.
 
@@ -157,7 +165,10 @@ class Audit:
             pad: The pad token by which labels may be masked; None if it is no EOS.
             tokenizer: The tokenizer, if other processes may load it; None to judge in this process alone.
             processes: Number of processes that judge; None for one if the file is short, else one for each CPU.
+            declared: The declared objective; None if none is declared.
         """
+        self.agreement: Agreement = Agreement(candidates(oracle) if declared is None else frozenset())
+        self._declared = declared
         self.states: Counter[State] = Counter()
         self.totals: AuditState = AuditState()
         self.cause: TemplateCause | None = cause
@@ -183,6 +194,7 @@ class Audit:
             evaluation=self._evaluation,
             cause=cause,
             pad=pad,
+            declared=declared,
         )
 
     @property
@@ -207,17 +219,18 @@ class Audit:
                 if verdict.index is not None and not self.source.paths:
                     verdict = self._in_order(verdict, next(taken), lines)
                 lines += 1
-                self.states[verdict.state] += 1
-                self.counts.update(finding.rule for finding in verdict.findings)
-                yield verdict
+                yield from map(self._counted, self.agreement.take(verdict))
             self._take(part)
-        findings = list(self.source.missing_findings(self.rows.place))
+        yield from map(self._counted, self.agreement.end())
+        findings = self._findings_of_agreement()
+        findings += self.source.missing_findings(self.rows.place)
         # The answers of missing rows are known only now.
         for row in self.source.missing_rows():
             self._judge.expected_answers(row, row.place, 1, totals.balance)
         self._correct_repeated()
         # else no answer was read, and no answer can be lost
-        if self.states["not judged"] < self.states.total():
+        is_counted = self.judges_labels and self._judge.counts_texts
+        if is_counted and self.states["not judged"] < self.states.total():
             findings += totals.balance.findings(self.rows.place, self._oracle)
         findings += self._evaluation.file_findings(totals.prompts)
         findings += totals.sides.file_findings(self.rows.place)
@@ -228,6 +241,26 @@ class Audit:
         for finding in findings:
             self.counts[finding.rule] += finding.more or 1
         yield LineVerdict(None, self.rows.place, "wrong" if findings else "sound", tuple(findings))
+
+    @property
+    def judges_labels(self) -> bool:
+        """Whether labels are judged: not if no word expresses the declared objective."""
+        return self._declared is None or self._declared.objective is not None
+
+    def _counted(self, verdict: LineVerdict) -> LineVerdict:
+        self.states[verdict.state] += 1
+        self.counts.update(finding.rule for finding in verdict.findings)
+        return verdict
+
+    def _findings_of_agreement(self) -> list[Finding]:
+        """Return the finding of an objective that all lines agree on, by which the rest is judged."""
+        if self.agreement.found is None:
+            self.totals.balance.extend(self.totals.following)
+            self.states["sound"] -= self.agreement.mended
+            self.states["wrong"] += self.agreement.mended
+        else:
+            self._judge.use(self.agreement.found)
+        return list(self.agreement.findings(self.rows.place))
 
     def _in_order(self, verdict: LineVerdict, taken: TakenLine, line: int) -> LineVerdict:
         """Return a verdict with the findings about the order of the lines."""
@@ -271,6 +304,7 @@ class Audit:
             self._judges_texts,
             self.cause is not None,
             self.pad is not None,
+            self._declared,
         )
         yield from (part for part, _ in in_order(AuditPlan.prepare, plan, records, processes, self._judge.judge))
 
@@ -321,7 +355,8 @@ class Audit:
         rows.report([Place(source, split=split) for source, split in self._files], is_sample=self.rows.is_sample)
         again = set(self._again.values())
         for rule in rows.findings.rules:
-            if rule in BY_IDS:
+            # the last answer alone is an objective that all lines agree on
+            if rule in BY_IDS or (rule == "ML662" and self.agreement.found is not None):
                 continue
             for finding in rows.findings.of(rule):
                 # a line that comes again is known by its number
@@ -354,6 +389,10 @@ class Audit:
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
         if figures.is_scored_whole and not figures.has_labels:
             reasons.setdefault("labels", SCORED_WHOLE)
+        if not self._judge.counts_texts:
+            reasons["supervised-text"] = f"{self._declared or self.agreement.found}: parts of answers are not counted"
+        if not self.judges_labels:
+            reasons |= dict.fromkeys(("labels", "supervised-text"), str(self._declared))
         answers = decoded_answers(self.totals.rows.states)
         unjudged = {"answers": answers.not_read_back.reason, "decoding": answers.why_not_by_grammar}
         if figures.asks:
@@ -375,6 +414,7 @@ class Audit:
     def explained(self) -> str:
         """Why wrong rows may have no finding: the rules of the file that cover theirs; empty if none does."""
         rules = [cause.finding.rule for cause, explained in self._causes() if explained.counts and cause.finding]
+        rules += ["ML508"] if self.agreement.found is not None else []
         return f"its faults are explained by a finding about all rows: see {', '.join(rules)}" if rules else ""
 
     @property
@@ -413,14 +453,19 @@ class Audit:
         }
 
 
-def file_findings(rows: RowSource, oracle: Oracle) -> Iterator[Finding]:
+def file_findings(rows: RowSource, oracle: Oracle, declared: Declaration | None = None) -> Iterator[Finding]:
     """Yield the findings of encoded rows: of every row, and of all together.
+
+    Args:
+        rows: The rows.
+        oracle: Mistral's own tokenization.
+        declared: As for `Audit`.
 
     Raises:
         RowsError: After the last finding, if lines are not encoded rows.
         InputError: If they cannot be read.
     """
-    audit = Audit(rows, oracle)
+    audit = Audit(rows, oracle, declared=declared)
     for verdict in audit.verdicts():
         yield from (finding for finding in verdict.findings if finding.rule != "ML501")
     audit.raise_unreadable()
@@ -453,13 +498,15 @@ class AuditReport:
         cause: TemplateCause | None = None,
         pad: PadCause | None = None,
         tokenizer: CheckpointTokenizer | None = None,
+        declared: Declaration | None = None,
     ) -> AuditReport:
         """Audit a file.
 
         Raises:
             InputError: If the file cannot be opened.
         """
-        report = cls(Audit(rows, oracle, dataset, base=base, cause=cause, pad=pad, tokenizer=tokenizer))
+        audit = Audit(rows, oracle, dataset, base=base, cause=cause, pad=pad, tokenizer=tokenizer, declared=declared)
+        report = cls(audit)
         for _ in report.verdicts():
             pass
         return report
@@ -517,6 +564,7 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
             cause=cause_of(target.judge),
             pad=pad_cause_of(target.judge),
             tokenizer=target.tokenizer if target.tokenizer.is_on_disk else None,
+            declared=target.objective,
         )
 
     for case in CASES:

@@ -80,6 +80,7 @@ class AuditState:
         marked: The conversations that are marked up for another family.
         sides: The answers of preference records.
         balance: The texts of answers, expected and trained.
+        following: Those of lines whose labels follow an objective that nobody declares.
         prompts: The prompts of an evaluation.
         by_template: The findings that the chat template of the tokenizer explains.
         by_pad: The findings that its pad token explains.
@@ -90,6 +91,7 @@ class AuditState:
     marked: MarkedTexts = field(default_factory=MarkedTexts)
     sides: SideLengths = field(default_factory=SideLengths)
     balance: AnswerBalance = field(default_factory=AnswerBalance)
+    following: AnswerBalance = field(default_factory=AnswerBalance)
     prompts: EvaluationPrompts = field(default_factory=EvaluationPrompts)
     by_template: ExplainedFindings = field(default_factory=ExplainedFindings)
     by_pad: ExplainedFindings = field(default_factory=ExplainedFindings)

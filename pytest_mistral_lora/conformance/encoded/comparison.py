@@ -18,6 +18,7 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, LinePaddi
 from pytest_mistral_lora.conformance.encoded.packing import (
     MOST_POSITIONS,
     PLAIN_ROPE,
+    ConversationMatch,
     PositionScaling,
     Stretch,
     isolation_faults,
@@ -43,6 +44,7 @@ class EncodedRowComparison:
         labels: The trainer's labels, as many as ids.
         oracle: Mistral's own tokenization.
         place: File and line of the row, for findings.
+        judges_labels: Whether the labels are compared: not if no word expresses the objective.
     """
 
     row: Row
@@ -51,12 +53,15 @@ class EncodedRowComparison:
     labels: Sequence[int]
     oracle: Oracle
     place: Place
+    judges_labels: bool = True
 
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each class of the differences: ids first, then labels."""
         if tuple(self.ids) == self.expected.input_ids and tuple(self.labels) == self.expected.labels:
             return
         yield from self.id_findings()
+        if not self.judges_labels:
+            return
         faults = label_faults(self.expected, self.ids, self.labels, self.oracle, self.row.objective)
         if faults:
             sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
@@ -72,7 +77,11 @@ class EncodedRowComparison:
     def _place_faults(self, faults: list[EncodingFault], difference: TokenDiff) -> Iterator[Finding]:
         parts, row = shown_difference(difference, self.place), self.row.to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, since=fault.since, **parts)
+            expected = fault.expected
+            is_declarable = self.row.kind.is_chat and not self.row.kind.sides
+            if fault.rule == "ML543" and is_declarable and self.row.objective.is_default:
+                expected += ", or, if you mean it, a declaration (--objective everything)"
+            yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, **parts)
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,14 @@ class EncodedLineComparison:
         expected: mistral-common's encoding of each conversation.
         oracle: Mistral's own tokenization.
         scaling: The model's use of positions.
+        judges_labels: As for `EncodedRowComparison`.
     """
 
     line: EncodedLine
     expected: Sequence[EncodedRow]
     oracle: Oracle
     scaling: PositionScaling = PLAIN_ROPE
+    judges_labels: bool = True
 
     @cached_property
     def padding(self) -> LinePadding:
@@ -99,8 +110,12 @@ class EncodedLineComparison:
 
     @property
     def comparable(self) -> bool:
-        """Whether there is one label for each id."""
-        return self._has_labels and len(self.line.labels) == len(self.line.input_ids)
+        """Whether there is one label for each id, and the labels are judged."""
+        return self.judges_labels and self._has_labels and self._is_labelled
+
+    @property
+    def _is_labelled(self) -> bool:
+        return len(self.line.labels) == len(self.line.input_ids)
 
     @property
     def _has_labels(self) -> bool:
@@ -120,6 +135,19 @@ class EncodedLineComparison:
             return self.line.labels
         return tuple(self.line.labels[n] for n in self.padding.real if n < len(self.line.labels))
 
+    @cached_property
+    def _stretches(self) -> list[Stretch]:
+        """The stretches of a packed sequence."""
+        positions = self.line.position_ids
+        positions = None if positions is None else tuple(positions[n] for n in self.padding.real)
+        wanted = [encoded.input_ids for encoded in self.expected]
+        return split_conversations(self.ids, wanted, positions, self.oracle)
+
+    @cached_property
+    def _matches(self) -> list[ConversationMatch]:
+        """The conversations of a packed sequence, each with its stretch."""
+        return list(match_conversations(self.ids, self._stretches, [one.input_ids for one in self.expected]))
+
     def findings(self) -> Iterator[Finding]:
         """Yield the findings of the line: padding first, then packing, then each conversation's ids and labels."""
         yield from self._place_faults(self.padding.faults(self.line))
@@ -131,7 +159,7 @@ class EncodedLineComparison:
         yield from self._place_faults(self._length_faults())
         if not self._has_labels:
             yield from self._compare(0, (0, len(self.ids)), ()).id_findings()
-        elif not self.comparable:
+        elif not self._is_labelled:
             found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
             yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
             if not self.line.packed:
@@ -203,14 +231,14 @@ class EncodedLineComparison:
                 yield EncodingFault("ML561", found, "the same conversations")
 
     def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
-        wanted = [encoded.input_ids for encoded in self.expected]
-        stretches = split_conversations(self.ids, wanted, positions, self.oracle)
-        matches = match_conversations(self.ids, stretches, wanted)
-        yield from self._place_faults(order_faults(matches, len(wanted)))
+        stretches, matches = self._stretches, self._matches
+        yield from self._place_faults(order_faults(matches, len(self.expected)))
         yield from self._place_faults(isolation_faults(stretches, positions, mask, self.scaling))
         yield from self._place_faults(self._number_faults(stretches))
         labels = list(self.labels)
-        for start, _ in stretches[1:]:
+        # the first token of a conversation may have a loss by the objective `everything`
+        is_free = not self.judges_labels or self.line.rows[0].objective.turns == "everything"
+        for start, _ in () if is_free else stretches[1:]:
             if self.ids[start] == self.oracle.bos_id and labels[start] != IGNORE_INDEX:
                 found = f"the BOS at token {start} is trained on: the EOS before it learns to predict it"
                 yield from self._place_faults([EncodingFault("ML514", found, "-100")])
@@ -222,7 +250,19 @@ class EncodedLineComparison:
     def _compare(self, number: int, stretch: Stretch, labels: Sequence[int]) -> EncodedRowComparison:
         row, tokens = self.line.rows[number], slice(*stretch)
         place = self.line.place.within("conversations", number) if self.line.packed else self.line.place
-        return EncodedRowComparison(row, self.expected[number], self.ids[tokens], labels[tokens], self.oracle, place)
+        expected, ids = self.expected[number], self.ids[tokens]
+        return EncodedRowComparison(row, expected, ids, labels[tokens], self.oracle, place, self.judges_labels)
+
+    def conversations(self) -> Iterator[EncodedRowComparison]:
+        """Yield each conversation that is found among the ids, if the labels are comparable."""
+        if not self.comparable:
+            return
+        if not self.line.packed:
+            yield self._compare(0, (0, len(self.ids)), self.labels)
+            return
+        for match in self._matches:
+            if match.listed is not None and match.stretch is not None:
+                yield self._compare(match.listed, match.stretch, self.labels)
 
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
         row = self.line.rows[0].to_jsonl()

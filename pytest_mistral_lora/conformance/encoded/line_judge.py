@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import SourceRecord
 from pytest_mistral_lora.chat.rows import Row
@@ -21,10 +22,11 @@ from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance
+from pytest_mistral_lora.conformance.encoded.line_labels import LineLabels, candidates, labels_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, TakenLine, lines_of
 from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause
-from pytest_mistral_lora.conformance.encoded.read_lines import LineReader
+from pytest_mistral_lora.conformance.encoded.read_lines import LineReader, ReadLine
 from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause
 from pytest_mistral_lora.conformance.finding import RULES, Finding
@@ -64,12 +66,14 @@ class LineVerdict:
         place: File and line, or the file.
         state: `sound`, `wrong`, or `not judged` if mistral-common refuses the row or the line cannot be read.
         findings: The broken rules.
+        labels: What its labels say about the objective of the run; None if they say nothing, or one is declared.
     """
 
     index: int | None
     place: Place
     state: State
     findings: tuple[Finding, ...] = ()
+    labels: LineLabels | None = None
 
 
 class _ObservedSide(NamedTuple):
@@ -171,6 +175,7 @@ class LineJudge:
         evaluation: EvaluationJudge | None = None,
         cause: TemplateCause | None = None,
         pad: PadCause | None = None,
+        declared: Declaration | None = None,
     ) -> None:
         """Prepare the judge.
 
@@ -182,12 +187,16 @@ class LineJudge:
             evaluation: The judge of the prompts of an evaluation, with the rows that are known.
             cause: As for `Audit`.
             pad: As for `Audit`.
+            declared: As for `Audit`.
         """
         self._oracle = oracle
         self._scaling = scaling
         self._cause = cause
         self._pad = pad
-        self._reader = LineReader(oracle, path)
+        self._declared = declared
+        self._path = path
+        self._reader = LineReader(oracle, path, weighs=declared is None)
+        self._agreed: frozenset[Objective] = frozenset()
         self._rules = RowRules(oracle) if judges_texts else None
         self._evaluation = evaluation or EvaluationJudge()
         self._other_side: _ObservedSide | None = None
@@ -210,19 +219,75 @@ class LineJudge:
         self._files = part.files
         self._state = AuditState()
         self._sides = SideJudge(self._oracle, self._state.sides)
+        self._agreed = candidates(self._oracle) if self._declared is None else frozenset()
         self._reader.begin()
         if self._cause is not None:
             self._cause.begin()
         verdicts, unreadable = [], []
         for item in lines_of(part.records, part.first, has_source=self._has_dataset):
-            if isinstance(item, RowError):
-                unreadable.append(item)
-                finding = Finding("ML501", item.found, item.place, item.expected, item.next_step)
-                verdict = LineVerdict(None, item.place, "not judged", (finding,))
-            else:
+            if self._is_refused_again(item):
+                continue
+            try:
+                if isinstance(item, RowError):
+                    raise item
                 verdict = self._take_line(item)
+            except RowError as error:
+                unreadable.append(error)
+                finding = Finding("ML501", error.found, error.place, error.expected, error.next_step)
+                verdict = LineVerdict(None, error.place, "not judged", (finding,))
+            if verdict.labels is not None:
+                self._agreed &= verdict.labels.fits
             verdicts.append(verdict)
         return AuditPart(verdicts, later.taken, unreadable, self._state)
+
+    def _is_refused_again(self, item: EncodedLine | RowError) -> bool:
+        """Return whether a line is the second side of a pair whose first side has the error of the record."""
+        objective = None if self._declared is None else self._declared.objective
+        is_second = isinstance(item, EncodedLine) and item.chosen is not None
+        return is_second and objective is not None and not objective.is_default
+
+    def use(self, objective: Objective) -> None:
+        """Judge further lines by an objective that all lines have agreed on."""
+        self._declared = Declaration(objective, "")
+        self._reader = LineReader(self._oracle, self._path, weighs=False)
+
+    @property
+    def counts_texts(self) -> bool:
+        """Whether the texts that are trained on are answers, whose numbers can be compared over the file."""
+        objective = None if self._declared is None else self._declared.objective
+        return objective is None or objective.is_of_turns
+
+    @property
+    def _judges_labels(self) -> bool:
+        return self._declared is None or self._declared.objective is not None
+
+    def _under_objective(self, row: Row) -> Row:
+        """Return a row with the declared objective.
+
+        Raises:
+            RowError: If it is a pair, or of another kind that takes no objective.
+        """
+        if self._declared is None or self._declared.objective is None:
+            return row
+        return row.with_objective(self._declared.objective)
+
+    def _line_under_objective(self, line: EncodedLine) -> EncodedLine:
+        """Return a line whose conversations have the declared objective.
+
+        Raises:
+            RowError: As for `_under_objective`; also for a side of a pair that has ids alone.
+        """
+        objective = None if self._declared is None else self._declared.objective
+        # a prompt of an evaluation is not trained on
+        if objective is None or objective.is_default or line.few_shot is not None:
+            return line
+        if line.side is not None:
+            raise line.side.kind.without_objective(objective, line.place.row)
+        rows, as_stored = (tuple(map(self._under_objective, rows)) for rows in (line.rows, line.as_stored))
+        return replace(line, rows=rows, as_stored=as_stored)
+
+    def _comparison(self, line: EncodedLine, expected: Sequence[EncodedRow]) -> EncodedLineComparison:
+        return EncodedLineComparison(line, expected, self._oracle, self._scaling, self._judges_labels)
 
     def take_again(self, line: EncodedLine, balance: AnswerBalance) -> None:
         """Count the answers of a line that was judged as a new row's, and whose number came before.
@@ -233,7 +298,7 @@ class LineJudge:
             line: The line.
             balance: The balance.
         """
-        line = self._as_encoded(line)
+        line = self._as_encoded(self._line_under_objective(line))
         if line.error:
             for row in line.rows:
                 self.expected_answers(row, line.place, -1, balance)
@@ -244,9 +309,9 @@ class LineJudge:
             except OracleRejection:
                 return
         else:
-            read = self._reader.read(line)
+            read = self._read(line)
             line, expected = read.line, read.expected
-        comparison = EncodedLineComparison(line, expected, self._oracle, self._scaling)
+        comparison = self._comparison(line, expected)
         if not expected or line.few_shot is not None or not comparison.comparable:
             return
         if LOSES.intersection(finding.rule for finding in comparison.findings()):
@@ -266,13 +331,14 @@ class LineJudge:
             balance: The balance.
         """
         try:
-            encoded = self._oracle.encode(row)
-        except OracleRejection:
+            encoded = self._oracle.encode(self._under_objective(row))
+        except (OracleRejection, RowError):
             return
         balance.add(encoded.input_ids, encoded.labels or (), self._oracle, place, by)
 
     def _take_line(self, line: EncodedLine) -> LineVerdict:
-        line = self._tracker.numbered(self._as_encoded(self._tracker.with_messages(line)))
+        line = self._as_encoded(self._line_under_objective(self._tracker.with_messages(line)))
+        line = self._tracker.numbered(line)
         new = self._tracker.is_new(line)
         findings = self._tracker.take(line)
         asked = tuple(self._evaluation.findings(line, self._state.prompts))
@@ -295,7 +361,7 @@ class LineJudge:
             if not self._oracle.image_ids.isdisjoint(line.input_ids):
                 self._state.figures.images += 1
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-            read = self._reader.read(line)
+            read = self._read(line)
             if read.findings and (explained := self._explained(line, read.findings)) is not None:
                 return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
             findings += read.findings
@@ -340,7 +406,7 @@ class LineJudge:
             new: Whether no line before it has its number.
             origin: Where its messages come from.
         """
-        comparison = EncodedLineComparison(line, expected, self._oracle, self._scaling)
+        comparison = self._comparison(line, expected)
         of_tokens = list(comparison.findings())
         if any(RULES[finding.rule].case == "ids" for finding in of_tokens):
             explained = self._explained(line, of_tokens)
@@ -357,16 +423,23 @@ class LineJudge:
             self._state.figures.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         else:
             self._state.figures.is_scored_whole = True
-        # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
         is_trained = line.few_shot is None
+        labels = None
+        if self._agreed and is_trained and restored is None and line.side is None:
+            labels = labels_of(comparison, self._agreed, is_written=origin == "written")
+        # what follows another objective in all lines is lost by no fault
+        follows = new and labels is not None and labels.is_other and bool(labels.fits)
+        balance = self._state.following if follows else self._state.balance
+        # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
         if (
             is_trained
             and comparison.comparable
+            and self.counts_texts
             and (not new or LOSES.intersection(finding.rule for finding in of_tokens))
         ):
             for encoded in expected if new else ():
-                self._state.balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
-            self._state.balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
+                balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
+            balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
         findings += of_tokens
         if not is_trained:
             self._state.figures.asks = True
@@ -383,7 +456,7 @@ class LineJudge:
             observed = [finding for finding in observed if finding.rule not in known]
             is_wrong |= any(finding.severity == "error" for finding in observed)
             findings += observed
-        return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings))
+        return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings), labels)
 
     def _observe(
         self,
@@ -474,7 +547,7 @@ class LineJudge:
         if found is None or self._cause is None:
             return None
         line, encoded = found
-        comparison = EncodedLineComparison(line, encoded, self._oracle, self._scaling)
+        comparison = self._comparison(line, encoded)
         after = list(comparison.findings())
         self._state.by_template.take(before, after)
         self._state.figures.read_back += not self._has_dataset and before[0].rule in UNREAD
@@ -483,6 +556,19 @@ class LineJudge:
             self._state.figures.has_labels = True
             self._state.figures.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         return after
+
+    def _read(self, line: EncodedLine) -> ReadLine:
+        """Return a line with the conversations that its ids are read back into, under the declared objective."""
+        read = self._reader.read(line)
+        objective = None if self._declared is None else self._declared.objective
+        if objective is None or objective.is_default:
+            return read
+        line, expected = self._line_under_objective(read.line), []
+        for row, encoded in zip(line.rows, read.expected, strict=True):
+            # one that cannot be read back stands for itself
+            weighed = encoded.weighed_as(row, self._oracle.control_ids) if row.messages else encoded
+            expected.append(encoded if weighed is None else weighed)
+        return replace(read, line=line, expected=tuple(expected))
 
     def _as_encoded(self, line: EncodedLine) -> EncodedLine:
         """Return a row of a table with the nulls that the table gave its calls and tools, if its ids have them, too."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.diff import decode_text
-from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.kinds.records import as_side
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.oracle.read_back import EMPTY_ANSWER, UnreadableIdsError, read_back
@@ -64,13 +64,15 @@ class LineStretch:
 class LineReader:
     """Reads the lines of one file."""
 
-    def __init__(self, oracle: Oracle, path: Path | None) -> None:
+    def __init__(self, oracle: Oracle, path: Path | None, *, weighs: bool = True) -> None:
         """Prepare the reader.
 
         Args:
             oracle: Mistral's own tokenization.
             path: The file or folder, for the next step of a finding; None if the rows are in no file of the user.
+            weighs: Whether labels give the answers their weights; else each has the weight 1.
         """
+        self._weighs = weighs
         self._oracle = oracle
         self._path = path
         self._tries = _MOST_TRIES
@@ -110,7 +112,7 @@ class LineReader:
             _UnreadStretchError: If it cannot be read.
         """
         try:
-            row = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
+            row = self._row(stretch)
             encoded = self._oracle.encode(row)
             if encoded.input_ids != stretch.ids and (apart := self._with_neighbours_apart(row, stretch.ids)):
                 return apart
@@ -121,7 +123,61 @@ class LineReader:
         except OracleRejection as error:
             refused = Finding("ML507", error.found, error.place, error.expected, row=row.to_jsonl())
             raise _UnreadStretchError(self._of_another_tokenizer(stretch) or refused) from error
+        if not self._weighs and encoded.input_ids == stretch.ids:
+            return self._with_trained_neighbours(row, encoded, stretch.labels)
         return row, encoded
+
+    def _row(self, stretch: LineStretch) -> Row:
+        """Return the row of a conversation; if labels give no weights, its answers have the weight 1.
+
+        Raises:
+            UnreadableIdsError: If it cannot be read.
+        """
+        by_labels = None
+        # labels tell where a completion begins, and which text spells a marker
+        if self._weighs or not self._oracle.facts.control_tokens:
+            by_labels = read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
+            if self._weighs:
+                return by_labels
+            by_labels = by_labels.unweighed() if by_labels.kind.is_chat else by_labels
+            if self._has_ids(by_labels, stretch.ids):
+                return by_labels
+        row = read_back(stretch.ids, self._oracle, place=stretch.place)
+        return row if row.kind.is_chat else read_back(stretch.ids, self._oracle, stretch.labels, place=stretch.place)
+
+    def _has_ids(self, row: Row, ids: Ids) -> bool:
+        try:
+            return self._oracle.encode(row).input_ids == ids
+        except OracleRejection:
+            return False
+
+    def _with_trained_neighbours(self, row: Row, encoded: EncodedRow, labels: Ids) -> tuple[Row, EncodedRow]:
+        """Return a row whose neighbouring answers have the weights that fit their labels best.
+
+        Answers that follow each other are turns of their own only if their weights differ, and the ids do not tell
+        which of them has the weight 1.
+        """
+        trained = {
+            span.turn
+            for span in encoded.spans
+            if span.is_answer and any(label != IGNORE_INDEX for label in labels[span.start : span.end])
+        }
+        turns = dict.fromkeys(span.turn for span in encoded.spans if span.is_answer)
+        messages = list(row.messages)
+        runs: list[list[tuple[int | None, Sequence[int]]]] = []
+        for turn, group in zip(turns, row.assistant_groups(), strict=True):
+            if not runs or runs[-1][-1][1][-1] + 1 != group[0]:
+                runs.append([])
+            runs[-1].append((turn, group))
+        for run in runs:
+            fitting = sum(bool(weight_of(messages[group[0]])) == (turn in trained) for turn, group in run)
+            if len(run) > 1 and fitting < len(run) - fitting:
+                for at in (at for _, group in run for at in group):
+                    messages[at] = {**messages[at], "weight": 1 - weight_of(messages[at])}
+        if messages == [*row.messages]:
+            return row, encoded
+        row = replace(row, messages=tuple(messages))
+        return row, self._oracle.encode(row)
 
     def _with_neighbours_apart(self, row: Row, ids: tuple[int, ...]) -> tuple[Row, EncodedRow] | None:
         """Return a row with a system message between neighbouring texts of the user, if it has the ids.

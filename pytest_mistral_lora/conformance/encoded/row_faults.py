@@ -237,7 +237,8 @@ class LabelComparison:
             yield EncodingFault("ML544", "no token is trained on", self._expected)
         elif None in self.owners or self.trained != self.wanted:
             # BOS may be masked although everything else is trained on
-            if len(self.trained - {0}) == len(self.ids) - 1 and self.wanted != self.trained:
+            is_whole = len(self.trained - {0}) == len(self.ids) - 1 and self.wanted != self.trained
+            if is_whole and self.objective.turns != "everything":
                 yield EncodingFault("ML543", "every token is trained on", self._expected)
             elif shift := self._mask_shift():
                 yield EncodingFault("ML541", f"the mask is shifted by {shift:+d} tokens")
@@ -273,7 +274,7 @@ class LabelComparison:
         masked, partial, by_rule = self._masked_answers()
         trained = [(n, owner) for n in sorted(self.trained) if (owner := self.owners[n]) is not None]
         prompt = []
-        outside = [(n, owner.role or "BOS") for n, owner in trained if not owner.is_answer]
+        outside = [(n, owner.role or "BOS") for n, owner in trained if not (owner.is_answer or owner.supervised)]
         if outside:
             are = "token is" if len(outside) == 1 else "tokens are"
             roles = ", ".join(sorted({role for _, role in outside}))

@@ -22,8 +22,10 @@ from typing import Any
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS
+from pytest_mistral_lora.chat.kinds.pair import PAIR
 from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED, UNWANTED, WANTED
-from pytest_mistral_lora.chat.rows import unscored
+from pytest_mistral_lora.chat.kinds.rated import RATED
+from pytest_mistral_lora.chat.rows import RecordKind, unscored
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -57,6 +59,11 @@ class Side:
     def is_of_pair(self) -> bool:
         """Whether the record has a chosen and a rejected answer."""
         return self.name in _PAIR
+
+    @property
+    def kind(self) -> RecordKind:
+        """The kind of the record."""
+        return PAIR if self.is_of_pair else RATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.trainers.axolotl.chat_entries import CHAT_TYPES, family_of, roles_of, trained_roles
 from pytest_mistral_lora.field.trainers.axolotl.entry import AxolotlEntry
 from pytest_mistral_lora.formats.convert import Source
 from pytest_mistral_lora.formats.importers import Importer, declared_files, remarks_on, require_form, require_no_keys
@@ -15,7 +16,6 @@ from pytest_mistral_lora.places import Place
 
 # settings of a data set that choose rows or change their text
 _REFUSED = (
-    "message_field_training_detail",
     "split_thinking",
     "shards",
     "shards_idx",
@@ -29,7 +29,6 @@ _REFUSED = (
     "conversation",
 )
 _NO_ROWS = ("completion", "pretrain", "input_output", "stepwise_supervised", "_synthetic")
-_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class AxolotlImporter(Importer):
@@ -52,6 +51,12 @@ class AxolotlImporter(Importer):
             place = Place.of(path).within("datasets", index)
             require_form(AxolotlEntry, entry, place)
             require_no_keys(entry, _REFUSED, place)
+            if detail := entry.get("message_field_training_detail"):
+                raise InputError(
+                    f"message_field_training_detail: {detail!r} trains parts of a message",
+                    place=place,
+                    expected="message_field_training: a row has a weight for each message as a whole",
+                )
             if (on_eos := entry.get("train_on_eos")) in ("last", "none", "all"):
                 remarks.append(f"train_on_eos: {on_eos} of {place}: rows train on the EOS of each answer")
             layout = _layout(entry, place, is_preference=bool(config.get("rl")))
@@ -92,7 +97,7 @@ def _layout(entry: Mapping[str, Any], place: Place, *, is_preference: bool) -> L
             templates=(kind.get("format") or "{instruction} {input} ", kind.get("no_input_format") or "{instruction} "),
             system=kind.get("system_prompt") or "",
         )
-    family = str(kind).partition(".")[0].partition(":")[0]
+    family = family_of(kind)
     if family in _NO_ROWS:
         raise InputError(f"type {kind}: a text without turns", place=place, expected="chat_template or alpaca")
     if family == "alpaca_chat" and str(kind).endswith("load_qa"):
@@ -100,7 +105,7 @@ def _layout(entry: Mapping[str, Any], place: Place, *, is_preference: bool) -> L
     if family in ("alpaca", "alpaca_chat", "alpaca_instruct", "alpaca_w_system", "gpteacher"):
         output = "response" if family == "gpteacher" else "output"
         return Layout("alpaca", {"instruction": "instruction", "input": "input", "output": output, "history": ""})
-    if is_preference or family in ("chat_template", "sharegpt", "messages"):
+    if is_preference or family in CHAT_TYPES:
         return _messages_layout(entry, family, is_preference=is_preference)
     known = "chat_template, alpaca, alpaca_chat.load_qa, gpteacher or fields of your own"
     raise InputError(f"type {kind!r}", place=place, expected=known)
@@ -114,22 +119,18 @@ def _messages_layout(entry: Mapping[str, Any], family: str, *, is_preference: bo
     thinking = entry.get("field_thinking") or mapped.pop("reasoning_content", None)
     weight = entry.get("message_field_training")
     given = {"role": role, "content": content, "thinking": thinking, "weight": weight}
-    roles = {name: ours for ours, names in (entry.get("roles") or {}).items() for name in names}
-    trained = entry.get("roles_to_train")
     messages = entry.get("field_messages") or ("conversations" if family == "sharegpt" else "messages")
     keys = {"messages": messages}
     keys |= {name: entry[f"field_{name}"] for name in ("system", "tools") if entry.get(f"field_{name}")}
     if is_preference:
         keys |= {"prompt": messages, "chosen": entry.get("field_chosen") or "chosen"}
         keys |= {"rejected": entry.get("field_rejected") or "rejected"}
-    if trained is not None:
-        trained = frozenset(roles.get(name, _ROLES.get(name, name)) for name in trained)
     return Layout(
         "preference" if is_preference else "messages",
         keys,
         {ours: theirs for ours, theirs in {**mapped, **given}.items() if theirs},
-        roles,
-        trained=trained,
+        roles_of(entry),
+        trained=trained_roles(entry),
         drop_system=bool(entry.get("drop_system_message")),
         joined=True,
         roles_in="`roles` of Axolotl's datasets",

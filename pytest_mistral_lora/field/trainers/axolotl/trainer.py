@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pytest_mistral_lora.runners.configuration import Reading, is_set, short
+from pytest_mistral_lora.chat.objective import ANSWERS, Declaration, Objective
+from pytest_mistral_lora.field.trainers.axolotl.chat_entries import is_chat_type, trained_roles
+from pytest_mistral_lora.runners.configuration import Reading, as_written, is_set, short
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
@@ -29,6 +33,22 @@ _CLASS = re.compile(r"(Auto|[A-Z]\w{0,80})?(Tokenizer(Fast)?|For\w{1,80}|LMHeadM
 class Axolotl(Trainer):
     """Axolotl."""
 
+    def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return what `train_on_inputs`, or a key of the entries of `datasets`, declares.
+
+        By 0.21.0: `prompt_tokenizers.py`, for types with a prompt of texts, labels every token with `train_on_inputs`.
+        `prompt_strategies/chat_template.py`, for types of chats, labels the texts of each message, and neither the
+        markers around them nor a system prompt in the first of them: no word expresses that. The same file takes the
+        roles of `roles_to_train`, by default the assistant alone, and `message_field_training_detail` within a message.
+        """
+        given = settings.get("datasets")
+        entries = [entry for entry in given if isinstance(entry, Mapping)] if isinstance(given, list) else []
+        declared = [_declared_by_entry(entry, settings) for entry in entries or [{}]]
+        if all(declaration == declared[0] for declaration in declared):
+            return declared[0]
+        # rows of the entries are not told apart
+        return Declaration(None, "datasets")
+
     def require_no_code(self, reading: Reading) -> None:
         """Refuse types of datasets and classes that are not known: Axolotl imports them by their names."""
         _require_known_types(reading)
@@ -36,6 +56,22 @@ class Axolotl(Trainer):
         for key in ("tokenizer_type", "model_type"):
             if key in data and not (isinstance(data[key], str) and _CLASS.fullmatch(data[key])):
                 raise reading.refusal(key, f"`{short(data[key])}` is no class of a tokenizer or a model")
+
+
+def _declared_by_entry(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> Declaration | None:
+    """Return what an entry of `datasets` declares together with the settings of all."""
+    if entry.get("message_field_training_detail"):
+        return Declaration(None, "message_field_training_detail")
+    if settings.get("train_on_inputs"):
+        if is_chat_type(entry.get("type")):
+            return Declaration(None, "train_on_inputs")
+        return Declaration(Objective("everything"), f"train_on_inputs: {as_written(settings['train_on_inputs'])}")
+    roles = entry.get("roles_to_train")
+    if roles is None or not is_chat_type(entry.get("type")):
+        return None
+    if trained_roles(entry) != frozenset({"assistant"}):
+        return Declaration(None, "roles_to_train")
+    return Declaration(ANSWERS, f"roles_to_train: {as_written(roles)}")
 
 
 def _require_known_types(reading: Reading) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded
 from pytest_mistral_lora.errors import InputError, RunnerError
-from pytest_mistral_lora.runners.configuration import Reading, short
+from pytest_mistral_lora.runners.configuration import Reading, as_written, short
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
@@ -19,6 +20,19 @@ class LlamaFactory(Trainer):
 
     With `use_dft_loss` it weighs the loss of each token by its probability, which the guard knows as a loss of labels.
     """
+
+    def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return what `mask_history` or `train_on_prompt` declares.
+
+        By 0.9.5, `data/processor/supervised.py`: `mask_history` trains on the response of the last pair of a prompt and
+        a response. A tool result is a prompt, so this is the last turn, also where calls come before it. Both together
+        are refused by `hparams/data_args.py`.
+        """
+        if settings.get("mask_history"):
+            return Declaration(Objective("last-answer"), f"mask_history: {as_written(settings['mask_history'])}")
+        if settings.get("train_on_prompt"):
+            return Declaration(Objective("everything"), f"train_on_prompt: {as_written(settings['train_on_prompt'])}")
+        return None
 
     def require_no_code(self, reading: Reading) -> None:
         """Refuse a dataset that is described as a script or as one of a network."""

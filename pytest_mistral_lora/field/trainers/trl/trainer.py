@@ -5,12 +5,30 @@ The classes of LLaMA-Factory and Axolotl are made of those of TRL, and call thei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pytest_mistral_lora.chat.objective import ANSWERS, Declaration
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
-TRL = Trainer.packaged(
+
+class Trl(Trainer):
+    """TRL."""
+
+    def declares(self, settings: Mapping[str, Any]) -> Declaration | None:
+        """Return what `assistant_only_loss` declares.
+
+        Its arguments do not tell what was written from a default, and by default every token of messages is trained on:
+        nothing else declares.
+        """
+        if settings.get("assistant_only_loss") is True:
+            return Declaration(ANSWERS, "assistant_only_loss: true")
+        return None
+
+
+TRL = Trl.packaged(
     Path(__file__).parent,
     "trl",
     "TRL",
