@@ -327,7 +327,7 @@ OUTPUTS = (
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),
-Output("false alarm", RED, false_alarm),
+    Output("false alarm", RED, false_alarm),
     Output("masks", MASKS, partial(rendered_row, tokenizer=SHIPPED_V3)),
     Output("objective", MASKS, undeclared_objective),
     Output("declared", MASKS, declared_objective),
