@@ -17,7 +17,6 @@ from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
-from pytest_mistral_lora.conformance.encoded.columns import MASKS
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
@@ -187,12 +186,11 @@ class GuardedRun:
         """Return the objective that the arguments declare; None if they declare nothing.
 
         Args:
-            sample: As for `fixes`. Rows of ids alone have the labels of whoever made them, whatever an argument says.
+            sample: As for `fixes`. Rows of ids alone have the labels of whoever made them, and answers in a prompt have
+                none, whatever an argument says: rows of messages are meant.
             of_preferences: As for `fixes`.
         """
-        form = self.form(sample, of_preferences=of_preferences)
-        is_made_here = form in ("messages", "prompt-completion") or not sample.keys().isdisjoint(MASKS)
-        if self.trainer is None or of_preferences or not is_made_here:
+        if self.trainer is None or self.form(sample, of_preferences=of_preferences) != "messages":
             return None
         return self.trainer.declares(vars(self.args))
 

@@ -57,6 +57,7 @@ DEFAULTS: list[tuple[str, dict[str, Any]]] = [
     ("ms-swift", {"loss_scale": "default"}),
     ("axolotl", {"train_on_inputs": False, "datasets": [CHAT]}),
     ("axolotl", {"datasets": "rows.jsonl"}),
+    ("axolotl", {"datasets": [{"type": "alpaca", "roles_to_train": ["user"]}]}),
     ("trl", {"assistant_only_loss": False, "completion_only_loss": True}),
     # a key of chat rows in a configuration of preferences
     ("ms-swift", {"rlhf_type": "dpo", "loss_scale": "last_round"}),

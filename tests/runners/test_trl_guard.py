@@ -10,6 +10,7 @@ from datasets import Dataset
 from faulty_templates import CHATML, CHATML_MARKED
 from guarded_runs import TRL_SETTINGS, Losses, chat_rows, losses_of
 from torch.nn.functional import cross_entropy
+from transformers import MistralForCausalLM
 
 from pytest_mistral_lora import GuardError, guard, training_template
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -156,6 +157,32 @@ def test_assistant_only_loss_declares_the_answers(base: Path, tokenizer: Any, te
     trainer.train()
     assert callback.verdict is not None
     assert callback.verdict.facts["batches::encoded::labels"]["objective"] == "answers (assistant_only_loss: true)"
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_answers_of_a_prompt_have_no_loss_and_are_no_fault(
+    packing: bool, base: Path, tokenizer: Any, template: str, tmp_path: Path
+) -> None:
+    prompt = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "I guess."}]
+    prompt += [{"role": "user", "content": "Sure?"}]
+    rows = [{"prompt": prompt, "completion": [{"role": "assistant", "content": f"Yes, {n}."}]} for n in range(8)]
+    tokenizer.chat_template, tokenizer.pad_token = template, "<unk>"
+    trainer = trl.SFTTrainer(
+        model=MistralForCausalLM.from_pretrained(base),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path),
+            assistant_only_loss=True,
+            max_length=64 if packing else None,
+            packing=packing,
+            **TRL_SETTINGS,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.ok
 
 
 def test_ids_have_the_labels_of_whoever_made_them_whatever_an_argument_says(

@@ -67,7 +67,7 @@ def _declared_by_entry(entry: Mapping[str, Any], settings: Mapping[str, Any]) ->
             return Declaration(None, "train_on_inputs")
         return Declaration(Objective("everything"), f"train_on_inputs: {as_written(settings['train_on_inputs'])}")
     roles = entry.get("roles_to_train")
-    if roles is None:
+    if roles is None or not is_chat_type(entry.get("type")):
         return None
     if trained_roles(entry) != frozenset({"assistant"}):
         return Declaration(None, "roles_to_train")
