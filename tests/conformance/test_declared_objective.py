@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +324,24 @@ def test_check_and_audit_are_judged_by_the_option(tmp_path: Path, capsys: pytest
         assert main([*words, "--report", str(page)]) == code
         assert f"<dt>objective</dt><dd>{declared} (--objective)</dd>" in page.read_text()
         capsys.readouterr()
+
+
+def test_judge_and_the_assertions_judge_by_the_argument(tmp_path: Path) -> None:
+    rows = lines("last-answer", 2)
+    path = write_lines(tmp_path, rows)
+    ids, labels = rows[0]["input_ids"], rows[0]["labels"]
+    for words in WORDS:
+        assert judge(path, tokenizer=SPM, objective=words, examples=1).ok == (words == "last-answer")
+        calls: list[Callable[[], None]] = [
+            partial(assert_encoded_rows_sound, path, SPM, objective=words),
+            partial(assert_labels_exact, rounds(0), ids, labels, SPM, objective=words),
+        ]
+        for call in calls:
+            if words == "last-answer":
+                call()
+                continue
+            with pytest.raises(AssertionError, match="ML5"):
+                call()
 
 
 def test_the_option_is_for_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
