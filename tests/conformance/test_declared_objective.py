@@ -174,6 +174,29 @@ def test_what_all_rows_follow_is_one_finding(words: str, messages: bool) -> None
 
 
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
+def test_labels_that_leave_out_parts_of_answers_are_an_error(messages: bool) -> None:
+    oracle, rows = oracle_named("derived-v13-thinking"), []
+    for number in range(6):
+        asked, said = plain(number)["messages"]
+        thought = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": said["content"]}]
+        row = {"messages": [asked, {**said, "content": thought}]}
+        made = oracle.encode(parse_row(row).with_objective(Objective.of("no-thinking", "test")))
+        rows.append({**(row if messages else {}), "input_ids": [*made.input_ids], "labels": [*(made.labels or ())]})
+    [finding] = audit(rows, tokenizer=oracle.path).findings
+    assert (finding.rule, finding.severity) == ("ML508", "error")
+    assert "--objective answers,no-thinking" in finding.expected
+    assert audit(rows, tokenizer=oracle.path, objective="no-thinking").findings == ()
+
+
+def test_a_mask_of_zeros_follows_no_objective() -> None:
+    """Of rows whose answers are calls alone, `no-calls` leaves nothing."""
+    rows = [encoded({**rounds(n), "messages": rounds(n)["messages"][2:4]}, "answers") for n in range(6)]
+    for line in rows:
+        line["labels"] = [-100] * len(line["labels"])
+    assert errors(judged(rows)) == {"ML544", "ML506"}
+
+
+@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
 def test_too_few_rows_have_a_finding_each(messages: bool) -> None:
     rows = [*lines("last-answer", FEWEST_AGREEING - 1, messages=messages), encoded(plain(0), "answers")]
     verdict = judged(rows)
