@@ -243,6 +243,7 @@ MIXED = {
     "agree": AGREEING,
     "differ": [*AGREEING, encoded(rounds(99), "answers")],
     "other ids": [*AGREEING, {**rounds(77), "input_ids": [1, 2], "labels": [-100, -100]}],
+    "everything": lines("everything", 7),
     "no messages": lines("no-calls", 7, messages=False),
     "sound": [encoded(plain(n), "answers") for n in range(5)] + lines("answers", 2, messages=False),
 }

@@ -71,11 +71,8 @@ class Agreement:
 
     @property
     def found(self) -> Objective | None:
-        """The objective of the fewest words that enough lines agree on; None if it is `everything` (ML543), or none."""
-        if self.rows < FEWEST_AGREEING or not self.objectives:
-            return None
-        first = self._in_order[0]
-        return None if str(first) == "everything" else first
+        """The objective of the fewest words that enough lines agree on; None if there is none."""
+        return self._in_order[0] if self.rows >= FEWEST_AGREEING and self.objectives else None
 
     @property
     def _in_order(self) -> list[Objective]:

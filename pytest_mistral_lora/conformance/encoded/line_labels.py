@@ -28,9 +28,12 @@ class LineLabels(NamedTuple):
     is_other: bool
 
 
+_EVERYTHING = Objective("everything")
+
+
 def candidates(oracle: Oracle) -> frozenset[Objective]:
     """Return the objectives that labels may follow although nobody declares one."""
-    return frozenset(Objective.expressible(oracle.control_ids)) - {ANSWERS}
+    return frozenset(Objective.expressible(oracle.control_ids)) - {ANSWERS, _EVERYTHING}
 
 
 def labels_of(
@@ -79,6 +82,8 @@ class _RowLabels:
         by_answers = self._is_exact(ANSWERS)
         if by_answers is None:
             return None
+        if not by_answers and self._is_exact(_EVERYTHING):
+            return frozenset(), True  # ML543, which a careless default makes in each row
         if self._compared.ids == self._encoded.input_ids:
             return frozenset(objective for objective in wanted if self._is_exact(objective)), not by_answers
         # all candidates, so that the lines before it do not decide whether it says something
