@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,29 @@ def test_what_all_rows_follow_is_one_finding(words: str, messages: bool) -> None
 
 
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
+def test_labels_that_leave_out_parts_of_answers_are_an_error(messages: bool) -> None:
+    oracle, rows = oracle_named("derived-v13-thinking"), []
+    for number in range(6):
+        asked, said = plain(number)["messages"]
+        thought = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": said["content"]}]
+        row = {"messages": [asked, {**said, "content": thought}]}
+        made = oracle.encode(parse_row(row).with_objective(Objective.of("no-thinking", "test")))
+        rows.append({**(row if messages else {}), "input_ids": [*made.input_ids], "labels": [*(made.labels or ())]})
+    [finding] = audit(rows, tokenizer=oracle.path).findings
+    assert (finding.rule, finding.severity) == ("ML508", "error")
+    assert "--objective answers,no-thinking" in finding.expected
+    assert audit(rows, tokenizer=oracle.path, objective="no-thinking").findings == ()
+
+
+def test_a_mask_of_zeros_follows_no_objective() -> None:
+    """Of rows whose answers are calls alone, `no-calls` leaves nothing."""
+    rows = [encoded({**rounds(n), "messages": rounds(n)["messages"][2:4]}, "answers") for n in range(6)]
+    for line in rows:
+        line["labels"] = [-100] * len(line["labels"])
+    assert errors(judged(rows)) == {"ML544", "ML506"}
+
+
+@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
 def test_too_few_rows_have_a_finding_each(messages: bool) -> None:
     rows = [*lines("last-answer", FEWEST_AGREEING - 1, messages=messages), encoded(plain(0), "answers")]
     verdict = judged(rows)
@@ -220,6 +243,7 @@ MIXED = {
     "agree": AGREEING,
     "differ": [*AGREEING, encoded(rounds(99), "answers")],
     "other ids": [*AGREEING, {**rounds(77), "input_ids": [1, 2], "labels": [-100, -100]}],
+    "everything": lines("everything", 7),
     "no messages": lines("no-calls", 7, messages=False),
     "sound": [encoded(plain(n), "answers") for n in range(5)] + lines("answers", 2, messages=False),
 }
@@ -324,6 +348,24 @@ def test_check_and_audit_are_judged_by_the_option(tmp_path: Path, capsys: pytest
         assert main([*words, "--report", str(page)]) == code
         assert f"<dt>objective</dt><dd>{declared} (--objective)</dd>" in page.read_text()
         capsys.readouterr()
+
+
+def test_judge_and_the_assertions_judge_by_the_argument(tmp_path: Path) -> None:
+    rows = lines("last-answer", 2)
+    path = write_lines(tmp_path, rows)
+    ids, labels = rows[0]["input_ids"], rows[0]["labels"]
+    for words in WORDS:
+        assert judge(path, tokenizer=SPM, objective=words, examples=1).ok == (words == "last-answer")
+        calls: list[Callable[[], None]] = [
+            partial(assert_encoded_rows_sound, path, SPM, objective=words),
+            partial(assert_labels_exact, rounds(0), ids, labels, SPM, objective=words),
+        ]
+        for call in calls:
+            if words == "last-answer":
+                call()
+                continue
+            with pytest.raises(AssertionError, match="ML5"):
+                call()
 
 
 def test_the_option_is_for_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,25 @@ def test_a_second_fault_is_reported_beside_it(has_messages: bool, folder: Path, 
     assert found == expected | ({("ML531", "rows[4]")} if has_messages else set())
 
 
+@pytest.mark.parametrize("has_messages", [True, False])
+def test_labels_beside_it_are_judged_by_a_declared_objective(
+    has_messages: bool, folder: Path, encode: Callable[..., Record]
+) -> None:
+    said = [messages(HISTORY), messages(SHORT)]
+    by_answers = [encode(each) for each in said]
+    everything = [{**record, "labels": record["input_ids"]} for record in by_answers]
+    last = [{**record, "labels": [*record["labels"]]} for record in by_answers]
+    first_answer = next(n for n, label in enumerate(last[0]["labels"]) if label != -100)
+    end = last[0]["labels"].index(-100, first_answer)
+    last[0]["labels"][first_answer:end] = [-100] * (end - first_answer)
+    for objective, labels in (("answers", by_answers), ("everything", everything), ("last-answer", last)):
+        for words, records in (("answers", by_answers), ("everything", everything), ("last-answer", last)):
+            given = [{**one, "messages": each} for one, each in zip(records, said, strict=True)]
+            found = audit(given if has_messages else records, tokenizer=folder, objective=objective).findings
+            assert found[0].rule == "ML004"
+            assert (len(found) == 1) == (labels is records), (objective, words, found)
+
+
 def test_packed_rows_are_taken_apart_at_their_positions(folder: Path, encode: Callable[..., Record]) -> None:
     parts = [encode(messages(SHORT)), encode(messages(HISTORY)), encode(messages(SHORT))]
     packed = {key: [value for part in parts for value in part[key]] for key in ("input_ids", "labels")}
@@ -149,9 +168,9 @@ def test_a_template_that_explains_no_line_is_tried_for_a_few(
     lines = []
     encode_stretch = TemplateCause._encode_stretch
 
-    def counted(self: TemplateCause, row: Any, stretch: Any, oracle: Any) -> Any:
+    def counted(self: TemplateCause, row: Any, stretch: Any, *given: Any) -> Any:
         lines.append(stretch.place)
-        return encode_stretch(self, row, stretch, oracle)
+        return encode_stretch(self, row, stretch, *given)
 
     monkeypatch.setattr(TemplateCause, "_encode_stretch", counted)
     said = messages(SHORT)

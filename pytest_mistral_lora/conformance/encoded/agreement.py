@@ -34,17 +34,14 @@ class Agreement:
     Attributes:
         objectives: The objectives that the labels of all lines are exact by; empty if lines differ.
         rows: Number of lines whose labels differ from those of `answers`.
-        is_written: Whether one of these has messages.
         explained: The findings of the lines that were given out without them, by rule.
     """
 
     objectives: frozenset[Objective]
     rows: int = 0
-    is_written: bool = False
     explained: Counter[str] = field(default_factory=Counter)
     _held: list[LineVerdict] = field(default_factory=list)
     _kept: dict[str, list[Finding]] = field(default_factory=dict)
-    _mended: int = 0
 
     def take(self, verdict: LineVerdict) -> Iterator[LineVerdict]:
         """Add a line, and yield the lines that need not wait for the end of the file."""
@@ -53,7 +50,6 @@ class Agreement:
             self.objectives &= labels.fits
             if labels.is_other and self.objectives:
                 self.rows += 1
-                self.is_written |= labels.is_written
         if not self.objectives:
             yield from self._held
             self._held.clear()
@@ -75,21 +71,13 @@ class Agreement:
 
     @property
     def found(self) -> Objective | None:
-        """The objective of the fewest words that enough lines agree on; None if it is `everything` (ML543), or none."""
-        if self.rows < FEWEST_AGREEING or not self.objectives:
-            return None
-        first = self._in_order[0]
-        return None if str(first) == "everything" else first
+        """The objective of the fewest words that enough lines agree on; None if there is none."""
+        return self._in_order[0] if self.rows >= FEWEST_AGREEING and self.objectives else None
 
     @property
     def _in_order(self) -> list[Objective]:
         every = [*Objective.expressible(("[THINK]", "[TOOL_CALLS]"))]
         return sorted(self.objectives, key=every.index)
-
-    @property
-    def mended(self) -> int:
-        """Number of lines that were given out as sound, although their findings stand in the end."""
-        return 0 if self.found else self._mended
 
     def findings(self, place: Place) -> Iterator[Finding]:
         """Yield the finding of the file; or, if lines differ in the end, what those had that were given out before.
@@ -114,7 +102,8 @@ class Agreement:
             f"the objective answers; or, if you mean it, a declaration: --objective {objective} "
             f'(objective="{objective}" in Python)',
             name=f"objective-{str(objective).replace(',', '-')}",
-            severity="error" if self.is_written else "note",
+            # the weights of ids alone are read from their labels, which contradict nothing
+            severity="error" if self.explained else "note",
             covers=tuple(sorted(self.explained.items())),
         )
 
@@ -134,11 +123,7 @@ class Agreement:
             if len(kept) < _KEPT:
                 kept.append(finding)
         rest = tuple(finding for finding in verdict.findings if finding.rule not in OF_LABELS)
-        # the labels of a line without messages contradict nothing
-        is_written = verdict.labels is not None and verdict.labels.is_written
-        is_sound = not is_written and not any(finding.severity == "error" for finding in rest)
-        self._mended += is_sound and verdict.state == "wrong"
-        return replace(verdict, state="sound" if is_sound else verdict.state, findings=rest)
+        return replace(verdict, findings=rest)
 
 
 def _waits(verdict: LineVerdict) -> bool:

@@ -256,8 +256,6 @@ class Audit:
         """Return the finding of an objective that all lines agree on, by which the rest is judged."""
         if self.agreement.found is None:
             self.totals.balance.extend(self.totals.following)
-            self.states["sound"] -= self.agreement.mended
-            self.states["wrong"] += self.agreement.mended
         else:
             self._judge.use(self.agreement.found)
         return list(self.agreement.findings(self.rows.place))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.objective import Declaration, Objective
+from pytest_mistral_lora.chat.objective import ANSWERS, Declaration, Objective
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import SourceRecord
 from pytest_mistral_lora.chat.rows import Row
@@ -543,7 +543,8 @@ class LineJudge:
             line: The line.
             before: Its findings by mistral-common's encoding.
         """
-        found = None if self._cause is None else self._cause.encode(line, self._oracle)
+        objective = None if self._declared is None else self._declared.objective
+        found = None if self._cause is None else self._cause.encode(line, self._oracle, objective or ANSWERS)
         if found is None or self._cause is None:
             return None
         line, encoded = found

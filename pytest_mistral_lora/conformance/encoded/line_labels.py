@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.objective import ANSWERS, NEEDS, Objective
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, EncodedRowComparison
@@ -22,17 +22,18 @@ class LineLabels(NamedTuple):
     Attributes:
         fits: The objectives other than `answers` by which they are exact.
         is_other: Whether they differ from those of `answers`.
-        is_written: Whether the line has messages, whose weights its labels contradict.
     """
 
     fits: frozenset[Objective]
     is_other: bool
-    is_written: bool
+
+
+_EVERYTHING = Objective("everything")
 
 
 def candidates(oracle: Oracle) -> frozenset[Objective]:
     """Return the objectives that labels may follow although nobody declares one."""
-    return frozenset(Objective.expressible(oracle.control_ids)) - {ANSWERS}
+    return frozenset(Objective.expressible(oracle.control_ids)) - {ANSWERS, _EVERYTHING}
 
 
 def labels_of(
@@ -45,14 +46,22 @@ def labels_of(
         wanted: The objectives that all lines before it agree on.
         is_written: Whether the line has messages; else their weights are read from the labels, and count as 1.
     """
-    # one that cannot be read back has no messages, and a completion takes no objective
-    judged = (one for one in comparison.conversations() if one.row.messages and one.row.kind.is_chat)
-    found = [_RowLabels(one, is_written).fitting(wanted) for one in judged]
+    found = [_RowLabels(one, is_written).fitting(wanted) for one in comparison.conversations() if _takes_part(one)]
     known = [one for one in found if one is not None]
     if not known:
         return None
     fits = frozenset.intersection(*(fits for fits, _ in known))
-    return LineLabels(fits, any(is_other for _, is_other in known), is_written)
+    return LineLabels(fits, any(is_other for _, is_other in known))
+
+
+def _takes_part(compared: EncodedRowComparison) -> bool:
+    """Return whether the labels of a conversation may follow an objective.
+
+    One that cannot be read back has no messages, a completion takes no objective, and no objective is meant to leave
+    nothing to train on (ML544).
+    """
+    is_conversation = bool(compared.row.messages) and compared.row.kind.is_chat
+    return is_conversation and any(label != IGNORE_INDEX for label in compared.labels)
 
 
 class _RowLabels:
@@ -73,6 +82,8 @@ class _RowLabels:
         by_answers = self._is_exact(ANSWERS)
         if by_answers is None:
             return None
+        if not by_answers and self._is_exact(_EVERYTHING):
+            return frozenset(), True  # ML543, which a careless default makes in each row
         if self._compared.ids == self._encoded.input_ids:
             return frozenset(objective for objective in wanted if self._is_exact(objective)), not by_answers
         # all candidates, so that the lines before it do not decide whether it says something

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from itertools import groupby
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.chat.templates import ChatTemplate
@@ -126,12 +127,15 @@ class TemplateCause(Cause):
             raise ValueError("the template does not load")
         return self.template
 
-    def encode(self, line: EncodedLine, oracle: Oracle) -> tuple[EncodedLine, tuple[EncodedRow, ...]] | None:
+    def encode(
+        self, line: EncodedLine, oracle: Oracle, objective: Objective = ANSWERS
+    ) -> tuple[EncodedLine, tuple[EncodedRow, ...]] | None:
         """Return a line with its conversations, and each as the template encodes it; None if it has other ids.
 
         Args:
             line: The line, with its conversations or with ids alone.
             oracle: Mistral's own tokenization.
+            objective: The declared objective of conversations that are read back.
         """
         if self._tries <= 0 or self.template is None:
             return None
@@ -139,7 +143,8 @@ class TemplateCause(Cause):
         rows: Sequence[Row | None] = line.rows or (None,) * len(stretches)
         if len(rows) != len(stretches):
             return None
-        found = [self._encode_stretch(row, stretch, oracle) for row, stretch in zip(rows, stretches, strict=True)]
+        pairs = zip(rows, stretches, strict=True)
+        found = [self._encode_stretch(row, stretch, oracle, objective) for row, stretch in pairs]
         encoded = [pair for pair in found if pair is not None]
         if len(encoded) < len(found) or self.finding is None:
             self._tries -= 1
@@ -149,8 +154,10 @@ class TemplateCause(Cause):
         line = replace(line, rows=conversations, packed=line.packed or len(conversations) > 1)
         return line, tuple(one for _, one in encoded)
 
-    def _encode_stretch(self, row: Row | None, stretch: LineStretch, oracle: Oracle) -> tuple[Row, EncodedRow] | None:
-        rows = [row] if row is not None else self._read(stretch, oracle)
+    def _encode_stretch(
+        self, row: Row | None, stretch: LineStretch, oracle: Oracle, objective: Objective
+    ) -> tuple[Row, EncodedRow] | None:
+        rows = [row] if row is not None else [replace(one, objective=objective) for one in self._read(stretch, oracle)]
         for conversation in rows:
             encoded = self._encode_row(conversation, stretch, oracle)
             if encoded is not None:
@@ -182,12 +189,14 @@ class TemplateCause(Cause):
         if whole != stretch.ids and cut_fault(whole, stretch.ids, oracle) is None:
             return None
         owners = _owners(answers, offsets) if answers is not None else [None] * len(ids)
-        return _encoded(whole, [None] * len(front) + owners + [None] * len(end), stretch.labels)
+        return _encoded(whole, [None] * len(front) + owners + [None] * len(end), stretch.labels, row.objective)
 
     def _answers(self, row: Row, text: str) -> list[_MessagePart] | None:
         """Return the parts of a rendering that are a message's own text; None if they cannot be told apart."""
-        if not row.objective.is_of_turns:
+        # where a thought or a call begins and ends in another layout is not known
+        if row.objective.without:
             return None
+        trains_all, weights = row.objective.turns == "everything", row.trained_weights()
         parts = []
         for number, message in enumerate(row.messages):
             is_answer = message["role"] == "assistant"
@@ -199,7 +208,8 @@ class TemplateCause(Cause):
             at = text.find(content, len(before), len(through)) if content else -1
             end = at + len(content) if at >= 0 else len(through)
             start = len(before) if is_answer or at < 0 else at
-            parts.append(_MessagePart(number, message["role"], start, end, bool(row.trained_weights()[number])))
+            is_trained = bool(weights[number]) or (trains_all and not is_answer)
+            parts.append(_MessagePart(number, message["role"], start, end, is_trained))
         return parts
 
     def _rendered(self, row: Row, *, generation_prompt: bool = False) -> str:
@@ -262,12 +272,18 @@ def _owners(parts: Sequence[_MessagePart], offsets: Sequence[tuple[int, int]]) -
     return owners
 
 
-def _encoded(ids: Ids, owners: Sequence[_MessagePart | None], labels: Ids) -> EncodedRow:
-    """Return a row whose messages are trained on or not; what the template writes around them is as the labels are."""
+def _encoded(
+    ids: Ids, owners: Sequence[_MessagePart | None], labels: Ids, objective: Objective = ANSWERS
+) -> EncodedRow:
+    """Return a row whose messages are trained on or not; what the template writes around them is as the labels are.
+
+    Under `everything`, what it writes around them is trained on.
+    """
     spans = []
-    trains_all = sum(label != IGNORE_INDEX for label in labels) >= len(ids) - 1
+    is_wanted = objective.turns == "everything" and not objective.without
+    trains_all = objective.is_default and sum(label != IGNORE_INDEX for label in labels) >= len(ids) - 1
     for n, owner in enumerate(owners):
-        is_trained = n < len(labels) and labels[n] != IGNORE_INDEX and not trains_all
+        is_trained = is_wanted or (n < len(labels) and labels[n] != IGNORE_INDEX and not trains_all)
         if owner is not None:
             spans.append(Span(owner.turn, owner.role, "text", n, n + 1, owner.supervised))
         else:

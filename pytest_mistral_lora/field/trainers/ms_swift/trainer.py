@@ -7,19 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
 from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.containers import open_source
-from pytest_mistral_lora.programs.facts.entries import release_of
 from pytest_mistral_lora.runners.configuration import Reading, as_written, short, values_in
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
 
 _STRATEGIES = {"last_round": "last-round", "all": "everything"}
 """The strategies of `loss_scale` that are not its default, each with the turns that have a loss."""
-_ROUND_BEHIND_TOOLS = Version("4.5.3")
+_ROUND_BEHIND_TOOLS = "4.5.3"
 """The first version whose last round begins behind the last result of a tool, too, so that it is the last turn."""
 
 
@@ -39,7 +36,13 @@ class MsSwift(Trainer):
         turns = _STRATEGIES.get(str(written).removesuffix("+base"))
         if turns is None:
             return Declaration(None, "loss_scale")
-        if turns == "last-round" and (release_of(self.version) or _ROUND_BEHIND_TOOLS) >= _ROUND_BEHIND_TOOLS:
+        # here: the list of trainers in a verb's help imports nothing heavy
+        from packaging.version import Version
+
+        from pytest_mistral_lora.programs.facts.entries import release_of
+
+        behind_tools = Version(_ROUND_BEHIND_TOOLS)
+        if turns == "last-round" and (release_of(self.version) or behind_tools) >= behind_tools:
             turns = "last-answer"
         return Declaration(Objective(turns), f"loss_scale: {as_written(written)}")
 
