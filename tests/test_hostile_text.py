@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -126,6 +127,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     raw = os.fsencode(folder) + b"/\xff\xfe\x1b.jsonl"
     Path(os.fsdecode(raw)).write_text(json.dumps(ROWS[1]) + "\n")
+    with contextlib.chdir(folder):
+        assert main(["check", f"{NAME}.jsonl", *SPM, "--report", f"{NAME}.report.json"]) == 1
     return folder
 
 
@@ -173,6 +176,13 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "compare": [[f"{NAME}.jsonl", f"{NAME}.jsonl"], [HOSTILE, HOSTILE, "--markdown"]],
     "rules": [[HOSTILE], ["--search", HOSTILE]],
+    "report-false-alarm": [
+        [f"ML601 {NAME}.jsonl", "--from", f"{NAME}.report.json", *SPM, "--output", f"{NAME}.alarm.json"],
+        [f"ML601 {NAME}.jsonl", "--from", f"{NAME}.report.json", *SPM, "--scrub", "--output", "alarm.json"],
+        [HOSTILE, "--from", f"{NAME}.report.json"],
+        [f"ML601 {HOSTILE}", "--from", f"{NAME}.report.json"],
+        [HOSTILE, "--from", f"{NAME}.yaml"],
+    ],
     "import": [
         [f"{NAME}.jsonl", "--to", f"{NAME}.to"],
         [f"{NAME}.jsonl", "--to", f"{NAME}.to", "--lossy", "bad-records"],

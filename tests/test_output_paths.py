@@ -26,6 +26,7 @@ NO_PATHS = {
     ("rules", "ids"),
     ("rules", "--search"),
     ("report-false-alarm", "finding"),
+    *((verb, "--objective") for verb in ("check", "audit", "render", "stats")),
     *((verb, "--rules") for verb in ("check", "audit", "verify", "smoke", "serve-check")),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),

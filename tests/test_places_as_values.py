@@ -27,14 +27,18 @@ WORDS = {"found", "expected", "detail", "place", "others"}
 
 PARSES = {
     "conformance/groups.py: headline": "leaves the folders of a path out of a line that is too long",
+    "report/false_alarm.py: _head": "compares the words of a user with the line of a finding as it was printed",
+    "report/false_alarm.py: _is_named": "compares the words of a user with the place of a finding as it was printed",
 }
 """Functions that take the text of a place apart, each with its reason."""
 REWRITES = {
+    "cli/false_alarm.py: _judged": "names the file of a row by its name, and not by the folder that it was judged in",
     "conformance/known.py: _with_passed_dates": "names the deviations whose dates have passed: to be a field",
     "conformance/server/shown.py: _shown": "bounds the words of a hostile server and hides its key, wherever they are",
 }
 """Functions that return a finding with other words, each with its reason."""
 NO_FINDINGS = {
+    "conformance/encoded/line_judge.py: _read": "a line that was read back",
     "conformance/adapter/layout.py: adapter_layout": "a layout, with the tensors that it expects",
     "conformance/encoded/lines.py: lines": "the reader of a record",
     "conformance/encoded/template_cause.py: _read": "a row that was read back",

@@ -252,7 +252,9 @@ class FalseAlarm:
             file = Path(folder, "row.jsonl")
             file.write_text(f"{safe_json(row)}\n", encoding="utf-8")
             try:
-                verdict = judge(file, tokenizer=tokenizer, kind=self._kind, oracle=self._declared)
+                verdict = judge(
+                    file, tokenizer=tokenizer, kind=self._kind, oracle=self._declared, objective=self._objective
+                )
             except MistralLoraError as error:
                 reason = one_line(str(error).replace(folder, ""))
                 return JudgedAgain(row, reason="it cannot be judged" if self.scrub else reason)
@@ -265,7 +267,15 @@ class FalseAlarm:
     def _command(self) -> str:
         kind = self._kind
         words = [PROGRAM, "check", "row.jsonl", "--as", kind, "--tokenizer", self._tokenizer_name]
-        return shlex.join([*words, *(["--oracle", self._declared] if self._declared else [])])
+        options = {"--oracle": self._declared, "--objective": self._objective}
+        return shlex.join([*words, *(word for name, value in options.items() if value for word in (name, value))])
+
+    @property
+    def _objective(self) -> str | None:
+        """The objective that the run declared by an option."""
+        from pytest_mistral_lora.report.false_alarm import option_of
+
+        return option_of(self.report["command"], "--objective", "--mistral-objective") or None
 
     @cached_property
     def tokenizer(self) -> Path | None:

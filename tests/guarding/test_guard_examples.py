@@ -185,6 +185,8 @@ def test_the_code_of_the_page_runs(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(base, tmp_path / "checkpoints" / "my-mistral")
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    # the block that makes a trainer has a test of its own
+    blocks = [code for code in blocks if "TrainingArguments" not in code]
     assert len(blocks) == 3
     names: dict[str, Any] = {}
     rows = encoded(oracle, chat_rows(4))

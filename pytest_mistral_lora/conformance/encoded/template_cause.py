@@ -280,10 +280,10 @@ def _encoded(
     Under `everything`, what it writes around them is trained on.
     """
     spans = []
-    is_wanted = objective.turns == "everything" and not objective.without
+    trains_rest = objective.turns == "everything" and not objective.without
     trains_all = objective.is_default and sum(label != IGNORE_INDEX for label in labels) >= len(ids) - 1
     for n, owner in enumerate(owners):
-        is_trained = is_wanted or (n < len(labels) and labels[n] != IGNORE_INDEX and not trains_all)
+        is_trained = trains_rest or (n < len(labels) and labels[n] != IGNORE_INDEX and not trains_all)
         if owner is not None:
             spans.append(Span(owner.turn, owner.role, "text", n, n + 1, owner.supervised))
         else:
