@@ -149,6 +149,18 @@ def test_scrubbed_ids_have_the_finding(encoded_folder: Path, mistral_lora: RunVe
     assert "ML546" in {finding.rule for finding in audit([found["row"]], tokenizer="spm-v3").findings}
 
 
+def test_a_row_is_judged_again_by_the_objective_of_its_run(tmp_path: Path, mistral_lora: RunVerb) -> None:
+    talk = [*SPELLS[:1], {"role": "assistant", "content": "a"}, SPELLS[0], {"role": "assistant", "content": "b"}]
+    encoded = Oracle(shipped_tokenizer("spm-v3")).encode({"messages": talk})
+    row = {"messages": talk, "input_ids": [*encoded.input_ids], "labels": [*encoded.labels]}
+    write_rows(tmp_path / "encoded.jsonl", [row])
+    words = ("audit", "encoded.jsonl", "--tokenizer", "spm-v3", "--objective", "last-answer")
+    assert mistral_lora(*words, "--report", "report.json", folder=tmp_path).returncode == 1
+    done = mistral_lora("report-false-alarm", "ML549", "--from", "report.json", folder=tmp_path)
+    assert "the row alone still has ML549" in done.stdout
+    assert "--objective last-answer" in alarm(tmp_path, "ML549")["judged_again"]["command"]
+
+
 def test_ids_that_spell_a_secret_are_left_out(tmp_path: Path, mistral_lora: RunVerb) -> None:
     encoded = Oracle(shipped_tokenizer("spm-v3")).encode({"messages": SPELLS})
     row = {"input_ids": [*encoded.input_ids], "labels": [*encoded.labels[:-1], -100]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from derived_tekken import derived_oracle
+from each_oracle import oracle_named
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
@@ -17,6 +18,7 @@ from mistral_common.tokens.tokenizers.base import SpecialTokens
 from pytest_mistral_lora import strategies
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.kinds.records import parse_rows
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.strategies import (
@@ -388,3 +390,18 @@ def test_the_package_offers_the_strategies_by_name() -> None:
         "hostile_text",
         "plain_text",
     } <= public
+
+
+@pytest.mark.parametrize(("name", "count"), [("spm-v1", 4), ("spm-v3", 8), ("derived-v13-thinking", 16)])
+def test_objectives_are_those_that_a_tokenizer_can_express(name: str, count: int) -> None:
+    controls = oracle_named(name).control_ids
+    found: set[str] = set()
+
+    @settings(max_examples=300, database=None)
+    @given(strategies.objectives(controls))
+    def collect(words: str) -> None:
+        Objective.of(words, "test").require(controls, name, "test")
+        found.add(words)
+
+    collect()
+    assert len(found) == count

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from pytest_mistral_lora.chat.fields import ROLES
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.strategies.texts import (
     CALL_IDS,
@@ -208,6 +209,23 @@ def conversations(
     """
     whole = rows(system=system, max_turns=max_turns, text=text, alternating=alternating)
     return whole.map(lambda row: list(row["messages"]))
+
+
+def objectives(controls: Collection[str] = ()) -> SearchStrategy[str]:
+    """Generate the words of an objective, as `assert_labels_exact(objective=)` takes them.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(objectives())
+        ... def law(words):
+        ...     assert words in ("answers", "last-answer", "last-round", "everything")
+        >>> law()
+
+    Args:
+        controls: The control tokens of the tokenizer, such as `oracle.control_ids`; `no-thinking` is generated if
+            `[THINK]` is among them, and `no-calls` if `[TOOL_CALLS]` is.
+    """
+    return st.sampled_from([str(objective) for objective in Objective.expressible(controls)])
 
 
 def messages(*, role: str | None = None, text: TextStrategy | None = None) -> SearchStrategy[Message]:
