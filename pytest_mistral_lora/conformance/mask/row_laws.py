@@ -165,7 +165,8 @@ def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         label = (encoded.labels or ())[last : last + 1]
         is_left_out = without_calls and any(span.kind == "tool_call" for span in spans)
         # a thought in front may have no loss
-        is_trained = any(span.supervised for span in spans) and not is_left_out
+        is_turn_trained = any(span.supervised for span in spans) if row.objective.without else spans[0].supervised
+        is_trained = is_turn_trained and not is_left_out
         if is_trained != (label == (oracle.eos_id,)):
             return f"EOS of turn {turn} at token {last} has label {label[0] if label else 'none'}"
     return ""
