@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import write_outputs
 from packaging.requirements import Requirement
 from safetensors.numpy import save_file
+from verbs_without import run_verbs
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -26,10 +26,8 @@ BLOCKED = ("torch", "peft", "accelerate", "pyarrow", "psutil", "httpx")
 """The packages of extras, as Python imports them."""
 COMMIT = "c170c708c41dac9275d15a8fff4eca08d52bab71"
 
-LIGHT = """
-import json, sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+LIGHT = f"""
+import sys
 
 class Without:
     def __init__(self, finder):
@@ -39,36 +37,17 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in %(blocked)r else self.finder.find_spec(name, path, target)
+        return None if name.partition(".")[0] in {BLOCKED!r} else self.finder.find_spec(name, path, target)
 
 # not one finder more, which raises: libraries ask whether there is torch, and an error is no answer
 sys.meta_path[:] = map(Without, sys.meta_path)
-from pytest_mistral_lora.cli import main
-
-results = []
-for words in json.load(sys.stdin):
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(words)
-    results.append([code, out.getvalue(), err.getvalue()])
-assert not {name.partition(".")[0] for name in sys.modules} & set(%(blocked)r)
-print(json.dumps(results))
 """
+NONE_IMPORTED = f"assert not {{name.partition('.')[0] for name in sys.modules}} & set({BLOCKED!r})"
 
 
 def run_light(folder: Path, *commands: list[str]) -> list[tuple[int, str, str]]:
     """Return exit code, output and errors of each command, in one process in which the extra cannot be imported."""
-    code = LIGHT % {"blocked": BLOCKED}
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return [tuple(one) for one in json.loads(process.stdout)]
+    return run_verbs(LIGHT, commands, folder, after=NONE_IMPORTED)
 
 
 def outcomes(report: str) -> dict[str, str]:

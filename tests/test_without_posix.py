@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import write_outputs
+from verbs_without import run_verbs
 
 import pytest_mistral_lora
 
@@ -28,11 +27,7 @@ NAMES = {
 """Names of modules that Windows has without them."""
 
 WITHOUT = """
-import builtins, importlib, json, multiprocessing, os, sys, types
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
-
-modules, names, commands = json.load(sys.stdin)
+import builtins, importlib, multiprocessing, os, types
 
 class Windows(types.ModuleType):
     # a module as Windows has it
@@ -65,14 +60,8 @@ def limited(name, globals=None, *rest, **named):
     return windows.get(name) or real(name, globals, *rest, **named)
 
 builtins.__import__ = limited
-from pytest_mistral_lora.cli import main
-
-results = []
-for words in commands:
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(words)
-    results.append([code, out.getvalue(), err.getvalue()])
+"""
+MORE = """
 import pytest_mistral_lora.guarding.process_copy
 from pathlib import Path
 from pytest_mistral_lora.chat.templates.isolated import ask
@@ -87,7 +76,6 @@ try:
     ask({"source": "{{ messages }}"})
 except NoTemplateError as error:
     results.append([0, str(error), ""])
-print(json.dumps(results))
 """
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -112,18 +100,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
         "doctor": ["doctor"],
         "runner": ["audit", "--runner", "own.py", "--dataset", "rows.jsonl", *tokenizer],
     }
-    given = [MODULES, NAMES, [*commands.values()]]
-    process = subprocess.run(
-        [sys.executable, "-c", WITHOUT],
-        cwd=folder,
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    results = json.loads(process.stdout.splitlines()[-1])
-    return {name: tuple(found) for name, found in zip((*commands, "memory", "template"), results, strict=True)}
+    taken_away = f"modules, names = {MODULES!r}, {NAMES!r}\n{WITHOUT}"
+    results = run_verbs(taken_away, [*commands.values()], folder, after=MORE)
+    return dict(zip((*commands, "memory", "template"), results, strict=True))
 
 
 def test_rows_are_imported_judged_and_reported(done: dict[str, tuple[int, str, str]]) -> None:
