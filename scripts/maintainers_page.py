@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
+
+from page_blocks import with_block
 
 from pytest_mistral_lora.assertions import assert_labels_exact
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
@@ -13,7 +14,6 @@ from pytest_mistral_lora.chat.oracle import Oracle
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "maintainers.md"
 FILES = ROOT / "examples" / "maintainers"
-_PLACE = re.compile(r"(<!-- ([\w.]+): start -->\n).*?(<!-- \2: end -->\n)", flags=re.DOTALL)
 _ROW: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "Paris."}],
 }
@@ -21,12 +21,10 @@ _ROW: dict[str, Any] = {
 
 def maintainers_page() -> str:
     """Return the page with its parts."""
-
-    def filled(place: re.Match[str]) -> str:
-        made = f"```text\n{_red()}\n```" if place[2] == "red" else f"```py\n{(FILES / place[2]).read_text('utf-8')}```"
-        return f"{place[1]}{made}\n{place[3]}"
-
-    return _PLACE.sub(filled, PAGE.read_text(encoding="utf-8"))
+    page = with_block(PAGE.read_text(encoding="utf-8"), "red", f"```text\n{_red()}\n```")
+    for file in sorted(FILES.glob("test_*.py")):
+        page = with_block(page, file.name, f"```py\n{file.read_text(encoding='utf-8')}```")
+    return page
 
 
 def masked_eos() -> tuple[dict[str, Any], list[int], list[int]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from page_blocks import with_block
+
 from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS
 from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
 from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
 from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "prepared.md"
-_START, _END = "<!-- sources: start -->\n", "<!-- sources: end -->\n"
 
 LOST_IN_PART: Mapping[str, str] = {
     "ML619": "ids have the arguments as mistral-common spells them: a key that is there twice is there once",
@@ -59,10 +60,7 @@ Those that are errors of many rows have a note for one row, which fires there: `
 
 def prepared_page() -> str:
     """Return the page with its table."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(_START)
-    _, _, tail = rest.partition(_END)
-    sources = "\n".join(_sources())
-    return f"{head}{_START}{sources}\n{_END}{tail}"
+    return with_block(PAGE.read_text(encoding="utf-8"), "sources", "\n".join(_sources()))
 
 
 def _sources() -> Iterator[str]:

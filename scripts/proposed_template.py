@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from page_blocks import with_block
+
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare
 from pytest_mistral_lora.chat.templates.faults import FAULTS
@@ -31,7 +33,6 @@ from converted import converted_tokenizer  # noqa: E402
 from each_oracle import oracle_named  # noqa: E402
 
 PAGE = ROOT / "docs" / "proposed-template.md"
-_START, _END = "<!-- rows: start -->\n", "<!-- rows: end -->\n"
 
 PUBLISHED = "mistralai-Mistral-7B-Instruct-v0.3"
 TOKENIZER = "spm-v3"
@@ -124,10 +125,7 @@ def verdicts(source: str) -> tuple[Verdict, ...]:
 
 def page() -> str:
     """Return the page with its table."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(_START)
-    _, _, tail = rest.partition(_END)
-    table = "\n".join(_lines())
-    return f"{head}{_START}{table}\n{_END}{tail}"
+    return with_block(PAGE.read_text(encoding="utf-8"), "rows", "\n".join(_lines()))
 
 
 def _lines() -> Iterator[str]:

@@ -28,6 +28,7 @@ from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from known_faults_page import known_faults_page  # noqa: E402
 from maintainers_page import maintainers_page  # noqa: E402
+from page_blocks import with_block  # noqa: E402
 from prepared_page import prepared_page  # noqa: E402
 from published_page import published_page  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
@@ -173,13 +174,7 @@ def serving_page() -> str:
 
 def _between_marks(page: str, name: str, lines: Iterable[str]) -> str:
     """Return a page with the lines between the marks of a name: the rest is written by hand."""
-    made = "\n".join(lines)
-    return re.sub(
-        rf"(<!-- {name}: start -->\n).*?(<!-- {name}: end -->)",
-        lambda found: f"{found[1]}{made}\n{found[2]}",
-        (DOCS / page).read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
+    return with_block((DOCS / page).read_text(encoding="utf-8"), name, "\n".join(lines))
 
 
 def _tables_of_fixes(programs: Iterable[Trainer | Server], heading: str) -> Iterator[str]:

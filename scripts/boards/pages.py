@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from page_blocks import with_block
+
 from boards import answers, layers, prepared, prompts, tables
 from boards.inputs import DERIVED, DOCS, HUB, PAIR_TOKENIZERS, ROOT, TOKENIZERS
 from boards.results import Example, Result
@@ -17,7 +19,6 @@ from pytest_mistral_lora.runners.given_rows import by_record, preference_rows
 
 Lines = Callable[[], Iterator[str]]
 
-_COMMITTED = re.compile(r"(<!-- ([\w-]+): start -->\n).*?(<!-- \2: end -->)", flags=re.DOTALL)
 _MADE = re.compile(r"<!-- made: ([\w-]+) -->")
 
 _OF_ROWS: Mapping[str, Sequence[str]] = {
@@ -43,12 +44,10 @@ def page_of(board: str) -> str:
 
 def filled(board: str) -> str:
     """Return the page of a board with its tables between their marks."""
-    parts = committed(board)
-
-    def made(found: re.Match[str]) -> str:
-        return f"{found[1]}{_text(parts[found[2]])}\n{found[3]}" if found[2] in parts else found[0]
-
-    return _COMMITTED.sub(made, (DOCS / page_of(board)).read_text(encoding="utf-8"))
+    page = (DOCS / page_of(board)).read_text(encoding="utf-8")
+    for name, lines in committed(board).items():
+        page = with_block(page, name, _text(lines))
+    return page
 
 
 def site_pages() -> dict[str, str]:
