@@ -142,7 +142,7 @@ class Row:
         Raises:
             RowError: If the row is no conversation: a pair, a rated answer or a completion has its own loss.
         """
-        if not objective.is_default and (not self.kind.is_chat or self.kind.sides):
+        if not objective.is_default and not self.kind.takes_objective:
             raise self.kind.without_objective(objective, self.place)
         return replace(self, objective=objective)
 
@@ -270,6 +270,11 @@ class RecordKind(ABC):
     def answer_words(self, turn: int | None) -> str:
         """Return an answer in words, by the number of its turn."""
         return f"the answer of turn {turn}"
+
+    @property
+    def takes_objective(self) -> bool:
+        """Whether an objective can be declared for its records; the others have their own loss."""
+        return self.is_chat and not self.sides
 
     def without_objective(self, objective: Objective, place: Place) -> RowError:
         """Return the error of a record that has its own loss, under a declared objective."""

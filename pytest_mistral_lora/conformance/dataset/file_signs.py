@@ -209,7 +209,8 @@ class FileSigns:
             self.last.append(0)
             return
         index = max(index for index, message in enumerate(row.messages) if message["role"] == "assistant")
-        answer = text_of(row.messages[index].get("content")).rstrip() if row.trained_weights()[index] else ""
+        # of a row that is wanted, the whole is judged
+        answer = text_of(row.messages[index].get("content")).rstrip() if weights[index] else ""
         asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
         is_label = not _is_long(answer) or asked or is_refusal(answer)
         self.last.append(_checksum(answer, is_label=is_label) if answer else 0)

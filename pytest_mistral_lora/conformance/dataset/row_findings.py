@@ -198,9 +198,10 @@ def _forbidden_words(row: Row, response_format: Mapping[str, Any]) -> Iterator[F
     schema = named.get("schema") if kind == "json_schema" and isinstance(named, Mapping) else {"type": "object"}
     if kind == "text" or not isinstance(schema, Mapping):
         return
+    weights = row.trained_weights()
     for index, message in enumerate(row.messages):
         text = text_of(message.get("content")).strip()
-        if message["role"] != "assistant" or not text or not row.trained_weights()[index]:
+        if message["role"] != "assistant" or not text or not weights[index]:
             continue
         for path, word in _missing_in(text, schema):
             found = f"{word!r} at {path}, which the schema of the row forbids"
@@ -296,6 +297,7 @@ def _tool_findings(row: Row) -> Iterator[Finding]:
 def call_findings(row: Row) -> Iterator[Finding]:
     """Yield calls of unknown tools, arguments that are not an object or do not fit the tool, results without call."""
     parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row.tools or ()}
+    weights = row.trained_weights() if parameters else ()
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
             place = row.place / "messages" / index / "tool_calls" / number / "function"
@@ -308,7 +310,7 @@ def call_findings(row: Row) -> Iterator[Finding]:
                 yield Finding("ML619", f"are {kind}", place / "arguments", "an object, or its JSON as a string")
             elif name in parameters:
                 # a call of weight 0 may be wrong on purpose: the model only reads it
-                trained = bool(row.trained_weights()[index])
+                trained = bool(weights[index])
                 yield from _argument_findings(value, parameters[name], place / "arguments", trained=trained)
     yield from _result_findings(row)
 

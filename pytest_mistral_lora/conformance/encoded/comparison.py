@@ -78,8 +78,7 @@ class EncodedRowComparison:
         parts, row = shown_difference(difference, self.place), self.row.to_jsonl()
         for fault in faults:
             expected = fault.expected
-            is_declarable = self.row.kind.is_chat and not self.row.kind.sides
-            if fault.rule == "ML543" and is_declarable and self.row.objective.is_default:
+            if fault.rule == "ML543" and self.row.kind.takes_objective and self.row.objective.is_default:
                 expected += ", or, if you mean it, a declaration (--objective everything)"
             yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, **parts)
 

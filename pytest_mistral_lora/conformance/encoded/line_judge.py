@@ -228,9 +228,7 @@ class LineJudge:
             if self._is_refused_again(item):
                 continue
             try:
-                if isinstance(item, RowError):
-                    raise item
-                verdict = self._take_line(item)
+                verdict = self._take_item(item)
             except RowError as error:
                 unreadable.append(error)
                 finding = Finding("ML501", error.found, error.place, error.expected, error.next_step)
@@ -240,11 +238,20 @@ class LineJudge:
             verdicts.append(verdict)
         return AuditPart(verdicts, later.taken, unreadable, self._state)
 
+    def _take_item(self, item: EncodedLine | RowError) -> LineVerdict:
+        """Return the verdict on a line.
+
+        Raises:
+            RowError: If the record is no line, or takes no objective, and one is declared.
+        """
+        if isinstance(item, RowError):
+            raise item
+        return self._take_line(item)
+
     def _is_refused_again(self, item: EncodedLine | RowError) -> bool:
         """Return whether a line is the second side of a pair whose first side has the error of the record."""
-        objective = None if self._declared is None else self._declared.objective
         is_second = isinstance(item, EncodedLine) and item.chosen is not None
-        return is_second and objective is not None and not objective.is_default
+        return is_second and not self._objective.is_default
 
     def use(self, objective: Objective) -> None:
         """Judge further lines by an objective that all lines have agreed on."""
@@ -254,8 +261,12 @@ class LineJudge:
     @property
     def counts_texts(self) -> bool:
         """Whether the texts that are trained on are answers, whose numbers can be compared over the file."""
-        objective = None if self._declared is None else self._declared.objective
-        return objective is None or objective.is_of_turns
+        return self._objective.is_of_turns
+
+    @property
+    def _objective(self) -> Objective:
+        """The declared objective; `answers` if none is declared, or no word expresses it."""
+        return (None if self._declared is None else self._declared.objective) or ANSWERS
 
     @property
     def _judges_labels(self) -> bool:
@@ -267,9 +278,7 @@ class LineJudge:
         Raises:
             RowError: If it is a pair, or of another kind that takes no objective.
         """
-        if self._declared is None or self._declared.objective is None:
-            return row
-        return row.with_objective(self._declared.objective)
+        return row if self._objective.is_default else row.with_objective(self._objective)
 
     def _line_under_objective(self, line: EncodedLine) -> EncodedLine:
         """Return a line whose conversations have the declared objective.
@@ -277,12 +286,11 @@ class LineJudge:
         Raises:
             RowError: As for `_under_objective`; also for a side of a pair that has ids alone.
         """
-        objective = None if self._declared is None else self._declared.objective
         # a prompt of an evaluation is not trained on
-        if objective is None or objective.is_default or line.few_shot is not None:
+        if self._objective.is_default or line.few_shot is not None:
             return line
         if line.side is not None:
-            raise line.side.kind.without_objective(objective, line.place.row)
+            raise line.side.kind.without_objective(self._objective, line.place.row)
         rows, as_stored = (tuple(map(self._under_objective, rows)) for rows in (line.rows, line.as_stored))
         return replace(line, rows=rows, as_stored=as_stored)
 
@@ -543,8 +551,7 @@ class LineJudge:
             line: The line.
             before: Its findings by mistral-common's encoding.
         """
-        objective = None if self._declared is None else self._declared.objective
-        found = None if self._cause is None else self._cause.encode(line, self._oracle, objective or ANSWERS)
+        found = None if self._cause is None else self._cause.encode(line, self._oracle, self._objective)
         if found is None or self._cause is None:
             return None
         line, encoded = found
@@ -561,8 +568,7 @@ class LineJudge:
     def _read(self, line: EncodedLine) -> ReadLine:
         """Return a line with the conversations that its ids are read back into, under the declared objective."""
         read = self._reader.read(line)
-        objective = None if self._declared is None else self._declared.objective
-        if objective is None or objective.is_default:
+        if self._objective.is_default:
             return read
         line, expected = self._line_under_objective(read.line), []
         for row, encoded in zip(line.rows, read.expected, strict=True):

@@ -272,9 +272,7 @@ def _owners(parts: Sequence[_MessagePart], offsets: Sequence[tuple[int, int]]) -
     return owners
 
 
-def _encoded(
-    ids: Ids, owners: Sequence[_MessagePart | None], labels: Ids, objective: Objective = ANSWERS
-) -> EncodedRow:
+def _encoded(ids: Ids, owners: Sequence[_MessagePart | None], labels: Ids, objective: Objective) -> EncodedRow:
     """Return a row whose messages are trained on or not; what the template writes around them is as the labels are.
 
     Under `everything`, what it writes around them is trained on.
