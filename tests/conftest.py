@@ -3,6 +3,7 @@ from __future__ import annotations
 import atexit
 import copy
 import ctypes
+import faulthandler
 import gc
 import hashlib
 import json
@@ -61,6 +62,8 @@ _NEW = 200_000
 _GROWN = 150 << 20
 """Bytes by which this process grows until what was set apart is looked through: it holds garbage by then."""
 
+_STDERR = pytest.StashKey[int]()
+
 _kept = 0
 _resident = 0
 
@@ -69,6 +72,9 @@ _LARGE = 1 << 20
 
 _SECONDS, _LONG_SECONDS = 300, 1800
 """Seconds after which a test has hung, and one that is left out of a plain run: each takes a fifth of it at most."""
+
+_GRACE = 60
+"""Seconds after its limit in which a test that has hung must have ended; then its process is ended."""
 
 _LONG = ("real", "gallery", "slow", "vllm", "browser")
 """The markers of tests that are left out of a plain run."""
@@ -113,6 +119,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         is_long = any(item.get_closest_marker(name) for name in _LONG)
         item.add_marker(pytest.mark.timeout(of_fuzzer + (_LONG_SECONDS if is_long else _SECONDS)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the real stderr, for the stacks of a test that has hung."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        config.stash[_STDERR] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End the process of a test that goes on after its limit, and print where each of its threads was.
+
+    The limit of pytest-timeout raises an error in the main thread. A thread that waits in a library never sees it, and
+    a fixture that waits for another process at its end has it no more: one such test would stop the whole run.
+    """
+    limit = item.get_closest_marker("timeout")
+    if limit is not None:
+        faulthandler.dump_traceback_later(limit.args[0] + _GRACE, file=item.config.stash[_STDERR], exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_collection_finish() -> None:

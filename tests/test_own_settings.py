@@ -29,27 +29,53 @@ def test_whose_child_hears_an_interrupt():
 """
 
 
-def test_a_test_that_hangs_ends_and_a_child_hears_an_interrupt(tmp_path: Path) -> None:
+SWALLOWS = """
+import time
+
+def test_that_swallows_its_limit():
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+"""
+
+
+def _run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    """Run tests with the settings of this folder, a limit of one second, and interrupts ignored."""
     pytest.importorskip("pytest_timeout")
-    limits = "_SECONDS, _LONG_SECONDS = 300, 1800"
-    assert limits in CONFTEST
     # without the fixtures, whose imports may take longer
-    marked = CONFTEST.replace(limits, "_SECONDS, _LONG_SECONDS = 1, 1").replace(
-        "_SECONDS)))", "_SECONDS), func_only=True))"
-    )
-    assert "func_only" in marked
-    (tmp_path / "conftest.py").write_text(marked)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    (tmp_path / "test_it.py").write_text(TESTS)
-    words = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(tmp_path)]
+    settings = CONFTEST
+    for old, new in (
+        ("_SECONDS, _LONG_SECONDS = 300, 1800", "_SECONDS, _LONG_SECONDS = 1, 1"),
+        ("_SECONDS)))", "_SECONDS), func_only=True))"),
+        ("_GRACE = 60", "_GRACE = 9"),
+    ):
+        assert settings.count(old) == 1, old
+        settings = settings.replace(old, new)
+    (folder / "conftest.py").write_text(settings)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_it.py").write_text(tests)
+    words = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(folder)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
     # as a shell starts a script's job in the background
     def ignore_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    done = subprocess.run(
+    return subprocess.run(
         words, env=environment, capture_output=True, text=True, check=False, timeout=60, preexec_fn=ignore_interrupts
     )
+
+
+def test_a_test_that_hangs_ends_and_a_child_hears_an_interrupt(tmp_path: Path) -> None:
+    done = _run(tmp_path, TESTS)
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert "Timeout" in done.stdout
+
+
+def test_the_process_of_a_test_that_swallows_its_limit_ends_with_its_stack(tmp_path: Path) -> None:
+    done = _run(tmp_path, SWALLOWS)
+    assert done.returncode == 1
+    assert " passed" not in done.stdout
+    assert "in test_that_swallows_its_limit" in done.stderr
