@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -77,7 +78,9 @@ def main() -> None:
             state = "still true" if "Not enough arguments" in words else "could not run"
             found = f"{state}: HTTP {error.code}, {words}"
     print(f"version: llama.cpp {version('xllamacpp').split('.')[-1]}")
-    print(" ".join(found.split()))
+    print(" ".join(found.split()), flush=True)
+    # a server that is freed waits for its loop, without end if the loop had not begun
+    os._exit(0)
 
 
 if __name__ == "__main__":
