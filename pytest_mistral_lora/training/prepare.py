@@ -27,6 +27,7 @@ from pytest_mistral_lora.training.devices import (
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
+from pytest_mistral_lora.training.step import DEALING
 
 _LOGGER_PACKAGES = {
     "azure_ml": "azureml-core",
@@ -85,6 +86,8 @@ class Preparation(RunPlan):
         recipe = self.recipe.model_dump(mode="json", exclude=left_out)
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
         machine = {"devices": device_count(), "engine": engine(), "precision": precision_of(self.recipe.training)}
+        if device_count() > 1:
+            machine["rows_of_a_device"] = DEALING
         # a local base is pinned by its weights alone
         return {"recipe": recipe, "rows": rows, "base": self.base.canonical_config, **machine}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from forked import run_forked
-from tiny_runs import MakeRecipe, recipe_data, trainer_of, write_rows
+from tiny_runs import MakeRecipe, recipe_data, rows_of, trainer_of, write_rows
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -149,6 +150,48 @@ def test_a_short_run_spends_nothing_on_a_dry_run(
     trainer.train()
     assert len(tried) == steps + tries
     assert sum(action.startswith("a dry run") for action in tried) == tries
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_a_dry_run_feeds_as_many_tokens_as_the_largest_micro_batch_of_the_run(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path, share_prefix: bool
+) -> None:
+    # the longest rows do not fit together: shorter ones of one step do
+    words = [24, 24, 24, 23, 5, 6, 7, 9, 9, 12]
+    rows = [[("user", "a " * number), ("assistant", "b " * (30 - number // 2))] for number in words]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    training = {"steps": 9, "batch_size": 4, "micro_batch_tokens": 83, "dry_run": True, "share_prefix": share_prefix}
+    trainer = trainer_of(make_recipe(training=training), base, tmp_path)
+    fed = gives_way(trainer, above=10_000)
+    trainer.train()
+    tried, *real = fed
+    assert tried == max(real)
+    longest = max(row.num_input_tokens for row in rows_of(trainer))
+    assert tried > longest > 83 / 2
+
+
+@pytest.mark.parametrize("optimizer_has_moments", [False, True])
+def test_a_dry_run_has_the_optimizers_moments_beside_it(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path, optimizer_has_moments: bool
+) -> None:
+    trainer = trainer_of(make_recipe(training={"steps": 1, "dry_run": False}), base, tmp_path)
+    trainer.train()
+    if not optimizer_has_moments:
+        trainer.optimizer.state.clear()
+    alive: list[int] = []
+
+    def look(*given: Any) -> None:
+        gc.collect()
+        alive.append(sum(one.nbytes for one in gc.get_objects() if type(one) is torch.Tensor and not one.requires_grad))
+
+    hook = trainer.model.get_base_model().model.register_forward_pre_hook(look)
+    trainer.state.max_steps = 2
+    trainer.try_largest()
+    hook.remove()
+    look()
+    trained = sum(one.nbytes for one in trainer.model.parameters() if one.requires_grad)
+    held = alive[0] - alive[1]
+    assert (held >= 2 * trained) is not optimizer_has_moments
 
 
 def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:

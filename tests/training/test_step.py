@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -13,20 +15,23 @@ from hypothesis import strategies as st
 from tiny_runs import MakeRecipe, rows_of, trainer_of
 from torch.nn.functional import pad
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.train.step_laws import reference_step
 from pytest_mistral_lora.errors import NonFiniteError
+from pytest_mistral_lora.records.data_stats import RowCounts, SplitStats
 from pytest_mistral_lora.training.adapter import adapter_tensors
-from pytest_mistral_lora.training.rows import RowDataset
+from pytest_mistral_lora.training.rows import ColumnBuilder, EncodedRows, RowDataset, RowTable, input_tokens_of
 from pytest_mistral_lora.training.step import Segment, StepRow, StepSampler, micro_batches, pack_rows
 from pytest_mistral_lora.training.step import forward as loss_module
 from pytest_mistral_lora.training.step.forward import (
     IMPLEMENTATION,
     attend_in_segments,
+    collate,
     losses_at_head,
     segment_arguments,
+    step_rows,
     supervised_losses,
     token_losses,
 )
@@ -205,27 +210,69 @@ def test_without_segments_a_model_is_what_it_was(base: Path) -> None:
 # the order of the rows
 
 
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
-def test_processes_share_the_rows_of_each_step(rows: int, size: int, processes: int, seed: int, epoch: int) -> None:
+LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=30).map(np.array)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
+def test_processes_share_the_rows_of_each_step(
+    tokens: np.ndarray[Any, Any], size: int, processes: int, seed: int, epoch: int
+) -> None:
     def steps(process: int, of: int) -> list[list[int]]:
-        return list(StepSampler(rows, size, process=process, processes=of, seed=seed, epoch=lambda: epoch))
+        return list(StepSampler(tokens, size, process=process, processes=of, seed=seed, epoch=lambda: epoch))
 
     whole = steps(0, 1)
-    assert sorted(one for step in whole for one in step) == list(range(rows))
-    assert len(whole) == len(StepSampler(rows, size))
+    assert sorted(one for step in whole for one in step) == list(range(len(tokens)))
+    assert len(whole) == len(StepSampler(tokens, size))
     shares = [steps(process, processes) for process in range(processes)]
     for number, step in enumerate(whole):
-        assert sorted(one for share in shares for one in share[number]) == sorted(step)
+        dealt = [share[number] for share in shares]
+        assert sorted(one for share in dealt for one in share) == sorted(step)
+        # each process keeps the order of the step
+        assert all(share == [one for one in step if one in share] for share in dealt)
+        # the last row of the fullest process went to the emptiest one
+        loads = [sum(tokens[share]) for share in dealt]
+        assert max(loads) - min(loads) <= max(tokens[step])
+        assert all(map(len, dealt)) or len(step) < processes
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 3), st.integers(0, 12), st.integers(0, 12))
+def test_the_plan_of_a_run_has_the_rows_of_its_steps(
+    tokens: np.ndarray[Any, Any], size: int, processes: int, first: int, more: int
+) -> None:
+    def sampler(process: int, epoch: int = 0) -> StepSampler:
+        return StepSampler(tokens, size, process=process, processes=processes, seed=3, epoch=lambda: epoch)
+
+    steps = len(sampler(0))
+    fed = [[*sampler(process, epoch)] for epoch in range(25) for process in range(processes)]
+    expected = [
+        fed[step // steps * processes + process][step % steps]
+        for step in range(first, first + more)
+        for process in range(processes)
+    ]
+    assert [*sampler(0).shares(first, first + more)] == expected
 
 
 def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
     orders = {
-        tuple(one for step in StepSampler(50, 7, seed=seed, epoch=lambda epoch=epoch: epoch) for one in step)
+        tuple(one for step in StepSampler(np.ones(50), 7, seed=seed, epoch=lambda epoch=epoch: epoch) for one in step)
         for seed in range(3)
         for epoch in range(3)
     }
     assert len(orders) == 9
-    assert [one for step in StepSampler(9, 4) for one in step] == list(range(9))
+    assert [one for step in StepSampler(np.ones(9), 4) for one in step] == list(range(9))
+
+
+@given(st.lists(st.lists(st.sampled_from([-100, 7]), min_size=1, max_size=6), max_size=8), st.booleans())
+def test_input_tokens_end_before_the_last_supervised_one(labels: list[list[int]], in_arrow: bool) -> None:
+    rows = [EncodedRow(tuple(range(len(one))), tuple(one), ()) for one in labels]
+    encoded: Any = rows
+    if in_arrow:
+        columns = ColumnBuilder()
+        for row in rows:
+            columns.add(row, 1, b"")
+        encoded = EncodedRows(RowTable(pa.Table.from_batches([columns.batch(0)])), SplitStats(RowCounts(), {}))
+    expected = [row.num_input_tokens for row in step_rows(collate([*RowDataset(rows)]))]
+    assert input_tokens_of(encoded).tolist() == expected
 
 
 # numbers that are not finite

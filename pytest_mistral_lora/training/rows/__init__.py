@@ -13,7 +13,18 @@ from pytest_mistral_lora.training.rows.dataset import (
     ReparsedRows,
     RowDataset,
     RowTable,
+    input_tokens_of,
     lengths_of,
 )
 
-__all__ = ["ArrowFile", "ColumnBuilder", "EncodedRows", "Ints", "ReparsedRows", "RowDataset", "RowTable", "lengths_of"]
+__all__ = [
+    "ArrowFile",
+    "ColumnBuilder",
+    "EncodedRows",
+    "Ints",
+    "ReparsedRows",
+    "RowDataset",
+    "RowTable",
+    "input_tokens_of",
+    "lengths_of",
+]

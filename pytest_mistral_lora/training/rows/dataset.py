@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_row
@@ -164,6 +164,11 @@ class RowTable:
         """Tokens of each row, int64."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(columns["input_ids"][0]) for columns in self._lists)])
 
+    @property
+    def input_tokens(self) -> Ints:
+        """Tokens of each row before its last supervised one, int64; 0 without a token to predict."""
+        return np.concatenate([np.zeros(0, np.int64), *(_input_tokens(*columns["labels"]) for columns in self._lists)])
+
     def values(self, name: str, index: int) -> Ints:
         """Return the values of a row in a column of lists, an int32 view of the table."""
         batch, at = self._find(index)
@@ -246,6 +251,26 @@ def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
     if isinstance(encoded, EncodedRows):
         return encoded.table.lengths
     return np.array([len(row.input_ids) for row in encoded], np.int64)
+
+
+def input_tokens_of(encoded: Sequence[EncodedRow]) -> Ints:
+    """Return the tokens of each row before its last supervised one, `(rows,)` int64: a step feeds these.
+
+    A row without a token to predict has 0.
+    """
+    if isinstance(encoded, EncodedRows):
+        return encoded.table.input_tokens
+    labels = [np.array(row.labels or ()) for row in encoded]
+    ends = np.cumsum([0, *map(len, labels)])
+    return _input_tokens(ends, np.concatenate([np.zeros(0, np.int64), *labels]))
+
+
+def _input_tokens(offsets: Ints, labels: Ints) -> Ints:
+    starts, ends = offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
+    supervised = np.flatnonzero(labels != IGNORE_INDEX)
+    # the last supervised place before the end of each row; -1 before the first of all
+    last = np.concatenate([[-1], supervised])[np.searchsorted(supervised, ends)]
+    return np.maximum(last - starts, 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,5 @@
 """The rows of an optimizer step: their choice, their micro-batches, and their packing without padding."""
 
-from pytest_mistral_lora.training.step.packing import Segment, StepRow, StepSampler, micro_batches, pack_rows
+from pytest_mistral_lora.training.step.packing import DEALING, Segment, StepRow, StepSampler, micro_batches, pack_rows
 
-__all__ = ["Segment", "StepRow", "StepSampler", "micro_batches", "pack_rows"]
+__all__ = ["DEALING", "Segment", "StepRow", "StepSampler", "micro_batches", "pack_rows"]

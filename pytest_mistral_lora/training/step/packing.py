@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +13,23 @@ import torch
 from torch.utils.data import Sampler
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.training.rows import Ints
+
+DEALING = "longest first, to the process with the fewest tokens"
+"""How the rows of a step are dealt to several processes: a name for the identity of a run."""
 
 
 class StepSampler(Sampler[list[int]]):
     """For each optimizer step, the rows of one process; together the processes have every row once.
 
-    The seed and the step's number decide, whatever the number of processes. The last step of an epoch has the remaining
-    rows; no row is repeated to fill it.
+    The seed and the step's number decide the rows of a step, whatever the number of processes. All processes wait for
+    the one with the most tokens, so that rows are dealt by length; the loss of a step is a sum over tokens, which the
+    deal does not change. The last step of an epoch has the remaining rows; no row is repeated to fill it.
     """
 
     def __init__(
         self,
-        rows: int,
+        tokens: Ints,
         batch_size: int,
         *,
         process: int = 0,
@@ -34,29 +40,57 @@ class StepSampler(Sampler[list[int]]):
         """Make a sampler.
 
         Args:
-            rows: Rows in the dataset.
+            tokens: Input tokens of each row in the dataset, `(rows,)`.
             batch_size: Rows of a step, over all processes.
             process: Number of this process.
             processes: Number of processes.
             seed: Decides the order, anew in each epoch; None for the order of the dataset.
             epoch: Returns the number of the epoch that begins.
         """
-        self._rows, self._batch_size = rows, batch_size
+        self._tokens, self._batch_size = tokens.tolist(), batch_size
         self._process, self._processes = process, processes
         self._seed, self._epoch = seed, epoch
 
     def __len__(self) -> int:
         """Return the number of steps in an epoch."""
-        return -(-self._rows // self._batch_size)
+        return -(-len(self._tokens) // self._batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the rows of each step of the epoch that begins: their places in the dataset."""
-        order = np.arange(self._rows)
+        """Yield the rows of this process in each step of the epoch that begins: their places in the dataset."""
+        for step in self._steps(self._epoch()):
+            yield self._deal(step)[self._process]
+
+    def shares(self, first: int, last: int) -> Iterator[list[int]]:
+        """Yield the rows of each process in each step of a run, from step `first` to the one before `last`."""
+        for epoch in count(first // len(self)):
+            for number, step in enumerate(self._steps(epoch), epoch * len(self)):
+                if number >= last:
+                    return
+                if number >= first:
+                    yield from self._deal(step)
+
+    def _steps(self, epoch: int) -> Iterator[list[int]]:
+        rows = len(self._tokens)
+        order = np.arange(rows)
         if self._seed is not None:
             # seeded by epoch, so that a resumed run needs no state of the sampler
-            order = np.random.default_rng((self._seed, self._epoch())).permutation(self._rows)
-        for start in range(0, self._rows, self._batch_size):
-            yield order[start : start + self._batch_size][self._process :: self._processes].tolist()
+            order = np.random.default_rng((self._seed, epoch)).permutation(rows)
+        for start in range(0, rows, self._batch_size):
+            yield order[start : start + self._batch_size].tolist()
+
+    def _deal(self, step: list[int]) -> list[list[int]]:
+        """Return the rows of each process, in the order of the step."""
+        if self._processes == 1:
+            return [step]
+        dealt: list[list[int]] = [[] for _ in range(self._processes)]
+        load = [(0, 0)] * self._processes
+        for place in sorted(range(len(step)), key=lambda place: -self._tokens[step[place]]):
+            # rows without loss have no tokens: they go to the process with the fewest rows
+            process = load.index(min(load))
+            dealt[process].append(place)
+            tokens, rows = load[process]
+            load[process] = (tokens + self._tokens[step[place]], rows + 1)
+        return [[step[place] for place in sorted(places)] for places in dealt]
 
 
 @dataclass(frozen=True)
@@ -228,15 +262,28 @@ def micro_batches(rows: Sequence[StepRow], most_tokens: int, *, share_prefix: bo
                 members = []
             members.append(row)
         fitting.append(PrefixGroup(tuple(members), group.shared))
-    batches: list[list[StepRow]] = []
+    bins = first_fit([group.num_input_tokens for group in fitting], most_tokens)
+    return [[row for place in places for row in fitting[place].rows] for places in bins]
+
+
+def first_fit(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Return the places of sizes, in bins of at most `most` together; a larger size has a bin of its own.
+
+    First fit, the largest first: at most 11/9 of the fewest bins (Johnson 1973).
+    """
+    bins: list[list[int]] = []
     room: list[int] = []
-    # first fit, the longest first: at most 11/9 of the fewest micro-batches (Johnson 1973)
-    for group in sorted(fitting, key=lambda group: -group.num_input_tokens):
-        place = next((place for place, left in enumerate(room) if left >= group.num_input_tokens), None)
-        if place is None:
-            batches.append([*group.rows])
-            room.append(most_tokens - group.num_input_tokens)
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        chosen = next((number for number, left in enumerate(room) if left >= sizes[place]), None)
+        if chosen is None:
+            bins.append([place])
+            room.append(most - sizes[place])
         else:
-            batches[place] += group.rows
-            room[place] -= group.num_input_tokens
-    return batches
+            bins[chosen].append(place)
+            room[chosen] -= sizes[place]
+    return bins
+
+
+def fed_tokens(rows: Sequence[StepRow], *, share_prefix: bool) -> int:
+    """Return the input tokens that are fed for the rows of a micro-batch."""
+    return sum(group.num_input_tokens for group in prefix_groups(rows, share_prefix=share_prefix))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
@@ -21,10 +21,10 @@ from transformers import Trainer, set_seed
 from pytest_mistral_lora.errors import NonFiniteError, is_out_of_memory
 from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
 from pytest_mistral_lora.training.devices import engine
-from pytest_mistral_lora.training.rows import lengths_of
+from pytest_mistral_lora.training.rows import input_tokens_of
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.step.memory_need import shrink_or_stop
-from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, micro_batches
+from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, fed_tokens, first_fit, micro_batches
 
 OnOom = Literal["stop", "shrink"]
 _T = TypeVar("_T")
@@ -108,16 +108,20 @@ class LoraTrainer(Trainer):
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def _loader(self, dataset: Any, seed: int | None = None) -> DataLoader[Any]:
+        sampler = self._sampler(dataset, seed)
+        pin_memory = self.args.dataloader_pin_memory
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, pin_memory=pin_memory)
+
+    def _sampler(self, dataset: Any, seed: int | None) -> StepSampler:
         sampler = StepSampler(
-            len(dataset),
+            input_tokens_of(dataset.encoded),
             self.batch_size,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             seed=seed,
             epoch=lambda: self.state.global_step // len(sampler),
         )
-        pin_memory = self.args.dataloader_pin_memory
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, pin_memory=pin_memory)
+        return sampler
 
     def training_step(self, model: Any, inputs: Mapping[str, torch.Tensor], num_items_in_batch: Any = None) -> Any:
         """Compute the gradient of a step, and return its loss: the mean over its supervised tokens, in nats (scalar).
@@ -189,25 +193,70 @@ class LoraTrainer(Trainer):
         return loss.detach()
 
     def try_largest(self) -> int:
-        """Compute and keep the gradient of the largest micro-batch; return the tokens of the longest row, or 0."""
-        size = -(-self.batch_size // self.accelerator.num_processes)
-        longest = np.argsort(-lengths_of(self.train_dataset.encoded), kind="stable")[:size].tolist()
-        found = step_rows(collate([self.train_dataset[place] for place in longest]))
-        rows = [row for row in found if row.num_input_tokens]
+        """Compute and keep the gradient of the largest micro-batch of the run, beside the optimizer's moments.
+
+        All processes try the same one.
+
+        Returns:
+            Input tokens of its longest row; 0 if no row has a supervised token.
+        """
+        largest = cache(self._largest_micro_batch)
+        rows = [*largest(self.micro_batch_tokens)]
         if not rows:
             return 0
 
         def run_largest() -> None:
+            # another one, if memory ran out and micro-batches became smaller
+            rows[:] = largest(self.micro_batch_tokens)
             self.current_gradient_accumulation_steps = 1
-            batches = micro_batches(rows, self.micro_batch_tokens)
-            batch = max(batches, key=lambda batch: sum(row.num_input_tokens for row in batch))
-            self._add_gradient(self.model_wrapped, batch, tokens=sum(len(row.targets) for row in batch))
+            self._add_gradient(self.model_wrapped, rows, tokens=sum(len(row.targets) for row in rows))
 
         # the first step must draw the same dropout as without a dry run
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._room_for_moments():
             self.model.train()
             self._attempt("a dry run of the largest micro-batch", rows, run_largest)
         return max(row.num_input_tokens for row in rows)
+
+    def _largest_micro_batch(self, most_tokens: int) -> list[StepRow]:
+        """Return the micro-batch that feeds the most tokens in the rest of the run, among those of all processes."""
+        sampler = self._sampler(self.train_dataset, self.order_seed)
+        tokens = input_tokens_of(self.train_dataset.encoded).tolist()
+        possible = max(most_tokens, *tokens)
+        largest: list[int] = []
+        most = 0
+        for share in sampler.shares(self.state.global_step, self.state.max_steps):
+            for places, fed in self._fed_together(share, tokens, most_tokens):
+                if fed > most:
+                    largest, most = places, fed
+            if most == possible:
+                break
+        return self._rows_at(largest)
+
+    def _rows_at(self, places: Sequence[int]) -> list[StepRow]:
+        return step_rows(collate([self.train_dataset[place] for place in places]))
+
+    def _fed_together(
+        self, share: Sequence[int], tokens: Sequence[int], most_tokens: int
+    ) -> Iterator[tuple[list[int], int]]:
+        """Yield the rows of each micro-batch of a process's rows, with the tokens that are fed for them."""
+        if self.share_prefix:
+            # ids decide which tokens are shared
+            for batch in micro_batches(self._rows_at(share), most_tokens, share_prefix=True):
+                yield [row.index for row in batch], fed_tokens(batch, share_prefix=True)
+            return
+        supervised = [place for place in share if tokens[place]]
+        for chosen in first_fit([tokens[place] for place in supervised], most_tokens):
+            places = [supervised[number] for number in chosen]
+            yield places, sum(tokens[place] for place in places)
+
+    @contextmanager
+    def _room_for_moments(self) -> Iterator[None]:
+        """Hold the memory of the optimizer's two moments within the block, unless the optimizer has it already."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        dtype = torch.uint8 if "8bit" in str(self.args.optim) else torch.float32
+        held = [] if self.optimizer.state else [torch.zeros_like(one, dtype=dtype) for one in (*trained, *trained)]
+        yield
+        held.clear()
 
     def compute_loss(
         self, model: Any, inputs: Sequence[StepRow], return_outputs: bool = False, num_items_in_batch: int = 1
