@@ -77,9 +77,9 @@ def with_all_objects_collected() -> None:
 
 def with_library_layers() -> None:
     """Let PEFT and transformers compute the frozen layers of the model."""
-    from pytest_mistral_lora.training.step import kernels_cpu
+    from pytest_mistral_lora.training.step import frozen_layers
 
-    kernels_cpu.use_frozen_layers = lambda model: None
+    frozen_layers.use_frozen_layers = lambda model: None
 
 
 def with_plain_conversion() -> None:
@@ -157,7 +157,7 @@ def train_layers(count: int) -> Callable[[], object]:
     from peft import LoraConfig, get_peft_model
     from transformers import MistralConfig, MistralForCausalLM
 
-    from pytest_mistral_lora.training.step import kernels_cpu
+    from pytest_mistral_lora.training.step import frozen_layers
 
     torch.manual_seed(0)
     size = {"hidden_size": 768, "intermediate_size": 2688, "num_hidden_layers": 4, "vocab_size": 1024}
@@ -165,7 +165,7 @@ def train_layers(count: int) -> Callable[[], object]:
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(MistralForCausalLM(config), adapter)
-    kernels_cpu.use_frozen_layers(model)
+    frozen_layers.use_frozen_layers(model)
     ids = torch.randint(0, 1024, (1, 2048))
     return lambda: [model(input_ids=ids, labels=ids).loss.backward() for _ in range(-(-count // 400))]
 

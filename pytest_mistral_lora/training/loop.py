@@ -21,7 +21,7 @@ from pytest_mistral_lora.training.devices import check_sharded_layers, engine, o
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
-from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
@@ -125,7 +125,8 @@ def make_trainer(
             next_step="Load the adapter with is_trainable=True.",
         )
     attend_in_segments(model)
-    if not on_gpu(training):
+    # DeepSpeed gathers a module's weights when that module is called, and these passes read them from outside
+    if engine() != "deepspeed":
         use_frozen_layers(model)
     if training.activation_checkpointing:
         checkpoint_activations(model)
@@ -197,7 +198,8 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path) -> 
         disable_tqdm=True,
         # the columns are those of this trainer's collator, not of the model's forward pass
         remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu(training),
+        # the rows are packed into other tensors, which are pinned
+        dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
     )
     # with several GPUs and no launcher, Trainer would split batches over threads (DataParallel)

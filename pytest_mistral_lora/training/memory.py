@@ -21,7 +21,7 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
 from pytest_mistral_lora.training.devices import device_of, engine, memory_limit, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import (
     MemoryNeed,
     MemorySaving,
@@ -138,9 +138,8 @@ def estimate_need(
         model = model.to(torch_dtype(precision))
         model.set_attn_implementation(_ATTENTION[on_gpu])
         _run_without_numbers(model)
-        if not on_gpu:
-            use_frozen_layers(model)
-        return measure_need(model)
+        use_frozen_layers(model)
+        return measure_need(model, "cuda" if on_gpu else "cpu")
     except (RuntimeError, NotImplementedError, TypeError) as error:
         found = f"no estimate of memory for this base: {one_line(error)}"
         raise InputError(found, place=str(base.config_file)) from error

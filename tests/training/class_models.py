@@ -17,7 +17,7 @@ from pytest_mistral_lora.errors import PinError
 from pytest_mistral_lora.training.adapter import peft_quiet
 from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
-from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 
 VOCABULARY, WINDOW, SCALED_FROM = 64, 6, 8
 POSITIONS = {

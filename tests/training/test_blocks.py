@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from pytest_mistral_lora.training.step import Segment
-from pytest_mistral_lora.training.step import kernels_cpu as blocks
-from pytest_mistral_lora.training.step.kernels_cpu import attend_in_blocks
+from pytest_mistral_lora.training.step import attention_cpu as blocks
+from pytest_mistral_lora.training.step.attention_cpu import attend_in_blocks
 
 SIZE, SCALING = 8, 0.3
 LAYOUTS = st.lists(st.tuples(st.integers(1, 150), st.booleans()), min_size=1, max_size=4)

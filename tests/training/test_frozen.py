@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners import lora
+from tiny_runs import MakeRecipe, trainer_of
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
-from pytest_mistral_lora.training.step import kernels_cpu as frozen
-from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.rows import RowDataset
+from pytest_mistral_lora.training.step import frozen_layers as frozen
+from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 
 IDS = torch.arange(5, 45)[None]
 
@@ -162,3 +167,64 @@ def test_less_is_kept_for_the_backward_pass(base: Path) -> None:
     layers, width = model.config.num_hidden_layers, model.config.intermediate_size
     assert kept[1] <= kept[0] - 4 * layers * IDS.numel() * width
     assert adapter_tensors(model)
+
+
+class OnCuda(torch.Tensor):
+    """A tensor of the CPU that is taken for one of a GPU, so that the choice of the passes can be seen anywhere."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(1, 7, 128, dtype=torch.bfloat16).as_subclass(kind) for kind in (torch.Tensor, OnCuda)]
+)
+@pytest.mark.parametrize("autocasts", [None, torch.bfloat16, torch.float16])
+def test_autocast_of_the_device_decides(
+    x: torch.Tensor, autocasts: torch.dtype | None, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(base, "bf16")
+    use_frozen_layers(model)
+    kind = x.device.type
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == kind and autocasts is not None)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: autocasts if device == kind else None)
+    run: list[str] = []
+    for name in ("_LoraProduct", "_MlpProduct"):
+        product = SimpleNamespace(apply=lambda x, *given, name=name: run.append(name) or x)
+        monkeypatch.setattr(frozen, name, product)
+    block = model.get_submodule("base_model.model.model.layers.0")
+    with suppress(RuntimeError):  # of PEFT's own passes, without the autocast that is pretended
+        block.mlp(x)
+    with suppress(RuntimeError):
+        block.self_attn.q_proj(x)
+    # without autocast, PEFT casts the input to the dtype of the adapter
+    expected = {None: ["_MlpProduct"], torch.bfloat16: ["_MlpProduct", "_LoraProduct"], torch.float16: []}
+    assert run == expected[autocasts]
+
+
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5}, {"rslora": True, "target_modules": "all-linear"}])
+def test_without_pefts_cast_a_step_under_autocast_is_equal_bit_for_bit(settings: dict[str, Any], base: Path) -> None:
+    found = []
+    for is_left_out in (False, True):
+        model = model_of(base, "bf16", **settings).train()
+        torch.manual_seed(7)
+        with disable_input_dtype_casting(model, active=is_left_out):
+            found.append(gradients(model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"), [({"dropout": 0.1}, torch.bfloat16), ({"dora": True, "dropout": 0.1}, torch.float32)]
+)
+def test_a_trainer_leaves_pefts_cast_out_of_its_passes_alone(
+    settings: dict[str, Any], dtype: torch.dtype, make_recipe: MakeRecipe, base: Path, tmp_path: Path
+) -> None:
+    """DoRA takes the norm of each output in the dtype of its input."""
+    recipe = make_recipe(training={"steps": 2, "precision": "bf16"}, lora=settings)
+    trainer = trainer_of(recipe, base, tmp_path, lambda model: model.bfloat16())
+    layer = trainer.model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
+    dtypes: list[torch.dtype] = []
+    layer.lora_dropout["default"].register_forward_pre_hook(lambda module, given: dtypes.append(given[0].dtype))
+    trainer.train()
+    trainer.evaluate(RowDataset(trainer.train_dataset.encoded))
+    assert {*dtypes} == {dtype}
+    assert layer.cast_input_dtype_enabled

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -53,7 +55,7 @@ def test_the_fused_kernel_keeps_rows_apart_as_segments_do(
     losses = {}
     for fused in (True, False):
         if not fused:
-            monkeypatch.setattr(attention, "_fused_varlen", lambda: None)
+            monkeypatch.setattr(attention, "_fused_varlen", lambda capability: None)
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             losses[fused] = supervised_losses(trainer.model, rows)[0]
     assert torch.allclose(losses[True], losses[False], rtol=2e-2, atol=2e-2)
@@ -65,11 +67,14 @@ class OnCuda(torch.Tensor):
     is_cuda = True
 
 
+STARTS = torch.tensor([0, 4, 8], dtype=torch.int32)
+
+
 def attended(query: torch.Tensor, dropout: float) -> torch.Tensor:
     """Attention of two packed rows of four tokens each; the query is key and value, too."""
     segments = (Segment(0, 4, (0, 0)), Segment(4, 8, (4, 4)))
     module = torch.nn.Module().train()
-    how = {"segments": segments, "scaling": 0.25, "dropout": dropout, "is_causal": True}
+    how = {"segments": segments, "scaling": 0.25, "dropout": dropout, "is_causal": True, "segment_starts": STARTS}
     return attention.attend(module, query, query, query, None, **how)[0]
 
 
@@ -82,15 +87,74 @@ def test_dropout_of_attention_is_drawn_by_every_kernel(device: str) -> None:
 
 
 def test_the_fused_kernel_is_not_asked_for_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.Tensor] = []
+    asked: list[tuple[Any, ...]] = []
 
     def kernel(query: torch.Tensor, *more: Any) -> torch.Tensor:
-        asked.append(query)
+        asked.append(more)
         return query.transpose(1, 2)
 
-    monkeypatch.setattr(attention, "_fused_varlen", lambda: kernel)
+    monkeypatch.setattr(attention, "_fused_varlen", lambda capability: kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     query = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16).as_subclass(OnCuda)
     attended(query, 0.5)
     assert not asked
     attended(query, 0.0)
-    assert len(asked) == 1
+    [(_, _, starts, longest, window, scaling)] = asked
+    assert starts is STARTS
+    assert (longest, window, scaling) == (4, None, 0.25)
+
+
+def flash(*given: Any, **named: Any) -> torch.Tensor:
+    return torch.zeros(8, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "used"),
+    [
+        # a T4 and a V100, for which precision: fp16 is: each kernel refuses them
+        ((7, 5), {"flash_attn": flash}, None),
+        ((7, 0), {}, None),
+        ((8, 6), {"flash_attn": flash, "flash_attn_interface": flash}, "flash_attn"),
+        ((9, 0), {"flash_attn": flash, "flash_attn_interface": flash}, "flash_attn_interface"),
+        ((9, 0), {"flash_attn": flash}, "flash_attn"),
+        # a package of the name without the function, as that of version 4 alone
+        ((8, 0), {"flash_attn": None}, "torch"),
+        ((9, 0), {"flash_attn": None, "flash_attn_interface": None}, "torch"),
+        ((12, 0), {}, "torch"),
+    ],
+)
+def test_the_kernel_is_one_that_the_gpu_can_run(
+    capability: tuple[int, int], packages: dict[str, Any], used: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def recorded(name: str) -> Any:
+        return lambda *given, **named: asked.append(name) or flash()
+
+    for name in ("flash_attn", "flash_attn_interface"):
+        module: Any = None  # an import of it then fails
+        if name in packages:
+            module = ModuleType(name)
+            if packages[name]:
+                module.flash_attn_varlen_func = recorded(name)
+        monkeypatch.setitem(sys.modules, name, module)
+    varlen = recorded("torch")
+    varlen.__annotations__ = {"window_size": tuple}
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    attention._fused_varlen.cache_clear()
+    try:
+        query = torch.randn(1, 2, 8, 16, dtype=torch.float16).as_subclass(OnCuda)
+        assert attended(query, 0.0).shape == (1, 8, 2, 16)
+    finally:
+        attention._fused_varlen.cache_clear()
+    assert asked == ([used] if used else [])
+
+
+def test_the_starts_of_segments_are_sent_to_a_gpu_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(attention, "_sent", lambda tensor, device: sent.append(tensor) or tensor)
+    found = attention.segment_arguments((Segment(0, 4), Segment(4, 9)), torch.device("cuda"))
+    assert found["segment_starts"].dtype == torch.int32
+    assert [one.tolist() for one in sent] == [[0, 4, 9]]
+    assert "segment_starts" not in attention.segment_arguments((Segment(0, 4),), torch.device("cpu"))

@@ -25,7 +25,7 @@ from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.memory import estimate_need, parse_size, recipe_memory
 from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
-from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations, checkpointed_layers, measure_need
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 320}

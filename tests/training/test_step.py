@@ -57,7 +57,7 @@ def gradient(losses: torch.Tensor, hidden: torch.Tensor, upstream: torch.Tensor)
 def test_loss_and_gradient_are_at_least_as_near_to_fp64_as_the_stock_path(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "LOGITS", chunk * 5000)
+    monkeypatch.setattr(loss_module, "most_logits", lambda device: chunk * 5000)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(40, 64, generator=generator).requires_grad_()
     head = torch.nn.Linear(64, 5000, bias=False).requires_grad_(False)
@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_at_least_as_near_to_fp64_as_the_stock_path(
 
 
 def test_a_head_that_is_trained_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "LOGITS", 30 * 11)
+    monkeypatch.setattr(loss_module, "most_logits", lambda device: 30 * 11)
     head, hidden, targets = torch.nn.Linear(8, 30), torch.randn(20, 8), torch.randint(30, (20,))
     for losses in (token_losses(hidden, head, targets, head.forward), stock_with_bias(head, hidden, targets)):
         losses.sum().backward()
@@ -90,6 +90,22 @@ def test_a_head_that_is_trained_gets_its_gradient(monkeypatch: pytest.MonkeyPatc
     assert head.weight.grad is not None
     expected = 2 * head.weight.grad
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_head_that_is_trained_keeps_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "most_logits", lambda device: 3000)
+    head, kept = torch.nn.Linear(8, 1000, bias=False), []
+    hidden, targets = torch.randn(40, 8, requires_grad=True), torch.randint(1000, (40,))
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        token_losses(hidden, head, targets, head.forward).sum().backward()
+        # each part of three positions in the forward pass; what the backward pass keeps is of one part at a time
+    assert sum(number >= 3000 for number in kept if number != head.weight.numel()) <= 4 * 14
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        losses = token_losses(hidden, head, targets, head.forward)
+    assert max(kept, default=0) < 3000
+    losses.sum().backward()
+    assert hidden.grad is not None
 
 
 def stock_with_bias(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

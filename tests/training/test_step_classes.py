@@ -11,8 +11,8 @@ import torch
 from class_models import WINDOW, Case, distance
 from sampling import sampled
 
-from pytest_mistral_lora.training.step import Segment, forward, kernels_cpu
-from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step import Segment, attention_cpu, forward, frozen_layers
+from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 
 
 def attending(change: Callable[..., dict[str, Any]]) -> Callable[[Any], None]:
@@ -49,21 +49,21 @@ def positions_go_on(packed: Any) -> dict[str, Any]:
 
 
 def heads_in_another_order(monkeypatch: Any) -> None:
-    right = kernels_cpu._by_key_head
+    right = attention_cpu._by_key_head
     # the query heads of a key head are neighbours; these are a stride apart
     monkeypatch.setattr(
-        kernels_cpu,
+        attention_cpu,
         "_by_key_head",
         lambda heads, keys: right(heads.unflatten(1, (-1, keys)).transpose(1, 2).flatten(1, 2), keys),
     )
 
 
 def a_bias_is_left_out(monkeypatch: Any) -> None:
-    monkeypatch.setattr(kernels_cpu, "_is_frozen", lambda one: type(one) is torch.nn.Linear)
+    monkeypatch.setattr(frozen_layers, "_is_frozen", lambda one: type(one) is torch.nn.Linear)
 
 
 def no_activation(monkeypatch: Any) -> None:
-    monkeypatch.setattr(kernels_cpu, "silu", torch.clone)
+    monkeypatch.setattr(frozen_layers, "silu", torch.clone)
 
 
 WINDOWLESS = attending(lambda query, **named: {"sliding_window": None})
@@ -135,7 +135,7 @@ def test_a_step_that_leaves_out_a_rule_of_the_class_is_found(case: Case, monkeyp
 def test_kernels_replace_layers_by_their_form(case: Case, replaced: dict[str, int]) -> None:
     model = case.model()
     use_frozen_layers(model)
-    kinds = [type(one).__name__ for one in model.modules() if type(one).__module__ == kernels_cpu.__name__]
+    kinds = [type(one).__name__ for one in model.modules() if type(one).__module__ == frozen_layers.__name__]
     assert {kind: kinds.count(kind) for kind in kinds} == replaced
 
 

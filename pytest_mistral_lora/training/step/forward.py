@@ -8,16 +8,19 @@ computed the same keys and values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache, lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pytest_mistral_lora.training.step.kernels_cpu import attend_in_blocks
+from pytest_mistral_lora.training.step.attention_cpu import attend_in_blocks
 from pytest_mistral_lora.training.step.packing import Segment, StepRow, pack_rows
 
 IMPLEMENTATION = "segments"
@@ -32,6 +35,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     segments: Sequence[Segment] | None = None,
+    segment_starts: torch.Tensor | None = None,
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -44,6 +48,8 @@ def attend(
         value: `(1, key-value heads, tokens, head size)`.
         attention_mask: Used only without segments.
         segments: Segments in order, together all tokens.
+        segment_starts: First token of each segment, and the token after the last, `(segments + 1,)` int32 on the GPU;
+            only there.
         sliding_window: Number of tokens that a token sees, itself included; None for all tokens.
         settings: `scaling`, `dropout` and other arguments of transformers.
 
@@ -58,10 +64,11 @@ def attend(
     # varlen kernels know no shared prefix and no dropout, and take half precision and heads of one size only
     packed = all(first == last for _, _, (first, last) in segments) and query.shape[3] == value.shape[3]
     packed = packed and not settings.get("dropout")
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and packed:
-        fused = _fused_varlen()
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and packed and segment_starts is not None:
+        fused = _fused_varlen(torch.cuda.get_device_capability(query.device))
         if fused is not None:
-            return fused(query, key, value, segments, sliding_window, settings["scaling"]), None
+            longest = max(segment.end - segment.start for segment in segments)
+            return fused(query, key, value, segment_starts, longest, sliding_window, settings["scaling"]), None
     in_window = sliding_window is None or max(segment.seen for segment in segments) <= sliding_window
     if query.device.type == "cpu" and not settings.get("dropout") and in_window:
         return attend_in_blocks(query, key, value, segments, settings["scaling"]), None
@@ -95,10 +102,20 @@ def attend_in_segments(model: Any) -> None:
         model.set_attn_implementation(IMPLEMENTATION)
 
 
-def segment_arguments(segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return the arguments of a model's call, beside ids and positions, that keep packed rows apart."""
+def segment_arguments(segments: Sequence[Segment], device: torch.device | None = None) -> dict[str, Any]:
+    """Return the arguments of a model's call, beside ids and positions, that keep packed rows apart.
+
+    Args:
+        segments: Segments in order, together all tokens.
+        device: The model's device; None for a CPU.
+    """
     # transformers uses a mask of four dimensions unchanged, and makes no mask over all tokens
-    return {"segments": tuple(segments), "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
+    arguments = {"segments": tuple(segments), "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
+    if device is not None and device.type == "cuda":
+        # once for all layers: each copy to a GPU waits for what runs there
+        starts = torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32)
+        arguments["segment_starts"] = _sent(starts, device)
+    return arguments
 
 
 @lru_cache(maxsize=16)  # every layer asks for the same masks
@@ -113,15 +130,18 @@ def _causal_mask(queries: int, keys: int, window: int | None, device: torch.devi
 
 
 @cache
-def _fused_varlen() -> Callable[..., torch.Tensor] | None:
-    """Return a fused kernel for packed rows: FlashAttention's, else PyTorch's own; None without either."""
-    flash: Any = None
-    native: Any = None
-    try:
-        import flash_attn
+def _fused_varlen(capability: tuple[int, int]) -> Callable[..., torch.Tensor] | None:
+    """Return a fused kernel for packed rows: FlashAttention's, else PyTorch's own; None without one for the GPU.
 
-        flash = flash_attn.flash_attn_varlen_func
-    except ImportError:
+    Args:
+        capability: The compute capability of the GPU: (7, 5) of a T4, (9, 0) of an H100.
+    """
+    # the kernels of FlashAttention 2, which PyTorch's own calls too, refuse GPUs before Ampere
+    if capability < (8, 0):
+        return None
+    flash = _flash_attention(capability)
+    native: Any = None
+    if flash is None:
         try:
             from torch.nn.attention import varlen
         except ImportError:
@@ -132,17 +152,17 @@ def _fused_varlen() -> Callable[..., torch.Tensor] | None:
             return None
 
     def attend_varlen(
-        query: Any, key: Any, value: Any, segments: Sequence[Segment], window: int | None, scaling: float
+        query: Any, key: Any, value: Any, starts: torch.Tensor, longest: int, window: int | None, scaling: float
     ) -> torch.Tensor:
-        # both kernels take (tokens, heads, head size), where each row starts, and the longest row
+        # the kernels take (tokens, heads, head size), where each row starts, and the longest row
         q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-        starts = torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32, device=query.device)
-        longest = max(segment.end - segment.start for segment in segments)
-        # both count the tokens before the query: a window counts the query, too
+        # all count the tokens before the query: a window counts the query, too
         window_size = (-1 if window is None else window - 1, 0)
         if flash is not None:
             bounds = {"softmax_scale": scaling, "causal": True, "window_size": window_size}
             attended = flash(q, k, v, starts, starts, longest, longest, **bounds)
+            # earlier releases of FlashAttention 3 return the sums of the softmax, too
+            attended = attended[0] if isinstance(attended, tuple) else attended
         else:
             bounds = {"scale": scaling, "window_size": window_size, "enable_gqa": query.shape[1] != key.shape[1]}
             attended = native(q, k, v, starts, starts, longest, longest, **bounds)
@@ -151,8 +171,30 @@ def _fused_varlen() -> Callable[..., torch.Tensor] | None:
     return attend_varlen
 
 
-LOGITS = 2**24
-"""Most logits kept at a time: 64 MiB in float32."""
+def _flash_attention(capability: tuple[int, int]) -> Any:
+    """Return the function of FlashAttention for packed rows, or None: of version 3 on Hopper, else of version 2."""
+    # a folder of that name, or a package without the function, is none
+    with suppress(ImportError, AttributeError):
+        if capability[0] == 9:
+            return import_module("flash_attn_interface").flash_attn_varlen_func
+    with suppress(ImportError, AttributeError):
+        return import_module("flash_attn").flash_attn_varlen_func
+    return None
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device; a GPU does not wait for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def most_logits(device: str) -> int:
+    """Return how many logits are computed at a time on a type of device: 64 MiB in float32, on a GPU 256 MiB.
+
+    The weights of the head are read again for each part of the positions.
+    """
+    return 2**26 if device == "cuda" else 2**24
 
 
 @contextmanager
@@ -195,13 +237,21 @@ def token_losses(
         targets: The id to predict at each position, `(positions,)` int64.
         compute_logits: The head's own forward pass, used if the head is not just a frozen matrix.
     """
-    chunk = max(1, LOGITS // head.out_features) if isinstance(head, torch.nn.Linear) else 256
+    weight = head.weight
+    chunk = max(1, most_logits(weight.device.type) // weight.shape[0])
     if isinstance(head, torch.nn.Linear) and head.bias is None and not head.weight.requires_grad:
         frozen: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, targets, chunk)
         return frozen
-    cross_entropy, sums = torch.nn.functional.cross_entropy, torch.promote_types(head.weight.dtype, torch.float32)
-    parts = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
-    return torch.cat([cross_entropy(compute_logits(part).to(sums), ids, reduction="none") for part, ids in parts])
+    sums = torch.promote_types(weight.dtype, torch.float32)
+
+    def losses_of(part: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(compute_logits(part).to(sums), ids, reduction="none")
+
+    # the logits of a part are computed again in the backward pass, and none are kept; the weight of a head that is
+    # sharded alone (FSDP2, ZeRO-3) is not whole there
+    if not isinstance(weight, DTensor) and not hasattr(weight, "ds_id"):
+        losses_of = partial(checkpoint, losses_of, use_reentrant=False)
+    return torch.cat(list(map(losses_of, torch.split(hidden, chunk), torch.split(targets, chunk))))
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -286,12 +336,12 @@ def supervised_losses(
     """
     inner = model if inner is None else inner
     packed, device = pack_rows(rows, share_prefix=share_prefix), inner.device
-    with losses_at_head(inner.get_output_embeddings(), packed.targets.to(device)):
+    with losses_at_head(inner.get_output_embeddings(), _sent(packed.targets, device)):
         output = model(
-            input_ids=packed.input_ids.to(device),
-            position_ids=packed.position_ids.to(device),
-            logits_to_keep=packed.loss_positions.to(device),
+            input_ids=_sent(packed.input_ids, device),
+            position_ids=_sent(packed.position_ids, device),
+            logits_to_keep=_sent(packed.loss_positions, device),
             use_cache=False,
-            **segment_arguments(packed.segments),
+            **segment_arguments(packed.segments, device),
         )
     return output.logits.flatten(), packed.row_indices

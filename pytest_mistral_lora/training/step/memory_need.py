@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.devices import memory_limit
-from pytest_mistral_lora.training.step.forward import LOGITS, supervised_losses
+from pytest_mistral_lora.training.step.forward import most_logits, supervised_losses
 from pytest_mistral_lora.training.step.packing import StepRow, micro_batches
 
 
@@ -54,6 +54,7 @@ class MemoryNeed:
         token: For each input token: kept for the backward pass, and used at once by the widest layer.
         checkpointed_token: The same with activation checkpointing.
         vocabulary: Logits of a position.
+        logits: Most logits that are computed at a time.
     """
 
     base: int
@@ -63,13 +64,14 @@ class MemoryNeed:
     token: int
     checkpointed_token: int
     vocabulary: int
+    logits: int
 
     def total(self, tokens: int, *, checkpointed: bool = False, shards: int = 1, nf4: bool = False) -> int:
         """Return the bytes for a pass of this many tokens."""
         base = self.base - self.quantisable + self.values * _NF4_BYTES if nf4 else self.base
         kept = self.checkpointed_token if checkpointed else self.token
         # a part of the logits at a time, and their gradient
-        head = _LOGIT_BYTES * min(LOGITS, self.vocabulary * tokens)
+        head = _LOGIT_BYTES * min(self.logits, self.vocabulary * tokens)
         return int((base + self.adapter) / shards + kept * tokens + head)
 
     def most_tokens(self, limit: int, *, checkpointed: bool = False) -> int:
@@ -77,8 +79,8 @@ class MemoryNeed:
         kept = self.checkpointed_token if checkpointed else self.token
         room = limit - self.total(0)
         fitting = room // (kept + _LOGIT_BYTES * self.vocabulary)
-        if fitting * self.vocabulary > LOGITS:
-            fitting = (room - _LOGIT_BYTES * LOGITS) // kept
+        if fitting * self.vocabulary > self.logits:
+            fitting = (room - _LOGIT_BYTES * self.logits) // kept
         return max(0, fitting)
 
 
@@ -113,12 +115,13 @@ def _kept_bytes_of_token(model: Any) -> int:
     return max(1, (large - small) // (_PROBED_TOKENS[1] - _PROBED_TOKENS[0]))
 
 
-def measure_need(model: Any) -> MemoryNeed:
+def measure_need(model: Any, device: str | None = None) -> MemoryNeed:
     """Measure the memory that a model needs, by two small forward passes whose saved tensors are counted.
 
     Args:
         model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the count
             does not change.
+        device: The type of the device that the model will be on; default: that of the model.
     """
     parameters = list(model.parameters())
     token = _kept_bytes_of_token(model)
@@ -144,6 +147,7 @@ def measure_need(model: Any) -> MemoryNeed:
         # each layer's input, and everything that one layer keeps while it is recomputed
         width * layers + token // layers + working,
         config.vocab_size,
+        most_logits(device or model.device.type),
     )
 
 

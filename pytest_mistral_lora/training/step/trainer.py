@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
@@ -109,8 +110,7 @@ class LoraTrainer(Trainer):
 
     def _loader(self, dataset: Any, seed: int | None = None) -> DataLoader[Any]:
         sampler = self._sampler(dataset, seed)
-        pin_memory = self.args.dataloader_pin_memory
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, pin_memory=pin_memory)
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
 
     def _sampler(self, dataset: Any, seed: int | None) -> StepSampler:
         sampler = StepSampler(
@@ -148,7 +148,8 @@ class LoraTrainer(Trainer):
         cuda_random = [] if random is None else torch.cuda.get_rng_state_all()
         while True:
             try:
-                return act()
+                with self._inputs_as_they_are():
+                    return act()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -161,6 +162,17 @@ class LoraTrainer(Trainer):
             gc.collect()
             torch.cuda.empty_cache()
             self.memory_changes.append(shrink_or_stop(self, f"{action} ran out of memory ({reason})", rows))
+
+    def _inputs_as_they_are(self) -> AbstractContextManager[None]:
+        """Keep PEFT from casting the input of each adapted layer to float32, within the block.
+
+        Autocast would cast it back, and each layer would keep a copy. Without autocast a layer needs the cast, and DoRA
+        takes its norms in the dtype of the input.
+        """
+        has_autocast = self.model.dtype == torch.bfloat16 or self.args.fp16
+        has_dora = any(config.use_dora for config in getattr(self.model, "peft_config", {}).values())
+        active = has_autocast and not has_dora
+        return cast(AbstractContextManager[None], disable_input_dtype_casting(self.model, active=active))
 
     def _accumulate_gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
         # the mean of the step, not of a micro-batch or a process: all divide by the same count
@@ -340,7 +352,7 @@ class LoraTrainer(Trainer):
         self.model.eval()
         for batch in self.get_eval_dataloader(dataset):
             for rows, counts in self._passes(step_rows(batch), dataset):
-                with torch.no_grad(), self.compute_loss_context_manager():
+                with torch.no_grad(), self._inputs_as_they_are(), self.compute_loss_context_manager():
                     losses, _ = supervised_losses(
                         self.model_wrapped, rows, inner=self.model, share_prefix=self.share_prefix
                     )
