@@ -97,7 +97,10 @@ def load_base(base: BaseFolder, precision: Precision, device: str, *, packed: bo
         PinError: As for `BaseFolder.architecture`, or if the files lack a weight, or have one that the model does not
             have.
     """
-    return _load(base, precision, packed=packed).to(device)
+    # FP8 weights are dequantised in memory; any others go to the device one by one: eight processes of a machine would
+    # else hold the base eight times
+    is_placed = device != "cpu" and not isinstance(base.weights, DequantizedWeights)
+    return _load(base, precision, packed=packed, **({"device_map": {"": device}} if is_placed else {})).to(device)
 
 
 def load_nf4(base: BaseFolder, precision: Precision, device: str) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from importlib.metadata import version
 
-from pytest_mistral_lora.cli.verb import (
-    INPUT,
-    Verb,
-    shown_path,
-)
+from packaging.version import Version
+
+from pytest_mistral_lora.cli.verb import INPUT, Verb, shown_path
 from pytest_mistral_lora.errors import EXIT_OK
 from pytest_mistral_lora.extras import require_extra
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     with opened_run(recipe, resume=args.resume):
         refuse_missing_inputs(recipe)
+    let_memory_grow()
     display = RunDisplay.on_stderr()
     display.phase("loading PyTorch, transformers and PEFT")
     from pytest_mistral_lora.training.callbacks import stop_on_signals
@@ -57,6 +58,17 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         sys.stdout.write(f"{shown_path(result.output)}\n")
     return EXIT_OK
+
+
+def let_memory_grow() -> None:
+    """Let PyTorch's allocator of a GPU grow its segments, unless the user has configured it; before torch is imported.
+
+    Packs of rows differ in size: segments of fixed size would leave gaps (PyTorch's CUDA notes).
+    """
+    older, newer = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    if not {older, newer} & os.environ.keys():
+        # torch 2.9 has the newer name, too, and ignores it on CUDA (pytorch/pytorch#183387)
+        os.environ[newer if Version(version("torch")) >= Version("2.10") else older] = "expandable_segments:True"
 
 
 VERB = Verb(

@@ -133,3 +133,10 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(name: str, base: Path) -
     if name == SHARDS[0]:
         with pytest.raises(InputError, match="is not a regular file"):
             _ = BaseFolder(base).weights_sha256
+
+
+def test_weights_for_a_device_are_not_first_loaded_into_memory(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the model is there when it is loaded, and not moved afterwards
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: model)
+    model = load_base(BaseFolder(made), "bf16", "meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

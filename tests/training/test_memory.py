@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tiny_runs import MakeRecipe, recipe_data, rows_of, trainer_of, write_rows
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.cli import train as train_verb
 from pytest_mistral_lora.errors import MemoryShortageError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
@@ -201,6 +203,20 @@ def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> N
         result = train(recipe.model_copy(update={"output": tmp_path / str(dry_run)}))
         hashes.append(result.manifest["lora"]["tensors_sha256"])
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "name"), [("2.6.0+cu124", "PYTORCH_CUDA_ALLOC_CONF"), ("2.13.0", "PYTORCH_ALLOC_CONF")]
+)
+@pytest.mark.parametrize("chosen", ["", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_segments_grow_unless_you_have_configured_them(
+    torch_version: str, name: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {chosen: "max_split_size_mb:128"} if chosen else {}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(train_verb, "version", lambda package: torch_version)
+    train_verb.let_memory_grow()
+    assert environment == ({chosen: "max_split_size_mb:128"} if chosen else {name: "expandable_segments:True"})
 
 
 LIMITED = """
