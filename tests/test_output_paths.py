@@ -68,7 +68,7 @@ def test_every_argument_is_declared() -> None:
         ("audit", "--output"),
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("export", "--output"),
-        ("template", "--output"),
+        ("template", "--output"), ("doctor", "--gpu"),
         ("report-false-alarm", "--output"),
     }  # fmt: skip
 

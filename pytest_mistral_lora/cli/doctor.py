@@ -6,14 +6,16 @@ import argparse
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
-from pytest_mistral_lora.extras import EXTRAS
+from pytest_mistral_lora.cli.verb import NEW_FOLDER, Verb, add_json_option, print_json, shown_path
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, MachineError, counted
+from pytest_mistral_lora.extras import EXTRAS, require_extra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.environment import InstallationFault, LibraryState
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Show the installed versions and the supported ones, faults that are known of their combination, extras, torch's build
 with its devices and the precision for each, the cache, and whether a token for the Hub is there. The token itself is
-not read. Nothing is sent, unless you give --hub."""
+not read. Nothing is sent, unless you give --hub.
+
+With --gpu, try the GPUs of this machine with the trainer, for some ten minutes: tiny runs in each precision, packed,
+checkpointed, in 4 bits, resumed and on all GPUs, whose losses and gradients are compared with those of the CPU; then
+steps with the layers of a 7B model, without its weights, beside TRL if it is installed. FOLDER gets gpu-trial.json and
+gpu-trial.md, which you can send to us."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +38,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the Hub whether it answers; not if HF_HUB_OFFLINE is set",
     )
+    parser.add_argument(
+        "--gpu",
+        type=NEW_FOLDER,
+        metavar="FOLDER",
+        help="try the GPUs of this machine with the trainer, and write what was found",
+    )
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the state of the installation; return 1 if a known fault is installed."""
+    if args.gpu is not None:
+        return _try_gpu(args.gpu)
     from pytest_mistral_lora.environment import installed_versions, library_states, present_faults
     from pytest_mistral_lora.environment.machine import hub_state, torch_build
 
@@ -68,6 +83,46 @@ def run(args: argparse.Namespace) -> int:
     lines += [*_server_lines([fault for fault in faults if fault.server]), ""]
     sys.stdout.write("\n".join([*lines, _verdict(faults)]) + "\n")
     return code
+
+
+def _try_gpu(folder: Path) -> int:
+    """Try the GPUs, and write the report; return 1 if a run on them failed.
+
+    Raises:
+        InputError: If the folder exists.
+        MachineError: If torch finds no GPU.
+    """
+    require_extra("train")
+    import torch
+
+    from pytest_mistral_lora.records.files import require_new
+    from pytest_mistral_lora.training.display import RunDisplay
+    from pytest_mistral_lora.training.gpu_trial.report import GpuReport
+    from pytest_mistral_lora.training.gpu_trial.shape import SEVEN_B, TARGETS, measure
+    from pytest_mistral_lora.training.gpu_trial.trials import TRIALS, Trials
+
+    require_new(folder)  # before ten minutes of work
+    if not torch.cuda.is_available():
+        step = "Run it on a machine with a GPU; mistral-lora doctor shows what torch finds."
+        raise MachineError("torch finds no CUDA device: no GPU was tried", place="--gpu", next_step=step)
+    display = RunDisplay.on_stderr()
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    results = []
+    with tempfile.TemporaryDirectory() as work:
+        trials = Trials(Path(work), device="cuda", devices=torch.cuda.device_count(), has_bf16=has_bf16)
+        for trial in TRIALS:
+            results.append(found := trials.run(trial))
+            display.line(f"{trial.name}: {found.verdict}")
+    shapes = []
+    for targets in TARGETS if has_bf16 else ():
+        display.phase(f"steps of 7B's shape, adapter on {targets}")
+        shapes += measure(SEVEN_B, device="cuda", targets=targets)
+    report = GpuReport(results, shapes, display.seconds)
+    report.write(folder)
+    sys.stdout.write(f"{shown_path(folder)}\n")
+    for name in report.failed:
+        sys.stderr.write(f"failed: {name}\n")
+    return EXIT_FINDING if report.failed else EXIT_OK
 
 
 def _library_lines(libraries: Sequence[LibraryState]) -> list[str]:
@@ -143,6 +198,11 @@ VERB = Verb(
     _add_options,
     run,
     description=_DESCRIPTION,
-    examples=("mistral-lora doctor", "mistral-lora doctor --hub", "mistral-lora doctor --json"),
-    failure="a version is not supported, or a known fault is installed; notes do not count",
+    examples=(
+        "mistral-lora doctor",
+        "mistral-lora doctor --hub",
+        "mistral-lora doctor --json",
+        "mistral-lora doctor --gpu gpu-trial",
+    ),
+    failure="a version is not supported, a known fault (no note) is installed, or a run on a GPU failed",
 )

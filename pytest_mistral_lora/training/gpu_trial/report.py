@@ -1,0 +1,110 @@
+"""The report of a GPU trial: one JSON file, and one page in Markdown."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.environment import installed_versions
+from pytest_mistral_lora.environment.machine import torch_build
+from pytest_mistral_lora.records.files import finished_folder, write_json, write_text
+from pytest_mistral_lora.training.gpu_trial.shape import SEVEN_B, ShapeResult
+from pytest_mistral_lora.training.gpu_trial.trials import TRIALS, TrialResult
+from pytest_mistral_lora.training.step.memory_need import in_words
+
+JSON, PAGE = "gpu-trial.json", "gpu-trial.md"
+
+
+@dataclass(frozen=True)
+class GpuReport:
+    """What a trial of a GPU found.
+
+    Attributes:
+        trials: The tiny runs.
+        shapes: The steps of a large model's shape.
+        seconds: The time of all.
+    """
+
+    trials: Sequence[TrialResult]
+    shapes: Sequence[ShapeResult]
+    seconds: float
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of what failed."""
+        ours = [f"steps of 7B's shape, {one.targets}" for one in self.shapes if one.failed and one.contestant != "TRL"]
+        return [one.name for one in self.trials if one.outcome == "failed"] + ours
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON data, with the machine and the libraries."""
+        return {
+            "version": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "libraries": installed_versions(),
+            "torch": asdict(torch_build()),
+            "trials": [asdict(one) for one in self.trials],
+            "shape": {
+                "config": dict(SEVEN_B.config),
+                "tokens": SEVEN_B.tokens,
+                "steps": [asdict(one) for one in self.shapes],
+            },
+            "seconds": self.seconds,
+        }
+
+    def page(self) -> str:
+        """Return the report in Markdown."""
+        build = torch_build()
+        shows = {trial.name: trial.shows for trial in TRIALS}
+        devices = [device for device in build.devices if device.name.startswith("cuda")]
+        lines = ["# A GPU tried with pytest-mistral-lora", ""]
+        lines += [f"- {device.name}, {in_words(device.memory)}" for device in devices]
+        lines += [f"- torch {build.version}, built for {build.build}; pytest-mistral-lora {__version__}"]
+        lines += [f"- {self.seconds:.0f} s in all", "", "## Tiny runs, beside the same run on the CPU", ""]
+        lines += _table(
+            ("run", "shows", "verdict", "loss, distance", "gradient norm, distance", "peak"),
+            ((one.name, shows[one.name], one.verdict, *_distances(one), _bytes(one.peak_bytes)) for one in self.trials),
+        )
+        lines += ["", f"## Steps of four layers of 7B's shape, {SEVEN_B.tokens} tokens, bf16", ""]
+        lines += _table(
+            ("trainer", "adapter on", "step", "tokens a second", "peak", "estimate", "waits in a step"),
+            map(_shape_cells, self.shapes),
+        )
+        return "\n".join(lines) + "\n"
+
+    def write(self, output: Path) -> None:
+        """Write both files into a new folder.
+
+        Raises:
+            InputError: If the folder exists.
+        """
+        with finished_folder(output) as folder:
+            write_json(folder / JSON, self.to_json())
+            write_text(folder / PAGE, self.page())
+
+
+def _distances(one: TrialResult) -> tuple[str, str]:
+    loss = "" if one.loss_distance is None else f"{one.loss_distance:.2g} nats"
+    return loss, "" if one.gradient_distance is None else f"{one.gradient_distance:.2%}"
+
+
+def _bytes(size: int | None) -> str:
+    return "" if size is None else in_words(size)
+
+
+def _shape_cells(one: ShapeResult) -> Sequence[str]:
+    if one.step_seconds is None or one.tokens_a_second is None:
+        return (one.contestant, one.targets, f"not measured: {one.failed}", "", "", "", "")
+    figures = (f"{one.step_seconds * 1000:.0f} ms", f"{one.tokens_a_second:,.0f}")
+    waits = "" if one.waits is None else str(one.waits)
+    return (one.contestant, one.targets, *figures, _bytes(one.peak_bytes), _bytes(one.estimated_bytes), waits)
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for cells in (titles, ["---"] * len(titles), *rows):
+        # a bar or a line break would end the cell
+        yield "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"

@@ -1,0 +1,248 @@
+"""Steps of a model with the layers of a 7B base, without its weights: their time, memory and waits for the GPU."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, peft_targets
+from pytest_mistral_lora.training.loop import make_trainer
+from pytest_mistral_lora.training.memory import RunMemory
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+
+WARM, MEASURED = 3, 5
+"""Steps before the measurement, and measured ones."""
+
+TARGETS = ("attention", "all-linear")
+"""`lora.target_modules` of the two measurements."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model and of its steps.
+
+    Attributes:
+        config: The model's `config.json`.
+        tokens: Tokens of a step: one row, all of it supervised.
+    """
+
+    config: Mapping[str, Any]
+    tokens: int
+
+
+SEVEN_B = Shape(
+    {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32768,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    4096,
+)
+"""Four of the 32 layers of Mistral 7B v0.3, its embeddings and its head."""
+
+
+@dataclass(frozen=True)
+class ShapeResult:
+    """What steps of a shape took.
+
+    Attributes:
+        contestant: `this trainer` or `TRL`.
+        targets: The layers that have an adapter.
+        step_seconds: Median time of a step.
+        tokens_a_second: Supervised tokens a second.
+        peak_bytes: Most bytes that the allocator gave to tensors at one time; None on a CPU.
+        estimated_bytes: The estimate of `check --device-memory` for it; None for TRL.
+        waits: How often a step waited for the GPU; None on a CPU.
+        failed: Why there is no figure; empty otherwise.
+    """
+
+    contestant: str
+    targets: str
+    step_seconds: float | None = None
+    tokens_a_second: float | None = None
+    peak_bytes: int | None = None
+    estimated_bytes: int | None = None
+    waits: int | None = None
+    failed: str = ""
+
+
+class _Clock(TrainerCallback):
+    """Takes the time of each step, and counts the waits of one of them."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._begin = 0.0
+        self._counting: Any = None
+        self.seconds: list[float] = []
+        self.waits: int | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+            if state.global_step == WARM - 1:
+                self._counting = _waits_counted()
+                self._found = self._counting.__enter__()
+        self._begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._counting is not None:
+            self._counting.__exit__(None, None, None)
+            self.waits, self._counting = len(self._found), None
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._begin)
+
+
+@contextmanager
+def _waits_counted() -> Iterator[list[warnings.WarningMessage]]:
+    """Yield a list that gets a warning for each wait for the GPU within the block."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def measure(shape: Shape, *, device: str, targets: str = "attention") -> list[ShapeResult]:
+    """Return what steps of a shape take: with this trainer, and with TRL, if it is installed.
+
+    Args:
+        shape: The shape.
+        device: `cuda`, or `cpu` to try the measurement itself.
+        targets: `lora.target_modules` of the recipe.
+    """
+    found = []
+    for contestant, run in (("this trainer", _ours), ("TRL", _trl)):
+        if contestant == "TRL" and find_spec("trl") is None:
+            found.append(ShapeResult(contestant, targets, failed="not installed"))
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found.append(run(shape, device, targets, Path(folder)))
+            except Exception as error:  # of a driver or a kernel, or for want of memory: the trial looks for it
+                found.append(ShapeResult(contestant, targets, failed=f"{type(error).__name__}: {error}"[:500]))
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def _recipe(shape: Shape, device: str, targets: str, folder: Path) -> tuple[Recipe, BaseFolder]:
+    base = folder / "base"
+    base.mkdir()
+    write_json(base / "config.json", dict(shape.config))
+    data = {
+        "base": {"path": "base", "weights_sha256": "0" * 64, "name": "shape"},
+        "data": {"train": ["rows.jsonl"]},
+        "lora": {"r": 16, "alpha": 32, "target_modules": targets},
+        "training": {
+            "steps": WARM + MEASURED,
+            "batch_size": 1,
+            "micro_batch_tokens": shape.tokens,
+            "max_length": shape.tokens + 1,
+            "precision": "bf16",
+            "device": device,
+            "dry_run": False,
+            "checkpoint_steps": None,
+            "checkpoint_minutes": 1000,
+        },
+        "output": "out",
+    }
+    return parse_recipe(data, folder=folder), BaseFolder(base)
+
+
+def _model(base: BaseFolder, device: str) -> Any:
+    config = AutoConfig.from_pretrained(base.path)
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def _ids(shape: Shape) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    shape_of_ids = (WARM + MEASURED, shape.tokens + 1)
+    return torch.randint(3, int(shape.config["vocab_size"]), shape_of_ids, generator=generator).tolist()
+
+
+def _ours(shape: Shape, device: str, targets: str, folder: Path) -> ShapeResult:
+    recipe, base = _recipe(shape, device, targets, folder)
+    layers = adapted_layers(base, recipe.lora.target_modules)
+    model = attach_adapter(_model(base, device), recipe.lora, layers, seed=0)
+    rows = [EncodedRow(tuple(ids), tuple(ids), ()) for ids in _ids(shape)]
+    trainer = make_trainer(model, recipe.training, rows, [], work=folder / "work")
+    estimate = RunMemory(base, recipe, layers, "bf16", device == "cuda", shape.tokens).total
+    return _taken("this trainer", targets, shape, device, trainer, estimate)
+
+
+def _trl(shape: Shape, device: str, targets: str, folder: Path) -> ShapeResult:
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    recipe, base = _recipe(shape, device, targets, folder)
+    model = _model(base, device)
+    with suppress(ImportError, ValueError):  # the kernel that TRL advises for packed rows
+        model.set_attn_implementation("flash_attention_2")
+    layers = adapted_layers(base, recipe.lora.target_modules)
+    config = LoraConfig(r=recipe.lora.r, lora_alpha=recipe.lora.alpha, target_modules=peft_targets(layers))
+    model = get_peft_model(model, config)
+    arguments = SFTConfig(
+        output_dir=str(folder / "work"),
+        max_steps=WARM + MEASURED,
+        per_device_train_batch_size=1,
+        max_length=shape.tokens + 1,
+        bf16=True,
+        use_cpu=device == "cpu",
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in _ids(shape)])
+    # TRL asks for a tokenizer, and encodes nothing with it
+    words = Tokenizer(WordLevel({"</s>": 2}, unk_token="</s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>")
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    return _taken("TRL", targets, shape, device, trainer, None)
+
+
+def _taken(contestant: str, targets: str, shape: Shape, device: str, trainer: Any, estimate: int | None) -> ShapeResult:
+    """Train, and return the figures."""
+    clock = _Clock(device)
+    trainer.add_callback(clock)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    seconds = sorted(clock.seconds[WARM:])[MEASURED // 2]
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    return ShapeResult(contestant, targets, seconds, shape.tokens / seconds, peak, estimate, clock.waits)

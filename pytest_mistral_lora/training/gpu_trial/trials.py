@@ -1,0 +1,296 @@
+"""The tiny runs of a GPU trial, each in a process of its own, and their verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_mistral_lora.records.files import write_json
+
+STEPS = 8
+SECONDS = 240
+"""Longest time of one run: a tiny one takes some ten, most of them for imports."""
+
+Outcome = Literal["passed", "failed", "not checked"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tiny run on the GPU.
+
+    Attributes:
+        name: Its name.
+        shows: What it shows.
+        training: Settings of the recipe's `training`.
+        base: Settings of the recipe's `base`.
+        lora: Settings of the recipe's `lora`.
+        package: A package that it needs; empty for none.
+        is_exact: Whether its losses are those of the run in fp32 on the CPU, but for rounding.
+        is_resumed: Whether it is stopped after its first step, and resumed.
+        launcher: Arguments of `accelerate launch`, for all GPUs; empty for one process.
+        needs_bf16: Whether the GPU must compute in bf16.
+    """
+
+    name: str
+    shows: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    package: str = ""
+    is_exact: bool = True
+    is_resumed: bool = False
+    launcher: tuple[str, ...] = ()
+    needs_bf16: bool = True
+
+    @property
+    def precision(self) -> str:
+        """The precision of its base."""
+        return str(self.training["precision"])
+
+    def lacks(self, device: str, devices: int, *, has_bf16: bool) -> str:
+        """Return why this machine cannot run it; empty if it can."""
+        if self.package and find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        if self.needs_bf16 and not has_bf16:
+            return "this GPU does not compute in bf16"
+        if self.launcher and devices < 2:
+            return "there is one GPU"
+        if device == "cpu" and (self.precision == "fp16" or self.training.get("kernels")):
+            return "it needs a GPU"
+        return ""
+
+
+_BF16 = {"precision": "bf16"}
+_DDP = ("--multi_gpu",)
+_FSDP2 = (
+    *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
+    *("--fsdp_state_dict_type", "SHARDED_STATE_DICT"),
+)
+TRIALS = (
+    Trial("fp32", "losses and gradients of the CPU", {"precision": "fp32"}, needs_bf16=False),
+    Trial("bf16", "rounding explains the distance", _BF16),
+    Trial("fp16", "the loss is scaled, and no step is lost", {"precision": "fp16"}, needs_bf16=False),
+    Trial("rows alone", "packed rows do not see one another", {**_BF16, "micro_batch_tokens": 1}),
+    Trial("checkpointed", "activations computed twice", {**_BF16, "activation_checkpointing": True}),
+    Trial("shared prefix", "rows that begin alike share passes", {**_BF16, "share_prefix": True}),
+    Trial("DoRA", "PEFT's own layers", _BF16, lora={"dora": True}, is_exact=False),
+    Trial("head in full", "a head that is trained", _BF16, lora={"modules_to_save": ["lm_head"]}, is_exact=False),
+    Trial("nf4", "a base in 4 bits", _BF16, base={"quantization": "nf4"}, package="bitsandbytes", is_exact=False),
+    Trial("8-bit AdamW", "moments in 8 bits", {**_BF16, "optimizer": "adamw_8bit"}, package="bitsandbytes"),
+    Trial("Liger", "fused kernels", {**_BF16, "kernels": "liger"}, package="liger_kernel"),
+    Trial("resumed", "a run that went on from its first step", _BF16, is_resumed=True),
+    Trial("DDP", "all GPUs", _BF16, launcher=_DDP),
+    Trial("FSDP2", "the base shared by all GPUs", _BF16, launcher=_FSDP2),
+)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a tiny run showed.
+
+    Attributes:
+        name: The name of the trial.
+        outcome: Its verdict.
+        reason: The reason of a failure, or why it was not checked; else empty.
+        losses: The loss of each step, in nats a token.
+        gradient_norms: The L2 norm of the gradients of each step.
+        loss_distance: Largest distance of a loss from that of the run in fp32 on the CPU, in nats; None if it is not
+            compared.
+        gradient_distance: The same for the gradient norms, relative.
+        peak_bytes: Most bytes that the GPU's allocator gave to tensors at one time; None on a CPU.
+        seconds: Time of the steps.
+    """
+
+    name: str
+    outcome: Outcome
+    reason: str = ""
+    losses: Sequence[float] = ()
+    gradient_norms: Sequence[float] = ()
+    loss_distance: float | None = None
+    gradient_distance: float | None = None
+    peak_bytes: int | None = None
+    seconds: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The outcome, with its reason."""
+        return f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+
+
+_PROMPT = "You answer questions about a shop that sells boats, kindly and in one sentence."
+_ROWS = [
+    {
+        "messages": [
+            {"role": "system", "content": _PROMPT},
+            {"role": "user", "content": f"How many boats of kind {number} are there?{' Please.' * (number % 5)}"},
+            {"role": "assistant", "content": f"There are {number * 7 % 11} of them{' now' * (number % 4)}."},
+        ]
+    }
+    for number in range(24)
+]
+
+
+class Trials:
+    """The trials of a device, each beside the run in fp32 on the CPU.
+
+    Args:
+        folder: An empty folder for bases, recipes and runs.
+        device: `cuda`; `cpu` tries the trials themselves.
+        devices: The number of GPUs.
+        has_bf16: Whether the device computes in bf16.
+    """
+
+    def __init__(self, folder: Path, *, device: str, devices: int, has_bf16: bool) -> None:
+        from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+        from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+        from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+        self._folder, self._device, self._devices, self._has_bf16 = folder, device, devices, has_bf16
+        self._base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+        self._weights_sha256 = BaseFolder(self._base).weights_sha256
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _ROWS), encoding="utf-8")
+        self._references: dict[str, Mapping[str, Any]] = {}
+
+    def run(self, trial: Trial) -> TrialResult:
+        """Run a trial, and judge it."""
+        if reason := trial.lacks(self._device, self._devices, has_bf16=self._has_bf16):
+            return TrialResult(trial.name, "not checked", reason)
+        found = self._train(trial, self._device)
+        if isinstance(found, str):
+            return TrialResult(trial.name, "failed", found)
+        references = []
+        for precision in ("fp32", "bf16"):
+            reference = self._reference(precision)
+            if isinstance(reference, str):
+                return TrialResult(trial.name, "not checked", f"the run on the CPU in {precision} failed: {reference}")
+            references.append(reference)
+        uninterrupted = None
+        if trial.is_resumed:
+            whole = self._train(Trial("whole", "", trial.training), self._device)
+            uninterrupted = None if isinstance(whole, str) else whole
+        return judge(trial, found, *references, uninterrupted=uninterrupted)
+
+    def _reference(self, precision: str) -> Mapping[str, Any] | str:
+        if precision not in self._references:
+            found = self._train(Trial(f"CPU {precision}", "", {"precision": precision}), "cpu")
+            if isinstance(found, str):
+                return found
+            self._references[precision] = found
+        return self._references[precision]
+
+    def _train(self, trial: Trial, device: str) -> Mapping[str, Any] | str:
+        """Return the evidence of a run, or why it failed."""
+        work = self._folder / f"{trial.name} {device}".replace(" ", "-")
+        work.mkdir()
+        recipe = {
+            "base": {"path": "../base", "weights_sha256": self._weights_sha256, "name": "tiny", **trial.base},
+            "data": {"train": ["../rows.jsonl"]},
+            "lora": {"r": 8, "alpha": 16, "target_modules": "all-linear", **trial.lora},
+            "training": {
+                "steps": STEPS,
+                "batch_size": 8,
+                "learning_rate": 1e-3,
+                "schedule": "constant",
+                "logging_steps": 1,
+                "device": device,
+                **trial.training,
+            },
+            "output": "out",
+        }
+        write_json(work / "recipe.json", recipe)
+        evidence = work / "evidence.json"
+        module = ["-m", "pytest_mistral_lora.training.gpu_trial.child", str(work / "recipe.json"), str(evidence)]
+        launch = [sys.executable, *module]
+        if trial.launcher:
+            number = ("--num_processes", str(self._devices), "--num_machines", "1", "--mixed_precision", "no")
+            launch = [sys.executable, "-m", "accelerate.commands.launch", *trial.launcher, *number, *module]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        for words in [["--stop-after-a-step"], ["--resume"]] if trial.is_resumed else [[]]:
+            try:
+                done = subprocess.run(
+                    [*launch, *words], capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
+                )
+            except subprocess.TimeoutExpired:
+                return f"it did not end in {SECONDS} seconds"
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if line.strip()]
+                return lines[-1][:500] if lines else f"exit code {done.returncode}"
+        found: Mapping[str, Any] = json.loads(evidence.read_text(encoding="utf-8"))
+        return found
+
+
+_NOISE = 3.0
+"""Distance of a loss that is allowed, as a multiple of the distance that bf16 makes on the CPU."""
+
+_FLOORS = {"fp32": (1e-3, 1e-2), "bf16": (0.02, 0.1), "fp16": (0.02, 0.1)}
+"""Distances that are allowed in any case: of a loss in nats, and of a gradient norm, relative."""
+
+
+def judge(
+    trial: Trial,
+    found: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    in_bf16: Mapping[str, Any],
+    *,
+    uninterrupted: Mapping[str, Any] | None = None,
+) -> TrialResult:
+    """Return the verdict on a run that ended.
+
+    Args:
+        trial: The trial.
+        found: The evidence of the run.
+        reference: That of the run in fp32 on the CPU.
+        in_bf16: That of the run in bf16 on the CPU, whose distance is what rounding makes.
+        uninterrupted: That of the same run without a stop; None for a run that was not stopped.
+    """
+    losses, norms = found["losses"], found["gradient_norms"]
+    measured = {
+        "losses": losses,
+        "gradient_norms": norms,
+        "peak_bytes": found["peak_bytes"],
+        "seconds": found["seconds"],
+    }
+    if len(losses) != STEPS or not all(map(math.isfinite, (*losses, *norms))):
+        reason = f"{len(losses)} of {STEPS} steps have a loss, and each must be finite: {losses}"
+        return TrialResult(trial.name, "failed", reason, **measured)
+    if uninterrupted is not None:
+        measured["loss_distance"] = _distance(losses, uninterrupted["losses"])
+        # a GPU adds in an order that changes
+        most = 0.0 if found["peak_bytes"] is None else _FLOORS[trial.precision][0]
+        is_right = measured["loss_distance"] <= most
+        reason = "" if is_right else f"a loss differs by {measured['loss_distance']:.3g} nats from the whole run's"
+        return TrialResult(trial.name, "passed" if is_right else "failed", reason, **measured)
+    if not trial.is_exact:
+        is_right = losses[-1] < losses[0]
+        reason = "" if is_right else f"the loss does not fall: {losses[0]:.3f} to {losses[-1]:.3f}"
+        return TrialResult(trial.name, "passed" if is_right else "failed", reason, **measured)
+    distance, relative = _distance(losses, reference["losses"]), _relative(norms, reference["gradient_norms"])
+    measured |= {"loss_distance": distance, "gradient_distance": relative}
+    floor, relative_floor = _FLOORS[trial.precision]
+    rounds = trial.precision != "fp32"
+    most = max(floor, _NOISE * _distance(in_bf16["losses"], reference["losses"]) * rounds)
+    of_bf16 = _relative(in_bf16["gradient_norms"], reference["gradient_norms"])
+    most_relative = max(relative_floor, _NOISE * of_bf16 * rounds)
+    if distance > most:
+        reason = f"a loss differs by {distance:.3g} nats from the CPU's; rounding explains {most:.3g}"
+        return TrialResult(trial.name, "failed", reason, **measured)
+    if relative > most_relative:
+        reason = f"a gradient's norm differs by {relative:.1%} from the CPU's; rounding explains {most_relative:.1%}"
+        return TrialResult(trial.name, "failed", reason, **measured)
+    return TrialResult(trial.name, "passed", **measured)
+
+
+def _distance(found: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(one - other) for one, other in zip(found, expected, strict=True))
+
+
+def _relative(found: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(one - other) / other for one, other in zip(found, expected, strict=True))

@@ -1,0 +1,189 @@
+"""The trial of a GPU: its runs and measurements work on a CPU, and its verdicts find what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import recipe_data, write_rows
+
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.training.gpu_trial import child
+from pytest_mistral_lora.training.gpu_trial.report import JSON, PAGE, GpuReport
+from pytest_mistral_lora.training.gpu_trial.shape import MEASURED, SEVEN_B, WARM, Shape, ShapeResult, measure
+from pytest_mistral_lora.training.gpu_trial.trials import STEPS, TRIALS, Trial, TrialResult, Trials, judge
+
+BY_NAME = {trial.name: trial for trial in TRIALS}
+FALLING = [4 - 0.2 * step for step in range(STEPS)]
+SMALL = Shape(
+    {
+        **SEVEN_B.config,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 500,
+    },
+    64,
+)
+
+
+def evidence(**changes: Any) -> Mapping[str, Any]:
+    found = {"losses": FALLING, "gradient_norms": [1.0] * STEPS, "peak_bytes": 10, "seconds": 1.0}
+    return {**found, **changes}
+
+
+def moved(by: float, at: int = 3, values: list[float] = FALLING) -> list[float]:
+    return [one + by * (step == at) for step, one in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("fp32", {}, ""),
+        ("fp32", {"losses": moved(0.0005)}, ""),
+        ("fp32", {"losses": moved(0.01)}, "a loss differs by 0.01 nats"),
+        ("bf16", {"losses": moved(0.01)}, ""),
+        # bf16 on the CPU is 0.02 nats away: three times as much is rounding
+        ("bf16", {"losses": moved(0.05)}, ""),
+        ("bf16", {"losses": moved(0.07)}, "rounding explains 0.06"),
+        ("rows alone", {"losses": moved(-0.2)}, "a loss differs by 0.2 nats"),
+        ("fp32", {"gradient_norms": [1.0] * (STEPS - 1) + [1.05]}, "a gradient's norm differs by 5.0%"),
+        ("bf16", {"gradient_norms": [1.0] * (STEPS - 1) + [1.05]}, ""),
+        ("fp16", {"losses": moved(float("nan"))}, "each must be finite"),
+        ("fp16", {"gradient_norms": moved(float("inf"))}, "each must be finite"),
+        ("fp16", {"losses": FALLING[1:]}, f"{STEPS - 1} of {STEPS} steps"),
+        # other layers than those of the run on the CPU: the loss falls
+        ("nf4", {"losses": moved(0.5)}, ""),
+        ("nf4", {"losses": FALLING[::-1]}, "does not fall"),
+    ],
+)
+def test_a_run_that_rounding_does_not_explain_has_failed(name: str, changes: dict[str, Any], reason: str) -> None:
+    in_bf16 = evidence(losses=moved(0.02))
+    found = judge(BY_NAME[name], evidence(**changes), evidence(), in_bf16)
+    assert (found.outcome == "failed") is bool(reason)
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(("by", "is_failed"), [(0.0, False), (0.01, False), (0.1, True)])
+def test_a_resumed_run_is_compared_with_the_whole_one(by: float, is_failed: bool) -> None:
+    # however far the CPU is
+    far = evidence(losses=moved(2.0))
+    found = judge(BY_NAME["resumed"], evidence(losses=moved(by)), far, far, uninterrupted=evidence())
+    assert (found.outcome == "failed") is is_failed
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "reason"),
+    [
+        ("bf16", {"has_bf16": False}, "does not compute in bf16"),
+        ("fp16", {"has_bf16": False}, ""),
+        ("DDP", {"devices": 1}, "there is one GPU"),
+        ("DDP", {"devices": 2}, ""),
+        ("fp16", {"device": "cpu"}, "it needs a GPU"),
+    ],
+)
+def test_what_a_machine_lacks_is_not_checked(name: str, machine: dict[str, Any], reason: str) -> None:
+    lacks = BY_NAME[name].lacks(**{"device": "cuda", "devices": 2, "has_bf16": True, **machine})
+    assert reason in lacks
+    assert bool(lacks) is bool(reason)
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    missing = replace(BY_NAME["nf4"], package="no_such_package")
+    assert missing.lacks("cuda", 2, has_bf16=True) == "no_such_package is not installed"
+
+
+def test_a_run_writes_its_evidence_and_goes_on_after_a_stop(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    found = []
+    for output, calls in (("whole", [[]]), ("resumed", [["--stop-after-a-step"], ["--resume"]])):
+        file, written = tmp_path / f"{output}.json", tmp_path / f"{output}-evidence.json"
+        data = recipe_data(base, training={"steps": 3, "logging_steps": 1})
+        file.write_text(json.dumps({**data, "output": output}))
+        for words in calls:
+            monkeypatch.setattr("sys.argv", ["child", str(file), str(written), *words])
+            child.main()
+            assert written.exists() is ("--stop-after-a-step" not in words)
+        found.append(json.loads(written.read_text()))
+    whole, resumed = found
+    assert len(whole["losses"]) == len(whole["gradient_norms"]) == 3
+    assert whole["losses"] == resumed["losses"]
+
+
+def tried(folder: Path, *chosen: Trial) -> list[TrialResult]:
+    trials = Trials(folder, device="cpu", devices=1, has_bf16=True)
+    return [trials.run(trial) for trial in chosen]
+
+
+@pytest.mark.slow
+def test_a_tiny_run_is_compared_with_that_of_the_cpu(tmp_path: Path) -> None:
+    broken = Trial("broken", "", {"precision": "fp32", "no_such_key": 1})
+    found = tried(tmp_path, BY_NAME["bf16"], BY_NAME["fp16"], broken)
+    assert [one.outcome for one in found] == ["passed", "not checked", "failed"]
+    assert 0 < found[0].loss_distance < 0.2
+    assert found[0].losses[-1] < found[0].losses[0] - 1
+    assert "no_such_key" in found[2].reason
+
+
+@pytest.mark.slow
+def test_every_run_that_needs_no_gpu_passes_on_a_cpu(tmp_path: Path) -> None:
+    for one in tried(tmp_path, *TRIALS):
+        assert one.outcome == ("not checked" if one.reason else "passed"), one
+
+
+def test_steps_of_a_shape_are_timed() -> None:
+    ours, _ = measure(SMALL, device="cpu")
+    assert ours.failed == ""
+    assert ours.tokens_a_second == SMALL.tokens / ours.step_seconds
+    assert ours.estimated_bytes > 0
+    assert WARM + MEASURED == 8
+
+
+def test_a_shape_that_cannot_be_built_is_a_failure_with_its_error() -> None:
+    ours, _ = measure(Shape({**SMALL.config, "num_attention_heads": 3}, 8), device="cpu")
+    assert ours.step_seconds is None
+    assert ours.failed
+
+
+def test_the_page_and_the_json_have_every_run(tmp_path: Path) -> None:
+    results = [TrialResult(trial.name, "not checked", "there is one GPU | or none") for trial in TRIALS]
+    results[0] = judge(TRIALS[0], evidence(losses=moved(0.5)), evidence(), evidence())
+    shapes = [
+        ShapeResult("this trainer", "attention", 0.1, 40_960.0, 21 << 30, 20 << 30, 5),
+        ShapeResult("TRL", "attention", failed="not installed"),
+    ]
+    report = GpuReport(results, shapes, 600.0)
+    assert report.failed == [TRIALS[0].name]
+    report.write(tmp_path / "trial")
+    data = json.loads((tmp_path / "trial" / JSON).read_text())
+    assert [one["name"] for one in data["trials"]] == [trial.name for trial in TRIALS]
+    assert data["shape"]["steps"][0]["waits"] == 5
+    page = (tmp_path / "trial" / PAGE).read_text().splitlines()
+    tables = [line for line in page if line.startswith("|")]
+    assert len(tables) == 2 + len(TRIALS) + 2 + len(shapes)
+    assert "| fp32 | losses and gradients of the CPU | failed: a loss differs by 0.5 nats" in "\n".join(tables)
+    assert "| this trainer | attention | 100 ms | 40,960 | 21.00 GiB | 20.00 GiB | 5 |" in tables
+    assert "| TRL | attention | not measured: not installed |  |  |  |  |" in tables
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_a_sentence_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--gpu", str(tmp_path / "trial")]) == 2
+    assert "torch finds no CUDA device: no GPU was tried" in capsys.readouterr().err
+    assert not (tmp_path / "trial").exists()
+
+
+@pytest.mark.mistral_gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+def test_a_gpu_passes(tmp_path: Path) -> None:
+    assert main(["doctor", "--gpu", str(tmp_path / "trial")]) == 0
