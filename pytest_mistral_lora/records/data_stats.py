@@ -139,6 +139,17 @@ def token_stats(stats: SplitStats) -> dict[str, Any]:
     }
 
 
+def retention_facts(stats: SplitStats) -> dict[str, Any]:
+    """Return hashes and numbers of rows of other subjects, by the names of a manifest's `dataset.retention`."""
+    tokens = token_stats(stats)
+    return {
+        "rows": stats.tally.used,
+        "rows_sha256": stats.sha256["rows"],
+        **{name: tokens[name] for name in ("ids_sha256", "labels_sha256", "supervised_tokens")},
+        "removed": removed_counts(stats.tally),
+    }
+
+
 class StatsBuilder:
     """Builds the statistics of rows that come in order, singly or in parts."""
 

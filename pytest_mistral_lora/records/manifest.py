@@ -138,7 +138,7 @@ def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> l
         return list(dataset)
     if not dataset.is_dir() or "dataset" not in data:
         return [dataset]
-    return _listed_files(dataset, data["dataset"]["files"])
+    return listed_files(dataset, data["dataset"]["files"])
 
 
 def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
@@ -146,10 +146,10 @@ def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[
     entries = data["dataset"]["eval_files"]
     if not entries:
         return []
-    return _listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
+    return listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
 
 
-def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
+def listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Return the files of a folder: at their paths below the recipe's folder, or all directly in it."""
     found = []
     for entry in entries:
