@@ -143,7 +143,15 @@ def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> l
 
 def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
     """Return the held-out files of the given folder; None if no folder was given."""
-    entries = data["dataset"]["eval_files"]
+    return _named_files(data["dataset"]["eval_files"], dataset)
+
+
+def retention_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
+    """Return the files of other subjects of the given folder; None if no folder was given."""
+    return _named_files(data["dataset"].get("retention", {}).get("files", ()), dataset)
+
+
+def _named_files(entries: Sequence[Mapping[str, Any]], dataset: Path | Sequence[Path]) -> list[Path] | None:
     if not entries:
         return []
     return listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
