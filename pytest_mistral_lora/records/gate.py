@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pytest_mistral_lora.escaping import printable
+
 Verdict = Literal["passed", "failed", "undecided"]
 Measured = Literal["loss", "rate"]
 
@@ -50,6 +52,8 @@ class GateLine:
     tokens: int = 0
 
     def __post_init__(self) -> None:
+        # the name of a check can be any pattern, and is printed in tables
+        object.__setattr__(self, "name", printable(self.name, lines=False))
         for name in ("base", "adapter", "difference", "low", "high"):
             # adding zero turns -0.0 into 0.0
             object.__setattr__(self, name, round(getattr(self, name), _DECIMALS) + 0.0)

@@ -59,7 +59,7 @@ class Job:
             base,
             training={**TRAINING, **training},
             data={"eval": ["eval.jsonl"]},
-            evaluation={"generations": 2, "max_new_tokens": 4},
+            evaluation={"generations": 2, "max_new_tokens": 4, "gate": True},
         )
         (self.folder / "recipe.yaml").write_text(json.dumps({**data, "output": self.output}))
         return self
