@@ -162,7 +162,7 @@ def plan_run(
     _refuse_unequal_rows(recipe, base)
     loaded = tokenizer(base) if tokenizer is not None else base.tokenizer(recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
-    for objective, place in recipe.objectives.items():
+    for objective, place in (recipe.retention_objectives | recipe.objectives).items():
         try:
             encoder.require(objective, place)
         except InputError as error:

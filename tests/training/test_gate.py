@@ -31,12 +31,13 @@ from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.conformance.transcript import checks
-from pytest_mistral_lora.errors import InputError, RecipeError, RowsError
+from pytest_mistral_lora.errors import InputError, NonFiniteError, RecipeError, RowsError
 from pytest_mistral_lora.records.gate import FEWEST_ROWS, Gate
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training import run as run_module
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.display import RunDisplay
+from pytest_mistral_lora.training.gate.folder import folder_gate
 from pytest_mistral_lora.training.gate.measure import GateRows, adapter_gate, row_losses
 from pytest_mistral_lora.training.generate.answers import supervised_logits
 from pytest_mistral_lora.training.merge import merge
@@ -342,7 +343,8 @@ def test_a_run_that_is_killed_in_the_gate_goes_on(base: Path, tmp_path: Path, mo
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         write_files(tmp_path / name)
-        data = gated(base, data={"eval": ["four.jsonl"]}, training={"steps": 2})
+        # rows that are split off by their hash
+        data = gated(base, data={"eval": [], "held_out": 0.3}, training={"steps": 2})
         data["evaluation"] |= {"retention": {"rows": ["four.jsonl"]}}
         recipe = parse_recipe(data, folder=tmp_path / name)
         if name == "killed":
@@ -363,6 +365,7 @@ def test_a_run_that_is_killed_in_the_gate_goes_on(base: Path, tmp_path: Path, mo
     assert killed.gate == whole.gate
     assert killed.manifest["evaluation"] == whole.manifest["evaluation"]
     assert files(killed.output) == files(whole.output)
+    assert folder_gate(killed.output, base).gate == killed.gate
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -416,6 +419,18 @@ def test_the_switched_off_adapter_is_exactly_the_base(
     assert trainable == {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
 
 
+def test_a_loss_that_is_not_finite_is_an_error(base: Path, encoder: Encoder) -> None:
+    layers = adapted_layers(BaseFolder(base), ["attention"])
+    model = attach_adapter(load_base(BaseFolder(base), "fp32", "cpu"), Lora(), layers, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.fill_(torch.nan)
+    rows = GateRows([encoder.encode(row) for row in rows_of(in_json, range(2))])
+    with pytest.raises(NonFiniteError, match="held-out rows, adapter: 2 losses not finite, first nan"):
+        adapter_gate(model, encoder, rows, precision="fp32", device="cpu", display=RunDisplay())
+
+
 def test_a_row_counts_the_same_beside_any_other(good: RunResult) -> None:
     encoded = good.data.held_out.encoded[:6]
     whole = row_losses(good.model, encoded)
@@ -445,7 +460,9 @@ def test_rows_of_the_gate_are_encoded_as_held_out_rows(make_recipe: MakeRecipe, 
     [first, _] = [prepared.encoder.encode(row) for row in two]
     assert turns.supervised_tokens < sum(prepared.encoder.encode(row).supervised_tokens for row in two)
     assert first.supervised_tokens
-    assert "last-answer" in {str(objective) for objective in recipe.objectives}
+    # of these rows alone: nothing that judges the rows of `data` takes it for theirs
+    assert "last-answer" in {str(objective) for objective in recipe.retention_objectives}
+    assert {str(objective) for objective in recipe.objectives} == {"answers"}
     again = parse_recipe(recipe.as_written(), folder=tmp_path)
     assert again.as_written() == recipe.as_written()
     assert again.data_paths == recipe.data_paths

@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck, verdicts
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.errors import NonFiniteError, counted
 from pytest_mistral_lora.records.bootstrap import LEVEL, RESAMPLES, SEED, paired_interval
 from pytest_mistral_lora.records.gate import Gate, GateLine, Measured
 from pytest_mistral_lora.training.display import RunDisplay
@@ -113,6 +113,9 @@ def measure(model: Any, encoder: Encoder, rows: GateRows, title: str, display: R
         rows: The rows.
         title: Name of the model, for the display.
         display: Display of the progress.
+
+    Raises:
+        NonFiniteError: If the loss of a row is NaN or infinite.
     """
     attend_in_segments(model)
 
@@ -121,11 +124,27 @@ def measure(model: Any, encoder: Encoder, rows: GateRows, title: str, display: R
             return None
         display.phase(f"gate: loss of {counted(len(encoded), f'{kind} row')}, {title}")
         found = row_losses(model, encoded, lambda done: display.count(done, len(encoded), "row"))
+        _refuse_non_finite(found, f"{kind} rows, {title}")
         return found if len(found.sums) else None
 
     with preserve_rng_and_modes(model):
         held_out, retention = losses(rows.held_out, "held-out"), losses(rows.retention, "retention")
         return ModelValues(held_out, retention, dict(_rates(model, encoder, rows, title, display)))
+
+
+def _refuse_non_finite(found: RowSums, what: str) -> None:
+    """Refuse losses that no interval can be made of.
+
+    Raises:
+        NonFiniteError: If the loss of a row is NaN or infinite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(found.sums))
+    if len(wrong):
+        raise NonFiniteError(
+            f"the gate cannot compare the {what}: {counted(len(wrong), 'loss', 'es')} not finite, first "
+            f"{found.sums[wrong[0]]}",
+            next_step="Use precision: fp32 or bf16, lower training.learning_rate, or check the base.",
+        )
 
 
 def _rates(

@@ -119,13 +119,17 @@ class Recipe(Section):
 
     @property
     def objectives(self) -> dict[Objective, Place]:
-        """The objectives of the rows, each with the first key that declares it."""
-        of_run, retention = self.training.objective, self.evaluation.retention
+        """The objectives of the rows of `data`, each with the first key that declares it."""
         found: dict[Objective, Place] = {}
-        for place, objective in (
-            *self.data.objectives(of_run),
-            *(retention.objectives(of_run) if retention is not None else ()),
-        ):
+        for place, objective in self.data.objectives(self.training.objective):
+            found.setdefault(objective, place)
+        return found
+
+    @property
+    def retention_objectives(self) -> dict[Objective, Place]:
+        """The objectives of the rows of `evaluation.retention`, each with the first key that declares it."""
+        retention, found = self.evaluation.retention, dict[Objective, Place]()
+        for place, objective in retention.objectives(self.training.objective) if retention is not None else ():
             found.setdefault(objective, place)
         return found
 
