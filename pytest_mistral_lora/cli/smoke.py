@@ -241,9 +241,7 @@ def _gate_lines(measured: FolderGate) -> list[str]:
 
     lines = [*table_lines(measured.gate, title=measured.kind), *measured.gate.reasons()]
     recorded = measured.recorded
-    if recorded is not None and [line.verdict for line in recorded.lines] != [
-        line.verdict for line in measured.gate.lines
-    ]:
+    if recorded is not None and recorded.verdict != measured.gate.verdict:
         lines.append(f"The run recorded another verdict: {recorded.verdict}.")
     return lines
 

@@ -108,8 +108,10 @@ class GateLine:
         if reach <= 0:
             return max(FEWEST_ROWS, self.rows)
         # the interval may end at the limit, but a difference at the limit itself stays undecided
-        needed = math.inf if distance <= 0 else self.rows * (reach / distance) ** 2
-        return None if needed > _MOST_ROWS else max(FEWEST_ROWS, math.ceil(needed))
+        times = math.inf if distance <= 0 else reach / distance
+        # a product, since a power overflows with an error; and of a manifest's numbers it may be no number
+        needed = self.rows * times * times
+        return max(FEWEST_ROWS, math.ceil(needed)) if needed <= _MOST_ROWS else None
 
     @property
     def base_text(self) -> str:

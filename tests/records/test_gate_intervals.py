@@ -166,6 +166,14 @@ def test_a_difference_at_the_limit_needs_more_rows_than_there_are() -> None:
     assert "no number of rows" in found.reason
 
 
+@pytest.mark.parametrize("end", [1e308, 1.7e308])
+def test_numbers_that_nobody_measured_need_no_number_of_rows(end: float) -> None:
+    found = line(-end, end, middle=1e-6, rows=2**64 - 1)
+    assert found.verdict == "undecided"
+    assert found.needed_rows is None
+    assert found.reason
+
+
 def test_a_gate_fails_before_it_is_undecided() -> None:
     passed, failed, undecided = line(-0.2, -0.1), line(0.1, 0.2), line(-0.1, 0.1)
     how: Any = {"precision": "fp32", "device": "cpu", "level": 0.95, "resamples": 10, "seed": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -313,6 +314,20 @@ def test_other_rows_are_refused(good: RunResult, tmp_path: Path, capsys: pytest.
     (tmp_path / "held_out.jsonl").unlink()
     assert smoke(good.output, "--gate", "--base", good.base_folder, "--dataset", tmp_path) == 2
     assert "--dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "field"), [({"generations": "two"}, "evaluation.generations"), ([], "evaluation")], ids=str
+)
+def test_a_recorded_recipe_with_a_fault_is_named(
+    evaluation: Any, field: str, good: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(good.output, tmp_path / "out"))
+    data = json.loads((folder / "manifest.json").read_text())
+    data["recipe"]["evaluation"] = evaluation
+    (folder / "manifest.json").write_text(json.dumps(data))
+    assert smoke(folder, "--gate", "--base", good.base_folder, "--dataset", good.output.parent) == 2
+    assert f"manifest.json, recipe.{field}: expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [("--gate", "--rows", "rows.jsonl"), ("--dataset", ".")], ids=str)
