@@ -47,6 +47,7 @@ from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
 from pytest_mistral_lora.training.recipe.sections import Section  # noqa: E402
+from pytest_mistral_lora.training.recipe.settings import Retention  # noqa: E402
 
 Gallery = list[tuple[str, Mutant]]
 _MADE = "This page is made by `scripts/write_docs.py`"
@@ -268,7 +269,8 @@ output: lora-out
 
 
 _PARTS: dict[str, dict[str, type[Section]]] = {
-    "data": {"An entry of `train` or `eval`": DataSource, "`layout` of an entry": SourceLayout}
+    "data": {"An entry of `train` or `eval`": DataSource, "`layout` of an entry": SourceLayout},
+    "evaluation": {"`retention`": Retention},
 }
 """Parts of sections that have a table of their own."""
 

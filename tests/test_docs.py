@@ -103,7 +103,9 @@ def test_the_example_of_a_deviation_shows_it_and_nothing_else(
     assert not comparison.equal
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/bridges.md", "examples/accelerate/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/training.md", "docs/gate.md", "docs/bridges.md", "examples/accelerate/README.md"]
+)
 def test_every_key_that_a_page_names_is_one_of_a_recipe(page: str) -> None:
     named = set(re.findall(r"`(base|data|lora|training|evaluation)\.(\w+)", (ROOT / page).read_text(encoding="utf-8")))
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.training.display import RunDisplay
+    from pytest_mistral_lora.training.gate.folder import FolderGate
     from pytest_mistral_lora.training.generate.judge import TranscriptComparison
 
 _DESCRIPTION = """\
@@ -32,6 +33,8 @@ Load base and adapter, or a merged model, and answer prompts greedily, encoded a
 
 With transcripts (those of the run, or --golden), compare each answer with the recorded one. It is exact (the same
 tokens), equivalent (another token only at a near tie, and the recorded answer is as likely as it was), or different.
+With --gate, compare the model with its base on the held-out rows of its run, and on the rows of evaluation.retention: a
+measurement fails if its whole interval is on the wrong side of the limit.
 With --rows alone, print the answer to each row, which is not judged: the exit code is 0 whatever it is. A row may end
 with its question; an answer to compare with is then missing, and the row is not checked."""
 
@@ -56,6 +59,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=PathArgument("written", inside=True),
         metavar="FOLDER",
         help="record the answers to --rows as transcripts",
+    )
+    target.add_argument(
+        "--gate",
+        action="store_true",
+        help="compare base and adapter, or base and merged model, on the held-out rows of the run, as the recipe's "
+        "evaluation.gate does",
+    )
+    parser.add_argument(
+        "--dataset",
+        type=INPUT,
+        metavar="DIR",
+        help="with --gate, the folder of the data files (default: the folder of the recipe)",
     )
     parser.add_argument(
         "--rows",
@@ -85,7 +100,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, record or print answers; return 1 if a compared answer is different.
+    """Compare, record or print answers; return 1 if a compared answer is different, or the gate fails.
 
     Raises:
         InputError: If options contradict each other, or a file cannot be used.
@@ -101,6 +116,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.check and not args.record:
         raise InputError("--check is recorded with the answers", expected="--record FOLDER beside it")
+    if args.gate and args.rows:
+        raise InputError("--gate brings its own rows", expected="--gate or --rows")
+    if args.dataset and not args.gate:
+        raise InputError("--dataset is the folder of the gate's rows", expected="--gate beside it")
     if args.rows or args.record:
         _refuse_judging(args)
     from pytest_mistral_lora.chat.reading import existing_path
@@ -108,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
 
     # before torch is imported, which takes seconds
     require_folder(args.adapter)
-    for given, expected in ((args.base, "the folder of a base"), (args.golden, "transcripts"), (args.rows, "rows")):
+    inputs = ((args.base, "the folder of a base"), (args.golden, "transcripts"), (args.rows, "rows"))
+    for given, expected in (*inputs, (args.dataset, "the folder of the data files")):
         if given is not None:
             existing_path(given, expected)
     from pytest_mistral_lora.training.display import RunDisplay
@@ -119,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
             return _update(args, display)
         if args.record:
             return _record(args, display)
+        if args.gate:
+            return _gate(args, display)
         return _answer(args, display) if args.rows else _compare(args, display)
 
 
@@ -185,6 +207,43 @@ def _tier_line(comparison: TranscriptComparison) -> str:
     broken = sum(bool(judgement.broken_checks) for judgement in comparison.judgements)
     checks = f", {broken} with a broken check" if broken else ""
     return f"{tiers}{checks}; {comparison.precision} on {comparison.device}"
+
+
+def _gate(args: argparse.Namespace, display: RunDisplay) -> int:
+    from pytest_mistral_lora.conformance.finding import Result
+    from pytest_mistral_lora.conformance.model_targets import RecordTarget
+    from pytest_mistral_lora.conformance.transcript import gate_results
+    from pytest_mistral_lora.judging import known_deviations
+    from pytest_mistral_lora.places import Place
+    from pytest_mistral_lora.training.gate.folder import folder_gate
+
+    xfails = known_deviations(args.xfails, "--xfails")
+    measured = folder_gate(args.adapter, args.base, dataset=args.dataset, device=args.device, display=display)
+    display.close()
+    # the rows were compared with the recorded ones: a gate without a decision is a pass of this check alone
+    results = [("gate-rows", Result(facts=tuple(measured.rows.items())))]
+    results += gate_results(measured.gate, Place.of(args.adapter))
+    judging = Judging.of(
+        args,
+        paths=[{"path": str(args.adapter)}],
+        xfails=xfails,
+        view=VerbView(
+            lambda session: _gate_lines(measured),
+            lambda session: f"gate: {measured.gate.verdict}. {measured.gate.how}",
+            lambda session: print_json({**measured.to_json(), "passed": session.exit_code == EXIT_OK}),
+        ),
+    )
+    return judging.judge([RecordTarget.of(args.adapter, "transcript", results)], fails_notes=True)
+
+
+def _gate_lines(measured: FolderGate) -> list[str]:
+    from pytest_mistral_lora.records.gate import table_lines
+
+    lines = [*table_lines(measured.gate, title=measured.kind), *measured.gate.reasons()]
+    recorded = measured.recorded
+    if recorded is not None and recorded.verdict != measured.gate.verdict:
+        lines.append(f"The run recorded another verdict: {recorded.verdict}.")
+    return lines
 
 
 def _record(args: argparse.Namespace, display: RunDisplay) -> int:
@@ -280,7 +339,8 @@ VERB = Verb(
         "mistral-lora smoke lora-out",
         "mistral-lora smoke lora-out --rows rows.jsonl --record answers --check json",
         "mistral-lora smoke merged --golden lora-out/transcripts",
+        "mistral-lora smoke lora-out --gate",
     ),
-    failure="an answer is different",
+    failure="an answer is different, or the gate fails",
     memory_advice=_MEMORY_ADVICE,
 )

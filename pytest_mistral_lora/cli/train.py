@@ -6,20 +6,26 @@ import argparse
 import os
 import sys
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
 from pytest_mistral_lora.cli.verb import INPUT, Verb, shown_path
-from pytest_mistral_lora.errors import EXIT_OK
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 from pytest_mistral_lora.extras import require_extra
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.records.gate import Gate
+    from pytest_mistral_lora.training.display import RunDisplay
 
 _DESCRIPTION = """\
 Train the adapter of a recipe, and write its folder: tensors, tokenizer files, manifest.json and DECISION.md. Print the
 folder's path.
 
 After Ctrl-C or SIGTERM, the run ends with a checkpoint after the current step; a second signal ends it at once. A
-run that fails leaves failure.json in its work folder, beside the output folder. To train on several GPUs, start the
-same command with a launcher, as in the last example."""
+run that fails leaves failure.json in its work folder, beside the output folder. If the recipe's evaluation.gate fails,
+the folder is written all the same, and the exit code is 1. To train on several GPUs, start the same command with a
+launcher, as in the last example."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     with stop_on_signals() as stop:
         result = train(recipe, resume=args.resume, display=display, stop=stop)
+    if result.gate is not None:
+        _show_gate(result.gate, display)
     display.line("next:", "bold")
     tally = result.data.train.figures.tally
     chats = tally.completions < tally.used
@@ -57,7 +65,17 @@ def run(args: argparse.Namespace) -> int:
     # a launcher joins the output of its processes, and a script that reads the path needs a single line
     if is_main():
         sys.stdout.write(f"{shown_path(result.output)}\n")
-    return EXIT_OK
+    return EXIT_FINDING if result.gate is not None and result.gate.verdict == "failed" else EXIT_OK
+
+
+def _show_gate(gate: Gate, display: RunDisplay) -> None:
+    """Show the table of the gate, and why a line did not pass."""
+    from pytest_mistral_lora.records.gate import table_lines
+
+    for text in (*table_lines(gate), *gate.reasons()):
+        display.line(text)
+    step = "; the adapter is written, and its manifest records it" if gate.verdict == "failed" else ""
+    display.line(f"gate: {gate.verdict}{step}", {"failed": "bold red", "passed": "green"}.get(gate.verdict, "yellow"))
 
 
 def let_memory_grow() -> None:
@@ -82,5 +100,5 @@ VERB = Verb(
         "mistral-lora train recipe.yaml --resume",
         "accelerate launch -m pytest_mistral_lora.training recipe.yaml",
     ),
-    failure="the run fails",
+    failure="the run or its gate fails",
 )

@@ -117,7 +117,7 @@ def _of_rows(target: Target) -> Inputs:
     judge: Target
     named: tuple[Path, ...]
     if isinstance(target, RecipeTarget):
-        judge, named, files = target, target.recipe.data.paths, target.files
+        judge, named, files = target, target.recipe.data_paths, target.files
     elif isinstance(target, DatasetTarget):
         judge, named, files = target.judge, (given_path(target.path),), target.files
     else:
@@ -143,7 +143,7 @@ def _of_recipe(target: Target) -> Inputs:
     recipe = target.recipe
     schemas = [check.json_schema for check in recipe.evaluation.checks if isinstance(check, JsonSchemaCheck)]
     content = (*_of_tokenizer(target).content, *schemas)
-    return Inputs(content, (recipe.output, work_folder(recipe), *recipe.data.paths))
+    return Inputs(content, (recipe.output, work_folder(recipe), *recipe.data_paths))
 
 
 def _of_adapter(target: Target) -> Inputs:

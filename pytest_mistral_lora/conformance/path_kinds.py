@@ -256,7 +256,7 @@ def paths_behind(path: Path) -> list[Path]:
     # a file with a fault names nothing here; the command reports the fault
     with suppress(MistralLoraError, OSError):
         recipe = load_recipe(path)
-        return [path, *recipe.data.paths, *([recipe.base.path] if recipe.base.path else []), recipe.output]
+        return [path, *recipe.data_paths, *([recipe.base.path] if recipe.base.path else []), recipe.output]
     with suppress(MistralLoraError, OSError):
         found += [source.path for source in sources_of(path, Layout(), [])[0]]
     return found

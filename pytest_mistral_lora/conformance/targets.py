@@ -300,12 +300,12 @@ class RecipeTarget(Target):
 
     @property
     def files(self) -> list[DataFile]:
-        """The files of rows, including held-out files.
+        """The files of rows, including held-out files and those of `evaluation.retention`.
 
         Raises:
             InputError: If the files cannot be determined.
         """
-        return self.recipe.files()
+        return [*self.recipe.files(), *self.recipe.retention_files()]
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

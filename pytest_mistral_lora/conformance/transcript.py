@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load
 
@@ -34,8 +35,41 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     if judged.golden.is_dir():
         cases |= {"recorded-on": judged.recorded_on, "prompts": judged.prompts}
         cases |= {"answers": judged.answers, "formats": judged.formats}
+    gate = recorded_gate(target.adapter)
+    if gate is not None:
+        cases["gate"] = partial(_judge_gate, gate, Place.of(target.adapter.manifest_file))
     for case, judge in cases.items():
         yield Check(target, "transcript", case, judge)
+
+
+def recorded_gate(folder: AdapterFolder) -> Gate | None:
+    """Return the gate that the manifest of a folder records; None if it records none, or is not valid."""
+    manifest = folder.valid_manifest
+    return None if manifest is None else Gate.recorded_in(manifest.data)
+
+
+def _judge_gate(gate: Gate, place: Place) -> Result:
+    """Judge the numbers that a run recorded; a recorded verdict is not read."""
+    results = [result for _, result in gate_results(gate, place.within("evaluation"))]
+    findings = tuple(finding for result in results for finding in result.findings)
+    reasons = [result.not_checked for result in results if result.not_checked]
+    return Result(findings, "; ".join(reasons), facts=(("gate", gate.verdict),))
+
+
+def gate_results(gate: Gate, place: Place) -> Iterator[tuple[str, Result]]:
+    """Yield the name and the result of each line of a gate: one that failed is a finding, an undecided one not checked.
+
+    Args:
+        gate: The gate.
+        place: The place of findings.
+    """
+    for line in gate.lines:
+        name = f"gate-{line.name.replace(' ', '-')}"
+        facts = tuple(line.to_json().items())
+        if line.verdict == "failed":
+            yield name, Result((Finding("ML807", line.found, place, line.expected, gate.how),), facts=facts)
+        else:
+            yield name, Result(not_checked=f"{line.name}: {line.reason}" if line.reason else "", facts=facts)
 
 
 def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -> Iterator[Finding]:

@@ -139,6 +139,17 @@ def token_stats(stats: SplitStats) -> dict[str, Any]:
     }
 
 
+def retention_facts(stats: SplitStats) -> dict[str, Any]:
+    """Return hashes and numbers of rows of other subjects, by the names of a manifest's `dataset.retention`."""
+    tokens = token_stats(stats)
+    return {
+        "rows": stats.tally.used,
+        "rows_sha256": stats.sha256["rows"],
+        **{name: tokens[name] for name in ("ids_sha256", "labels_sha256", "supervised_tokens")},
+        "removed": removed_counts(stats.tally),
+    }
+
+
 class StatsBuilder:
     """Builds the statistics of rows that come in order, singly or in parts."""
 
@@ -222,12 +233,19 @@ def probe_sha256(encode: Callable[[Row], EncodedRow], name: str = PROBE) -> str:
     return sha256_parts(parts)
 
 
+GATE = "evaluation.gate."
+"""Beginning of the names of the lines of a gate, whose rows and tokens are counted again."""
+
+
 class _EncodingError(Exception):
     """The rows cannot be encoded again."""
 
 
 def recount_rows(
-    folder: AdapterFolder, train: Sequence[DataFile], eval_files: Sequence[DataFile] | None
+    folder: AdapterFolder,
+    train: Sequence[DataFile],
+    eval_files: Sequence[DataFile] | None,
+    retention: Sequence[DataFile] | None = (),
 ) -> Iterator[tuple[str, Any]]:
     """Yield the recorded values of the rows, by JSON path in the manifest, each recomputed: a value, or an error.
 
@@ -235,6 +253,7 @@ def recount_rows(
         folder: A folder with a manifest, tokenizer and template.
         train: The training files in recipe order.
         eval_files: The files that were held out, in recipe order; None if they are missing.
+        retention: The files of other subjects, in recipe order; None if they are missing.
     """
     data, has_tokens = folder.require_manifest().data, True
     try:
@@ -242,6 +261,7 @@ def recount_rows(
         held_out = (
             None if eval_files is None else _split_stats(folder, _split_rows(data, train, eval_files, held_out=True))
         )
+        retained = _split_stats(folder, _split_rows(data, (), retention, held_out=True)) if retention else None
     except _EncodingError as error:
         yield "masking.ids_sha256", error
         if "drop" in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
@@ -267,6 +287,19 @@ def recount_rows(
         yield "dataset.held_out_rows_sha256", held_out.sha256["rows"]
         removed = removed_counts(held_out.tally).items()
         yield from ((f"dataset.held_out_removed.{name}", found) for name, found in removed)
+        yield f"{GATE}held-out loss", _measured(held_out)
+    if retained is not None:
+        facts = retention_facts(retained)
+        changes = facts.pop("removed").items()
+        yield from ((f"dataset.retention.{name}", found) for name, found in facts.items())
+        yield from ((f"dataset.retention.removed.{name}", found) for name, found in changes)
+        yield f"{GATE}retention loss", _measured(retained)
+
+
+def _measured(stats: SplitStats) -> dict[str, int]:
+    """Return the numbers of rows and of tokens whose loss a gate measures."""
+    tally = stats.tally
+    return {"rows": tally.used - tally.changes["without-loss"], "tokens": tally.supervised_tokens}
 
 
 def _split_rows(

@@ -138,18 +138,26 @@ def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> l
         return list(dataset)
     if not dataset.is_dir() or "dataset" not in data:
         return [dataset]
-    return _listed_files(dataset, data["dataset"]["files"])
+    return listed_files(dataset, data["dataset"]["files"])
 
 
 def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
     """Return the held-out files of the given folder; None if no folder was given."""
-    entries = data["dataset"]["eval_files"]
+    return _named_files(data["dataset"]["eval_files"], dataset)
+
+
+def retention_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
+    """Return the files of other subjects of the given folder; None if no folder was given."""
+    return _named_files(data["dataset"].get("retention", {}).get("files", ()), dataset)
+
+
+def _named_files(entries: Sequence[Mapping[str, Any]], dataset: Path | Sequence[Path]) -> list[Path] | None:
     if not entries:
         return []
-    return _listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
+    return listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
 
 
-def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
+def listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Return the files of a folder: at their paths below the recipe's folder, or all directly in it."""
     found = []
     for entry in entries:

@@ -15,6 +15,8 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import inside, put_text
+from pytest_mistral_lora.records.gate import HEADINGS, Gate
+from pytest_mistral_lora.records.gate import cells as gate_cells
 from pytest_mistral_lora.records.manifest import load
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
@@ -39,6 +41,7 @@ def with_author_section(text: str, section: str) -> str:
 
 
 DECISION = "DECISION.md"
+_GATE_WORDS = {"passed": "passed", "failed": "failed: see Evaluation", "undecided": "is undecided"}
 
 
 def decision_text(manifest: Mapping[str, Any]) -> str:
@@ -50,6 +53,8 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
     dataset, tokenizer, masking = manifest["dataset"], manifest["tokenizer"], manifest["masking"]
     title = f"# Fine-tune {manifest['base']} with LoRA on {', '.join(entry['path'] for entry in dataset['files'])}"
     status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
+    gate = Gate.recorded_in(manifest)
+    status += f"; the gate {_GATE_WORDS[gate.verdict]}" if gate is not None else ""
     reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{_EMPTY_SECTION}"
     context = [
         ("Base", f"`{manifest['base']}`"),
@@ -166,8 +171,23 @@ def _evaluation(manifest: Mapping[str, Any]) -> str:
             (name, f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False))
             for name, value in result["results"].items()
         )
+        if "gate" in result:
+            lines += [f"`{result['command']}`", "", *_gate(Gate.from_json(result["gate"])), ""]
+            continue
         lines += [f"`{result['command']}`", "", _table(cells), ""]
     return "\n".join(lines).rstrip()
+
+
+def _gate(gate: Gate) -> Iterator[str]:
+    """Yield the lines on a gate: its verdict, its table, and why a line did not pass."""
+    yield f"Gate: **{gate.verdict}**. Base and adapter on the same rows; losses in nats a trained token. {gate.how}"
+    yield ""
+    yield f"| {' | '.join(HEADINGS)} |"
+    yield f"|---|{'---:|' * (len(HEADINGS) - 2)}---|"
+    for row in gate_cells(gate):
+        yield _table_row(row)
+    reasons = [f"- {reason}" for reason in gate.reasons()]
+    yield from ("", *reasons) if reasons else ()
 
 
 def _consequences(manifest: Mapping[str, Any]) -> str:
@@ -206,9 +226,13 @@ def _reproduce(manifest: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *map(_table_row, rows)])
+
+
+def _table_row(cells: Iterable[str]) -> str:
     # a bar would end the cell
-    cells = ((name.replace("|", "\\|"), value.replace("|", "\\|")) for name, value in rows)
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 CARD = "README.md"

@@ -19,10 +19,19 @@ from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, changed_config
-from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
+from pytest_mistral_lora.records.data_stats import GATE, PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.git import is_in_repository
-from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
+from pytest_mistral_lora.records.manifest import (
+    MANIFEST,
+    Opener,
+    held_files,
+    open_data_files,
+    retention_files,
+    seal_of,
+    training_files,
+)
 from pytest_mistral_lora.records.merged_weights import is_rounded_sum
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 from pytest_mistral_lora.records.proven import (
@@ -291,31 +300,45 @@ def _dataset_fields(
         data["dataset"]["files"],
         data["dataset"]["eval_files"],
     )
+    retained_paths = retention_files(data, dataset)
+    retained_entries = data["dataset"].get("retention", {}).get("files", ())
     yield from _hash_fields("dataset.files", entries, train)
     yield from _hash_fields("dataset.eval_files", eval_entries, eval_paths)
+    yield from _hash_fields("dataset.retention.files", retained_entries, retained_paths)
     recorded = data["dataset"]["rows_sha256"]
-    if open_file is None and any("source" in entry for entry in (*entries, *eval_entries)):
+    if open_file is None and any("source" in entry for entry in (*entries, *eval_entries, *retained_entries)):
         yield unavailable_field("dataset.rows_sha256", recorded, "rows were converted, and there is no `open_file`")
         return
     files = open_data_files(data, train, entries, open_file)
     held_out = None if eval_paths is None else open_data_files(data, eval_paths, eval_entries, open_file)
     yield from _row_fields("dataset.files", entries, files)
+    retained = None if retained_paths is None else open_data_files(data, retained_paths, retained_entries, open_file)
     yield from _row_fields("dataset.eval_files", eval_entries, held_out or ())
+    yield from _row_fields("dataset.retention.files", retained_entries, retained or ())
     if "masking" not in data or "training" not in data:
         yield unavailable_field("dataset.rows_sha256", recorded, "how rows were encoded is not recorded")
         return
     # every row is read and encoded again, by the recorded policies
-    for name, found in recount_rows(folder, files, held_out):
-        part, *keys = name.split(".")
-        recorded = data[part]
-        for key in keys:
-            recorded = recorded.get(key) if isinstance(recorded, Mapping) else None
+    for name, found in recount_rows(folder, files, held_out, retained):
+        recorded = _recorded_value(data, name)
         if recorded is None:
             continue  # an older manifest, which records less
         if isinstance(found, Exception):
             yield FieldCheck(name, "mismatch", recorded, str(found), place)
         else:
             yield FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, place)
+
+
+def _recorded_value(data: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a manifest at the name that `recount_rows` yields; None if it records none."""
+    if name.startswith(GATE):
+        gate = Gate.recorded_in(data)
+        lines = [] if gate is None else [line for line in gate.lines if line.name == name.removeprefix(GATE)]
+        return {"rows": lines[0].rows, "tokens": lines[0].tokens} if lines else None
+    recorded: Any = data
+    for key in name.split("."):
+        recorded = recorded.get(key) if isinstance(recorded, Mapping) else None
+    return recorded
 
 
 def _objective_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.gate import HEADINGS, Gate, GateLine, cells
 from pytest_mistral_lora.training.callbacks import FORMAT, skipped_steps
 from pytest_mistral_lora.training.generate.record import AnsweredRow
 
@@ -120,6 +121,39 @@ class Chart:
         return "; ".join(texts)
 
 
+@dataclass(frozen=True)
+class IntervalMark:
+    """The interval of a gate's line, ready to be drawn: the limit is in the middle, and right of it is worse.
+
+    Each line has a scale of its own, because a difference of a loss and one of a rate have other units.
+
+    Attributes:
+        line: The line.
+    """
+
+    line: GateLine
+
+    def across(self, value: float) -> float:
+        """Return the place of a difference, from 0 at the left to `_WIDTH`."""
+        line = self.line
+        # 1.25: an interval does not touch the edge, and its ends are seen
+        reach = 1.25 * max(abs(end - line.limit) for end in (line.low, line.high, line.difference)) or 1.0
+        worse = (value - line.limit) * (1 if line.measures == "loss" else -1)
+        return round(_WIDTH / 2 * (1 + worse / reach), 1)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The places of the interval's ends, the left one first."""
+        first, last = sorted(map(self.across, (self.line.low, self.line.high)))
+        return first, last
+
+    @property
+    def words(self) -> str:
+        """The interval in words, for those who do not see it."""
+        line = self.line
+        return f"{line.name}: difference {line.difference_text}, interval {line.interval_text}, limit {line.limit_text}"
+
+
 def round_ticks(low: float, high: float) -> list[float]:
     """Return three to seven round numbers at equal distances, the first not above `low`, the last not below `high`."""
     # a curve that is level is drawn in the middle
@@ -169,7 +203,11 @@ def charts(log: Sequence[Mapping[str, Any]], steps: int) -> list[Chart]:
 
 
 def training_page(
-    log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[str, str], answered: Sequence[AnsweredRow] = ()
+    log: Sequence[Mapping[str, Any]],
+    steps: int,
+    facts: Mapping[str, str],
+    answered: Sequence[AnsweredRow] = (),
+    gate: Gate | None = None,
 ) -> str:
     """Return the page of a run: equal runs have equal pages, since the log has no times.
 
@@ -178,6 +216,7 @@ def training_page(
         steps: Steps of the whole run.
         facts: The facts at its head, by name.
         answered: The rows that the model answered during the run.
+        gate: The comparison of base and adapter; None without it.
     """
     made = max((line["step"] for line in log), default=0)
     state = {"steps": f"{made:,}" if made == steps else f"{made:,} of {steps:,}: the run is not finished"}
@@ -202,6 +241,10 @@ def training_page(
             width=_WIDTH,
             height=_HEIGHT,
             answered=answered,
+            gate=gate,
+            headings=HEADINGS[1:],
+            marks=[] if gate is None else list(map(IntervalMark, gate.lines)),
+            cells=[] if gate is None else list(cells(gate)),
         )
     )
 

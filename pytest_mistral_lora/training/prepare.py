@@ -24,9 +24,10 @@ from pytest_mistral_lora.training.devices import (
     precision_of,
     require_environment,
 )
+from pytest_mistral_lora.training.gate.measure import GateRows
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
-from pytest_mistral_lora.training.rows.loading import RunData, load_data
+from pytest_mistral_lora.training.rows.loading import RunData, load_data, load_retention
 from pytest_mistral_lora.training.step import DEALING
 
 _LOGGER_PACKAGES = {
@@ -72,9 +73,26 @@ class Preparation(RunPlan):
 
     Attributes:
         data: The encoded rows.
+        retention: The rows of `evaluation.retention`, as held-out rows; None without them.
     """
 
     data: RunData
+    retention: RunData | None = None
+
+    @property
+    def gate_rows(self) -> GateRows:
+        """The rows of `evaluation.gate`, and what is asked of them."""
+        evaluation, held_out = self.recipe.evaluation, self.data.held_out
+        limit = evaluation.retention.max_loss_increase if evaluation.retention is not None else 0.0
+        return GateRows(
+            held_out=held_out.encoded,
+            retention=self.retention.held_out.encoded if self.retention is not None else (),
+            max_loss_increase=limit,
+            # without held-out rows, those that a run answers are trained on
+            asked=held_out.rows[: evaluation.generations],
+            checks=self.checks,
+            max_new_tokens=evaluation.max_new_tokens,
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,7 +118,8 @@ def prepare(recipe: Recipe) -> Preparation:
     """
     check_machine(recipe)
     plan = plan_run(recipe)
-    return Preparation(**vars(plan), data=load_data(recipe, plan.encoder))
+    data, retention = load_data(recipe, plan.encoder), load_retention(recipe, plan.encoder)
+    return Preparation(**vars(plan), data=data, retention=retention)
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -146,7 +165,7 @@ def plan_run(
     _refuse_unequal_rows(recipe, base)
     loaded = tokenizer(base) if tokenizer is not None else base.tokenizer(recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
-    for objective, place in recipe.objectives.items():
+    for objective, place in (recipe.retention_objectives | recipe.objectives).items():
         try:
             encoder.require(objective, place)
         except InputError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, unquantized_share
@@ -18,12 +19,14 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError, and_more
 from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import MeasureLastStep, SaveByTime, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.curves import PAGE, WriteCurves, training_page
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
+from pytest_mistral_lora.training.gate.measure import adapter_gate
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.record import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
@@ -58,6 +61,8 @@ class RunResult:
         encoder: The backend.
         data: The encoded rows.
         base_folder: The base checkpoint on disk.
+        gate: The comparison of base and adapter, if the recipe asked for it with `evaluation.gate`; else None. A gate
+            that failed does not keep the adapter from being written.
     """
 
     output: Path
@@ -70,6 +75,7 @@ class RunResult:
     encoder: Encoder
     data: RunData
     base_folder: Path
+    gate: Gate | None = None
 
 
 def train(
@@ -158,8 +164,7 @@ def _train(
     # a run that resumes from its last step makes no step, so the loop evaluates nothing
     if data.held_out.rows and not any("eval_loss" in line and line["step"] == step for line in log):
         trainer.evaluate()
-    display.phase(f"writing {recipe.output}")
-    result = save_run(prepared, trainer, initial, generations, folder, checkpoint)
+    result = save_run(prepared, trainer, initial, generations, folder, checkpoint, display)
     display.close()
     display.facts(summary(result.log, progress, display.seconds))
     return result
@@ -233,8 +238,11 @@ def save_run(
     generations: GenerationCallback,
     folder: RunFolder,
     checkpoint: Path | None,
+    display: RunDisplay,
 ) -> RunResult:
     """Write the folder of a run that has made all its steps, and remove its work folder; every process must call it.
+
+    The gate comes first, if the recipe asks for it; a run that ends in it resumes from its last checkpoint.
 
     Args:
         prepared: The recipe with its data.
@@ -243,6 +251,7 @@ def save_run(
         generations: The callback that has generated answers.
         folder: The folders of the run.
         checkpoint: The checkpoint that the run resumed from, or None.
+        display: Display of the progress.
 
     Raises:
         TrainingError: If the adapter is not sound; then nothing is written.
@@ -255,6 +264,9 @@ def save_run(
     # accelerate's wrapper stays around forward, and computes differently from an adapter loaded from disk
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
+    # in all processes: each pass of a sharded model needs them all
+    gate = _gate(prepared, model, display) if prepared.recipe.evaluation.gate else None
+    display.phase(f"writing {prepared.recipe.output}")
     # transformers' last line has times of this machine: equal runs would write unequal logs
     log = [line for line in trainer.state.log_history if "train_runtime" not in line]
     main = trainer.accelerator.is_main_process
@@ -262,13 +274,13 @@ def save_run(
     if main:
         resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.memory_changes
         rates, unquantized = generations.latest_rates(), unquantized_share(model)
-        facts = run_facts(prepared, trainer.state, log, completions, rates, resumed_from, changes, unquantized)
+        facts = run_facts(prepared, trainer.state, log, completions, rates, resumed_from, changes, unquantized, gate)
     # in all processes: each pass of a sharded model needs them all
     identity = {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors)} | {
         fact: facts.get(fact) for fact in BASE_FACTS
     }
     texts = generations.files(identity, precision_of(prepared.recipe.training))
-    texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared), generations.answered_rows())
+    texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared), generations.answered_rows(), gate)
     manifest: Mapping[str, Any] = {}
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base.path
     if main:
@@ -286,4 +298,10 @@ def save_run(
             )
         shutil.rmtree(folder.work, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    return RunResult(output, manifest, log, adapter, probed, completions, model, encoder, data, base)
+    return RunResult(output, manifest, log, adapter, probed, completions, model, encoder, data, base, gate)
+
+
+def _gate(prepared: Preparation, model: Any, display: RunDisplay) -> Gate:
+    precision, device = precision_of(prepared.recipe.training), torch.device(model.device).type
+    rows = prepared.gate_rows
+    return adapter_gate(model, prepared.encoder, rows, precision=precision, device=device, display=display)

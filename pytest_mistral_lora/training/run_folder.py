@@ -236,7 +236,7 @@ def check_output(recipe: Recipe) -> None:
             f"{existing} is not a folder", place=NOWHERE / "output", expected="a path at which a folder can be made"
         )
     base = recipe.base.path
-    inputs = [*([base] if base else []), *recipe.data.paths]
+    inputs = [*([base] if base else []), *recipe.data_paths]
     if base is not None and clash(output, base) in ("is", "is inside"):
         raise RecipeError(
             f"{output} is inside the base {base}", place=NOWHERE / "output", expected="a folder outside the base"
@@ -284,13 +284,14 @@ def refuse_missing_inputs(recipe: Recipe) -> None:
         InputError: With the first missing file, as the run itself would; or with the first name that is not UTF-8, in
             which the records of a run are written.
     """
-    for path in (recipe.base.path, *recipe.data.paths, recipe.output):
+    for path in (recipe.base.path, *recipe.data_paths, recipe.output):
         if path is not None and not is_utf8(str(path)):
             step = "Rename it, or change into its folder if that has the name."
             raise InputError("a name that is not UTF-8 cannot be recorded", place=str(path), next_step=step)
     if recipe.base.path is not None:
         weight_files(recipe.base.path)
-    for file in (path for path in (*recipe.data.train, *recipe.data.eval) if isinstance(path, Path)):
+    retained = recipe.evaluation.retention.rows if recipe.evaluation.retention is not None else ()
+    for file in (path for path in (*recipe.data.train, *recipe.data.eval, *retained) if isinstance(path, Path)):
         try:
             file.stat()
         except OSError as error:

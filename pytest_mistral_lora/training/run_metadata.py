@@ -15,13 +15,15 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
 from pytest_mistral_lora.checkpoint.hashes import joint_sha256
-from pytest_mistral_lora.records.data_stats import masking_policy, removed_counts, token_stats
+from pytest_mistral_lora.records.data_stats import masking_policy, removed_counts, retention_facts, token_stats
+from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.git import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
 from pytest_mistral_lora.training.recipe import Recipe, Training
+from pytest_mistral_lora.training.rows.encoding import ReadFile
 from pytest_mistral_lora.training.rows.loading import RunData
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def run_facts(
     resumed_from: int | None,
     memory_changes: Sequence[str],
     unquantized: float | None,
+    gate: Gate | None = None,
 ) -> dict[str, Any]:
     """Return the parts of the manifest that do not come from the adapter folder.
 
@@ -64,6 +67,7 @@ def run_facts(
         resumed_from: Step of the checkpoint that the run resumed from, or None.
         memory_changes: The settings that were changed because memory ran out.
         unquantized: The result of `unquantized_share` for the model.
+        gate: The comparison of base and adapter; None without it.
     """
     recipe, base, data = prepared.recipe, prepared.base, prepared.data
     return {
@@ -73,7 +77,7 @@ def run_facts(
         "base_config": base.canonical_config,
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
-        "dataset": _dataset(recipe, data),
+        "dataset": _dataset(recipe, data, prepared.retention),
         "masking": {
             "policy": masking_policy(data.train.figures, [file.objective for file in data.files]),
             "objective": str(recipe.training.objective),
@@ -91,18 +95,26 @@ def run_facts(
         | ({} if unquantized is None else {"unquantized": round(unquantized, 4)}),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
-        "evaluation": _evaluation(log, completions, rates),
+        "evaluation": _evaluation(log, completions, rates, gate),
     }
 
 
-def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
+def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
+    entry = {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
+    if file.objective != recipe.training.objective:
+        entry["objective"] = str(file.objective)
+    return {**entry, **({} if file.source is None else {"source": file.source})}
+
+
+def _dataset(recipe: Recipe, data: RunData, retention: RunData | None) -> dict[str, Any]:
     train, held_out = data.train.figures, data.held_out.figures
     files: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for file in data.files:
-        entry = {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
-        if file.objective != recipe.training.objective:
-            entry["objective"] = str(file.objective)
-        files[file.is_held_out].append({**entry, **({} if file.source is None else {"source": file.source})})
+        files[file.is_held_out].append(_data_file(recipe, file))
+    retained: dict[str, Any] = {}
+    if retention is not None:
+        entries = [_data_file(recipe, file) for file in retention.files]
+        retained = {"retention": {"files": entries, **retention_facts(retention.held_out.figures)}}
     return {
         "files": files[False],
         "eval_files": files[True],
@@ -114,6 +126,7 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
         "held_out_rows": held_out.tally.used,
         "held_out_rows_sha256": held_out.sha256["rows"],
         "held_out_removed": removed_counts(held_out.tally),
+        **retained,
         "truncation": recipe.training.truncation,
         "unsupervised": recipe.training.unsupervised,
     }
@@ -168,7 +181,7 @@ def dequantization(training: Training, base: BaseFolder) -> dict[str, Any] | Non
 
 
 def _evaluation(
-    log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float]
+    log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float], gate: Gate | None
 ) -> list[dict[str, Any]]:
     """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generated answers."""
     losses = [line["loss"] for line in log if "loss" in line]
@@ -185,6 +198,9 @@ def _evaluation(
             **{f"rate that passes {name}": rate for name, rate in rates.items()},
         }
         measured.append({"command": "mistral-lora smoke . --base BASE", "results": verdicts})
+    if gate is not None:
+        of_lines = {line.name: line.verdict for line in gate.lines}
+        measured.append({"command": "mistral-lora smoke . --gate", "results": of_lines, "gate": gate.to_json()})
     return measured
 
 

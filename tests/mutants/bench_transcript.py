@@ -21,6 +21,7 @@ from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.training.generate.model_spec import record_rows
 
 GOLDEN = "transcripts"
@@ -175,3 +176,28 @@ def a_near_tie_in_an_answer_that_is_no_longer_likely(artifact: Artifact) -> None
 def answer_too_long(artifact: Artifact) -> None:
     """An answer is longer than the transcript allows."""
     artifact["transcripts"]["row-0001"]["checks"][0] |= {"name": "max_tokens:4", "value": 4}
+
+
+def record_gate(folder: Path, **changes: Any) -> None:
+    """Write a gate into a manifest: rows of other subjects whose loss rose, unless the changes say otherwise."""
+    line = {"name": "retention loss", "measures": "loss", "base": 1.2, "adapter": 1.6, "difference": 0.4, "low": 0.15}
+    line |= {"high": 0.64, "limit": 0.05, "rows": 48, "tokens": 2400, "verdict": "failed", **changes}
+    how = {"precision": "fp32", "device": "cpu", "level": 0.95, "resamples": 10000, "seed": 0, "fewest_rows": 40}
+    data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    command, results = "mistral-lora smoke . --gate", {line["name"]: line["verdict"]}
+    data["evaluation"].append({"command": command, "results": results, "gate": {**how, "lines": [line]}})
+    (folder / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+
+
+@mutant("ML807", says="retention loss: 1.6000 nats a token, +0.4000 against the base, interval +0.1500 to +0.6400")
+def lost_what_it_knew(artifact: Artifact) -> None:
+    """The gate of the run measured a higher loss of rows of other subjects than the recipe allows."""
+    record_gate(artifact["folder"])
+
+
+@mutant("ML807", says="rate of json: 40.0%, -50.0% against the base")
+def lost_its_format(artifact: Artifact) -> None:
+    """Fewer answers are JSON than those of the base, and the recorded verdict was edited by hand."""
+    rate = {"name": "rate of json", "measures": "rate", "base": 0.9, "adapter": 0.4, "difference": -0.5}
+    ends = {"low": -0.6, "high": -0.35, "limit": 0.0, "tokens": 0, "verdict": "passed"}
+    record_gate(artifact["folder"], **rate, **ends)

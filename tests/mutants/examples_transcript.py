@@ -52,3 +52,10 @@ class ML806(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["transcripts"]["row-0001"]["completion_ids"][0] += 0
+
+
+class ML807(Example):
+    mutant = bench_transcript.lost_what_it_knew
+
+    def sound(self, artifact: Artifact) -> None:
+        bench_transcript.record_gate(artifact["folder"], low=0.01, difference=0.2, adapter=1.4, verdict="undecided")

@@ -59,6 +59,8 @@ OTHER: dict[str, Any] = {
     "evaluation.generation_steps": 3,
     "evaluation.max_new_tokens": 3,
     "evaluation.checks": ["eos"],
+    "evaluation.gate": True,
+    "evaluation.retention": {"rows": ["held_out.jsonl"]},
     "card": {"license": "mit"},
 }
 """For each key of a recipe a value that is neither the default nor that of the tiny recipe."""
@@ -67,6 +69,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "training.min_learning_rate_ratio": {"schedule": "cosine"},
     "evaluation.generation_steps": {"generations": 3},
     "evaluation.checks": {"generations": 3},
+    "evaluation.retention": {"gate": True},
 }
 """What a key needs beside it."""
 OF_THE_BASE = {"base.repo", "base.revision", "base.path", "base.weights_sha256", "base.name", "base.oracle"}

@@ -24,6 +24,7 @@ from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.training.adapter import adapter_tensors, expected_names
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -59,7 +60,7 @@ class Job:
             base,
             training={**TRAINING, **training},
             data={"eval": ["eval.jsonl"]},
-            evaluation={"generations": 2, "max_new_tokens": 4},
+            evaluation={"generations": 2, "max_new_tokens": 4, "gate": True},
         )
         (self.folder / "recipe.yaml").write_text(json.dumps({**data, "output": self.output}))
         return self
@@ -181,6 +182,16 @@ def test_two_processes_take_the_steps_of_one(several: Job, one: RunResult) -> No
     assert_same_run(several, one, rel=1e-3)
     assert several.manifest["training"]["devices"] == 2
     assert several.manifest["evaluation"][1]["results"]["rows"] == 2
+
+
+def test_two_processes_compute_the_gate_of_one(several: Job, one: RunResult) -> None:
+    assert one.gate is not None
+    gate = Gate.recorded_in(several.manifest)
+    assert gate is not None
+    [found], [expected] = gate.lines, one.gate.lines
+    assert (found.name, found.rows, found.tokens) == (expected.name, 3, expected.tokens)
+    assert (found.verdict, found.base) == ("undecided", pytest.approx(expected.base, rel=1e-5))
+    assert (found.adapter, found.low) == pytest.approx((expected.adapter, expected.low), rel=1e-3)
 
 
 def test_two_processes_make_the_adapter_of_one(several: Job, one: RunResult) -> None:

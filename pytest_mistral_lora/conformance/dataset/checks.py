@@ -241,7 +241,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
             paths = [file.path for file in target.files]
     else:
         # a declaration may now lead to other files
-        paths = [*target.recipe.data.paths, *(file.path for file in target.files)]
+        paths = [*target.recipe.data_paths, *(file.path for file in target.files)]
         settled = [target.recipe.as_written()]
     # by size and time, not by content, because each worker does this, and data can be long
     states: list[tuple[str, int, int]] = []

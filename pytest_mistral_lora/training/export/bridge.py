@@ -239,6 +239,7 @@ APPLIED: Mapping[str, str] = {
 """Keys of a recipe that the written rows already follow, each with its effect on them."""
 
 _ANSWERS = "held-out rows are not answered"
+_GATE = "base and adapter are not compared at the end"
 _OWN_SAFEGUARD = "a safeguard of this project's trainer"
 
 LEFT_OUT: Mapping[str, str] = {
@@ -254,6 +255,8 @@ LEFT_OUT: Mapping[str, str] = {
     "evaluation.generation_steps": _ANSWERS,
     "evaluation.max_new_tokens": _ANSWERS,
     "evaluation.checks": _ANSWERS,
+    "evaluation.gate": _GATE,
+    "evaluation.retention": _GATE,
     "card": "the runner writes a card of its own",
     "output": f"the adapter is saved in {ADAPTER}/ of this folder",
 }

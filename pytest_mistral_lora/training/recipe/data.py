@@ -160,11 +160,7 @@ class Data(Section):
             objective: The objective of entries without one.
         """
         for key, entries in (("train", self.train), ("eval", self.eval)):
-            for index, entry in enumerate(entries):
-                if isinstance(entry, Path) or entry.objective is None:
-                    yield NOWHERE.within("training", "objective"), objective
-                else:
-                    yield NOWHERE.within("data", key, str(index), "objective"), entry.objective
+            yield from objectives_of(NOWHERE.within("data", key), entries, objective)
 
     def files(self, objective: Objective) -> list[DataFile]:
         """Return the data files in order, those to train on first; a folder stands for its files.
@@ -175,7 +171,8 @@ class Data(Section):
         Raises:
             RecipeError: If an entry cannot be opened. An unreadable file is reported when it is read.
         """
-        return [*self.train_files(objective), *_opened("eval", self.eval, objective, is_held_out=True)]
+        held_out = opened(NOWHERE.within("data", "eval"), self.eval, objective, is_held_out=True)
+        return [*self.train_files(objective), *held_out]
 
     def train_files(self, objective: Objective) -> list[DataFile]:
         """Return the files of `files` that are not held out as a whole.
@@ -183,12 +180,40 @@ class Data(Section):
         Raises:
             RecipeError: As `files`.
         """
-        return list(_opened("train", self.train, objective, is_held_out=False))
+        return list(opened(NOWHERE.within("data", "train"), self.train, objective, is_held_out=False))
 
 
-def _opened(
-    key: str, entries: Sequence[Path | DataSource], objective: Objective, *, is_held_out: bool
+def objectives_of(
+    key: Place, entries: Sequence[Path | DataSource], objective: Objective
+) -> Iterator[tuple[Place, Objective]]:
+    """Yield the objective of each entry of a list of data, and the key that declares it.
+
+    Args:
+        key: The key of the list.
+        entries: The list.
+        objective: The objective of entries without one.
+    """
+    for index, entry in enumerate(entries):
+        if isinstance(entry, Path) or entry.objective is None:
+            yield NOWHERE.within("training", "objective"), objective
+        else:
+            yield key.within(str(index), "objective"), entry.objective
+
+
+def opened(
+    key: Place, entries: Sequence[Path | DataSource], objective: Objective, *, is_held_out: bool
 ) -> Iterator[DataFile]:
+    """Yield the files of a list of data; a folder stands for its files.
+
+    Args:
+        key: The key of the list.
+        entries: The list.
+        objective: The objective of entries without one.
+        is_held_out: Whether the files are held out as a whole.
+
+    Raises:
+        RecipeError: If an entry cannot be opened.
+    """
     for index, entry in enumerate(entries):
         try:
             if isinstance(entry, Path):
@@ -197,5 +222,5 @@ def _opened(
                 for file in entry.files(is_held_out=is_held_out):
                     yield replace(file, objective=entry.objective or objective)
         except InputError as error:
-            place = below(NOWHERE.within("data", key, str(index)), error.place)
+            place = below(key.within(str(index)), error.place)
             raise RecipeError(error.found, place=place, expected=error.expected, next_step=error.next_step) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.base_location import base_weights_command
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.schema import error_in_words
-from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data
+from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import at_field, read_yaml, shown, with_base_value
 from pytest_mistral_lora.training.recipe.sections import Base, Lora, RecipePath, Section, from_recipe, written_path
@@ -63,6 +63,15 @@ class Recipe(Section):
             raise ValueError(
                 f"training.share_prefix with lora.dropout {self.lora.dropout}: rows would share its mask; "
                 "expected lora.dropout 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_rows(self) -> Self:
+        held_out = bool(self.data.eval or self.data.held_out)
+        if self.evaluation.gate and not held_out and self.evaluation.retention is None:
+            raise ValueError(
+                "evaluation.gate without rows to judge; expected data.eval, data.held_out or evaluation.retention"
             )
         return self
 
@@ -110,11 +119,34 @@ class Recipe(Section):
 
     @property
     def objectives(self) -> dict[Objective, Place]:
-        """The objectives of the rows, each with the first key that declares it."""
+        """The objectives of the rows of `data`, each with the first key that declares it."""
         found: dict[Objective, Place] = {}
         for place, objective in self.data.objectives(self.training.objective):
             found.setdefault(objective, place)
         return found
+
+    @property
+    def retention_objectives(self) -> dict[Objective, Place]:
+        """The objectives of the rows of `evaluation.retention`, each with the first key that declares it."""
+        retention, found = self.evaluation.retention, dict[Objective, Place]()
+        for place, objective in retention.objectives(self.training.objective) if retention is not None else ():
+            found.setdefault(objective, place)
+        return found
+
+    def retention_files(self) -> list[DataFile]:
+        """Return the files of `evaluation.retention`, each with its objective; empty without them.
+
+        Raises:
+            RecipeError: If an entry cannot be opened.
+        """
+        retention = self.evaluation.retention
+        return [] if retention is None else retention.files(self.training.objective)
+
+    @property
+    def data_paths(self) -> tuple[Path, ...]:
+        """The named paths of all rows: those of `data`, then those of `evaluation.retention`."""
+        retention = self.evaluation.retention
+        return (*self.data.paths, *(retention.paths if retention is not None else ()))
 
     def name_of(self, path: Path) -> str:
         """Return a file's name in the manifest: its path below the recipe's folder, or else its last part."""
@@ -126,17 +158,22 @@ class Recipe(Section):
         """Return a path of this recipe relative to the recipe's folder if it is below the folder, else unchanged."""
         return written_path(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
 
+    def _entries_as_written(self, entries: Sequence[Path | DataSource]) -> list[str | dict[str, Any]]:
+        return [
+            self.path_as_written(entry)
+            if isinstance(entry, Path)
+            else entry.model_dump(mode="json", exclude_defaults=True) | {"path": self.path_as_written(entry.path)}
+            for entry in entries
+        ]
+
     def as_written(self) -> dict[str, Any]:
         """Return the recipe as plain JSON data, from which `parse_recipe` makes it again beside the same files."""
         data = self.model_dump(mode="json", exclude_none=True)
         data["output"] = self.path_as_written(self.output)
         for name in ("train", "eval"):
-            data["data"][name] = [
-                self.path_as_written(entry)
-                if isinstance(entry, Path)
-                else entry.model_dump(mode="json", exclude_defaults=True) | {"path": self.path_as_written(entry.path)}
-                for entry in getattr(self.data, name)
-            ]
+            data["data"][name] = self._entries_as_written(getattr(self.data, name))
+        if self.evaluation.retention is not None:
+            data["evaluation"]["retention"]["rows"] = self._entries_as_written(self.evaluation.retention.rows)
         for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
             if isinstance(check, JsonSchemaCheck):
                 written["json_schema"] = self.path_as_written(check.json_schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -12,10 +12,12 @@ from pydantic import Discriminator, Field, StrictBool, Tag, field_validator, mod
 
 from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_violation
 from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
-from pytest_mistral_lora.chat.objective import ANSWERS
+from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.training.recipe.data import Entry, objectives_of, opened
 from pytest_mistral_lora.training.recipe.sections import (
     NonNegative,
     Number,
@@ -80,8 +82,46 @@ CompletionCheck = Annotated[
 """One check of a completion's form, as a recipe writes it."""
 
 
+_RETENTION = NOWHERE.within("evaluation", "retention", "rows")
+
+
+class Retention(Section):
+    """Rows of other subjects, whose loss the adapter must not raise."""
+
+    rows: tuple[Entry, ...] = Field(
+        description="Files that are never trained on, named like `data.eval`.", min_length=1
+    )
+    max_loss_increase: Number = Field(
+        default=0.05, description="Largest increase of their loss against the base, in nats a trained token.", ge=0
+    )
+
+    def files(self, objective: Objective) -> list[DataFile]:
+        """Return the data files in order; a folder stands for its files.
+
+        Args:
+            objective: The objective of entries without one.
+
+        Raises:
+            RecipeError: If an entry cannot be opened.
+        """
+        return list(opened(_RETENTION, self.rows, objective, is_held_out=True))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The named paths."""
+        return tuple(entry if isinstance(entry, Path) else entry.path for entry in self.rows)
+
+    def objectives(self, objective: Objective) -> Iterator[tuple[Place, Objective]]:
+        """Yield the objective of each entry, and the key that declares it.
+
+        Args:
+            objective: The objective of entries without one.
+        """
+        return objectives_of(_RETENTION, self.rows, objective)
+
+
 class Evaluation(Section):
-    """Measurements on a few generated answers, beside the held-out loss."""
+    """Measurements on a few generated answers, beside the held-out loss; and the gate, which judges the adapter."""
 
     generations: NonNegative = Field(
         default=0,
@@ -96,6 +136,15 @@ class Evaluation(Section):
         default=(),
         description="Forms that each answer must have: json, tool_call, eos, json_schema: PATH, regex: PATTERN, "
         "max_tokens: N. The log has the rate of answers that pass as eval_format/NAME.",
+    )
+    gate: StrictBool = Field(
+        default=False,
+        description="Whether the run compares base and adapter at its end, and fails if the held-out loss rose, the "
+        "rate of a check fell, or `retention` is not kept.",
+    )
+    retention: Retention | None = Field(
+        default=None,
+        description="Rows of other subjects for the gate: `{rows: [general.jsonl], max_loss_increase: 0.05}`.",
     )
 
     def format_checks(self) -> tuple[FormatCheck, ...]:
@@ -122,6 +171,8 @@ class Evaluation(Section):
             raise ValueError(f"{given[0]} without generations; expected generations, the number of rows")
         if len(set(map(repr, self.checks))) < len(self.checks):
             raise ValueError("checks: one of them is given twice")
+        if self.retention is not None and not self.gate:
+            raise ValueError("retention without gate; expected gate: true, which judges these rows")
         return self
 
 

@@ -39,6 +39,13 @@ class EncodingPlan:
     policy: Policy
     held_out: float
 
+    @classmethod
+    def of(cls, encoder: Encoder, policy: Policy, held_out: float = 0.0) -> EncodingPlan:
+        """Return the settings of a loaded backend; by default, no row of a training file is held out."""
+        # a worker loads the oracle's file, and need not recognise the folder again
+        source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
+        return cls(source, encoder.backend, policy, held_out)
+
 
 @dataclass
 class ChunkSide:

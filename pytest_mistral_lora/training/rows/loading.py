@@ -121,11 +121,66 @@ def load_data(
         RowsError: If any row is unreadable, or the backend or the recipe's policies refuse it; all such rows are named.
         InputError: If a requested split is empty, or encoded rows cannot be kept.
     """
-    files = recipe.files()
+    plan = EncodingPlan.of(encoder, recipe.training.policy, recipe.data.held_out)
+    data = read_files(plan, encoder, recipe.files(), processes=processes, progress=progress)
+    if is_main():
+        _warn("held-out rows", data)
+    _refuse_empty(data, recipe)
+    return data
+
+
+def load_retention(
+    recipe: Recipe, encoder: Encoder, *, processes: int | None = None, progress: TextIO | None = None
+) -> RunData | None:
+    """Read and encode the rows of `evaluation.retention` as `load_data` does held-out rows; None without them.
+
+    Args:
+        recipe: The recipe.
+        encoder: Its backend.
+        processes: As for `load_data`.
+        progress: As for `load_data`.
+
+    Raises:
+        RowsError: As for `load_data`.
+        InputError: If no row is left, none has a token with a loss, or encoded rows cannot be kept.
+    """
+    files = recipe.retention_files()
+    if not files:
+        return None
+    plan = EncodingPlan.of(encoder, recipe.training.policy)
+    data = read_files(plan, encoder, files, processes=processes, progress=progress)
+    if is_main():
+        _warn("rows of evaluation.retention", data)
+    tally, place = data.held_out.figures.tally, "evaluation.retention.rows"
+    if not tally.used:
+        raise InputError(f"none of its {tally.rows} rows is left", place=place, expected="rows to measure")
+    if not tally.supervised_tokens:
+        raise InputError(f"none of its {tally.used} rows has a token with a loss", place=place)
+    return data
+
+
+def read_files(
+    plan: EncodingPlan,
+    encoder: Encoder,
+    files: Sequence[DataFile],
+    *,
+    processes: int | None = None,
+    progress: TextIO | None = None,
+) -> RunData:
+    """Read, split and encode the rows of some files; many rows are encoded once and come from the cache after that.
+
+    Args:
+        plan: The settings.
+        encoder: The plan's backend.
+        files: The files, in order.
+        processes: As for `load_data`.
+        progress: As for `load_data`.
+
+    Raises:
+        RowsError: As for `load_data`.
+        InputError: If encoded rows cannot be kept.
+    """
     sha256 = [sha256_file(file.path) for file in files]
-    # a worker loads the oracle's file, and need not recognise the folder again
-    source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
-    plan = EncodingPlan(source, recipe.backend, recipe.training.policy, recipe.data.held_out)
     shown = progress or sys.stderr
     encode = partial(encode_files, plan, files, encoder=encoder, processes=processes, progress=shown)
     if is_long(files):
@@ -134,9 +189,8 @@ def load_data(
         split = load_or_encode(key, encode, trusted=local_rank() > 0)
     else:
         split = encode_in_memory(encode)
-    paths = tuple(file.path for file in files)
     read = zip(files, sha256, split.rows, split.sources, strict=True)
-    data = RunData(
+    return RunData(
         Split(ReparsedRows(split.train.table, files), split.train),
         Split(ReparsedRows(split.held_out.table, files), split.held_out),
         tuple(
@@ -144,13 +198,14 @@ def load_data(
             for file, digest, rows, source in read
         ),
     )
-    if is_main():
-        for file in data.files:
-            warn_of_losses(file)
-        warn_of_changes("rows to train on", data.train.figures.tally, paths)
-        warn_of_changes("held-out rows", data.held_out.figures.tally, paths)
-    _refuse_empty(data, recipe)
-    return data
+
+
+def _warn(held_out: str, data: RunData) -> None:
+    paths = [file.path for file in data.files]
+    for file in data.files:
+        warn_of_losses(file)
+    warn_of_changes("rows to train on", data.train.figures.tally, paths)
+    warn_of_changes(held_out, data.held_out.figures.tally, paths)
 
 
 def _refuse_empty(data: RunData, recipe: Recipe) -> None:
