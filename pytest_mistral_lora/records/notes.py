@@ -149,20 +149,21 @@ def _line_of_parents(start: Mapping[str, Any]) -> str:
     """Return the adapters that a run went on from, the nearest first, and the two losses at its start."""
     rows = []
     for generation in (start, *start["parents"]):
-        name = generation["path"]
-        record = (
-            f"manifest `{generation['manifest_sha256']}`" if generation["manifest_sha256"] else "without a manifest"
-        )
+        digest = generation["manifest_sha256"]
+        record = f"manifest `{digest}`" if digest else "no manifest: another trainer wrote it"
         files = ", ".join(f"`{file}`" for file in generation["dataset"] or ())
         data = f"{files} (`{generation['dataset_sha256']}`)" if files else "not recorded"
         steps = "not recorded" if generation["steps"] is None else f"{generation['steps']}"
-        rows.append((f"`{name}`", f"{record}; tensors `{generation['tensors_sha256']}`; data: {data}; steps: {steps}"))
+        facts = f"{record}; tensors `{generation['tensors_sha256']}`; data: {data}; steps: {steps}"
+        rows.append((f"`{generation['path']}`", facts))
     first, last = start["held_out_loss"], start["parent_held_out_loss"]
-    if last is not None and first is not None:
-        compared = f"The held-out loss before the first step was {first:.6g}; that adapter ended with {last:.6g}."
+    measured = "" if first is None else f"The held-out loss before the first step was {first:.6g}"
+    if last is not None:
+        compared = f"{measured}; that adapter ended with {last:.6g}."
     else:
-        measured = "" if first is None else f"The held-out loss before the first step was {first:.6g}. "
-        compared = f"{measured}It was not compared with that adapter's last one: {start.get('not_compared', 'the reason is not recorded')}."
+        reason = start.get("not_compared", "the reason is not recorded")
+        compared = f"{measured}{'. It' if measured else 'The held-out loss'} was not compared with that adapter's last "
+        compared += f"one: {reason}."
     text = "The run went on from the first adapter of this line; each went on from the next."
     return f"## Went on from\n\n{text}\n\n{_table(rows)}\n\n{compared}"
 

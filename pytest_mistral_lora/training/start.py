@@ -183,7 +183,6 @@ class _Shape:
 
     r: Mapping[str, int]
     alpha: Mapping[str, float]
-    scaling: Mapping[str, float]
     tensors: Mapping[str, tuple[int, ...]]
 
     @classmethod
@@ -197,7 +196,6 @@ class _Shape:
         return cls(
             {name: module.r[_NAME] for name, module in found.items()},
             {name: module.lora_alpha[_NAME] for name, module in found.items()},
-            {name: float(module.scaling[_NAME]) for name, module in found.items()},
             {name: tuple(tensor.shape) for name, tensor in state.items()},
         )
 
@@ -257,10 +255,9 @@ def _differences(
         step = f"Set lora.modules_to_save: [{', '.join(saved)}]."
         yield "modules_to_save", f"modules_to_save is {saved}", f"{sorted(wanted.modules_to_save)}", step
     # whatever other key of PEFT changes a tensor or its effect
-    elif theirs.r.keys() == ours.r.keys() and theirs.tensors.keys() != ours.tensors.keys():
-        if bool(config.get("use_dora")) == wanted.dora:
-            odd = sorted(theirs.tensors.keys() ^ ours.tensors.keys())
-            yield "start", f"it describes {odd[0]}", "the tensors of a recipe's adapter", "Start from another adapter."
+    elif theirs.r.keys() == ours.r.keys() and bool(config.get("use_dora")) == wanted.dora:
+        for name in sorted(theirs.tensors.keys() ^ ours.tensors.keys())[:1]:
+            yield "start", f"it describes {name}", "the tensors of a recipe's adapter", "Start from another adapter."
 
 
 def _require_tensors(folder: AdapterFolder, expected: Mapping[str, tuple[int, ...]]) -> None:

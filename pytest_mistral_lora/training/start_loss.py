@@ -22,10 +22,10 @@ HELD_OUT_AFTER = "held-out loss, after"
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
 """Largest difference of the two losses that rounding explains, in nats, by precision.
 
-Measured with runs of a tiny base on CPUs, over 8 held-out rows of 10 to 900 tokens: on one machine, the two are equal
-bit for bit with any batch, micro-batch, shared prefix or number of threads. PyTorch and MKL without vector instructions
-gave 1.1e-7 in fp32 and 4.1e-5 in bf16. The bounds are some hundred times larger, for other processors and deeper models;
-fp16, which needs a GPU, has that of bf16.
+Measured with runs of a tiny base on a CPU, over 8 held-out rows of some hundred tokens: on one machine, the two are
+equal bit for bit with any batch, micro-batch, shared prefix or number of threads. PyTorch and MKL without vector
+instructions gave 1.1e-7 in fp32 and 4.1e-5 in bf16. The bounds are some hundred times larger, for other processors and
+deeper models; fp16, which needs a GPU and was not measured, has that of bf16.
 """
 
 
@@ -124,5 +124,5 @@ class CompareFirstLoss(TrainerCallback):
             f"starts from ended with {expected:.6g} on the same rows",
             place=NOWHERE.within("lora", "start"),
             expected=f"a difference of at most {tolerance:g}",
-            next_step="Nothing is trained. Run mistral-lora verify on that adapter: its record or its base is not right.",
+            next_step="Nothing is trained. Run mistral-lora verify on that adapter: its record or its base is wrong.",
         )
