@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -192,7 +193,9 @@ class _Shape:
             for name, module in model.named_modules()
             if isinstance(module, lora.LoraLayer)
         }
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT takes a bias of lora_B for the shard of a matrix
+            state = get_peft_model_state_dict(model, save_embedding_layers=False)
         return cls(
             {name: module.r[_NAME] for name, module in found.items()},
             {name: module.lora_alpha[_NAME] for name, module in found.items()},
