@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-START = "lora_model_dir"
-"""The key of a configuration that names an adapter to go on from."""
-
 
 class OwnFields(BaseModel, extra="forbid", strict=True):
     """Axolotl's `UserDefinedPrompterType`."""

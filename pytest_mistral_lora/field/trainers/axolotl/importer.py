@@ -8,7 +8,8 @@ from typing import Any
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.trainers.axolotl.chat_entries import CHAT_TYPES, family_of, roles_of, trained_roles
-from pytest_mistral_lora.field.trainers.axolotl.entry import START, AxolotlEntry
+from pytest_mistral_lora.field.trainers.axolotl.entry import AxolotlEntry
+from pytest_mistral_lora.field.trainers.axolotl.going_on import GOING_ON
 from pytest_mistral_lora.formats.convert import Source
 from pytest_mistral_lora.formats.importers import (
     START_REMARK,
@@ -73,7 +74,7 @@ class AxolotlImporter(Importer):
         if not sources:
             raise InputError("datasets: is empty", place=str(path), expected="an entry with a `path`")
         remarks += remarks_on(path, config, ("test_datasets",), "is not imported")
-        return sources, [*remarks, *remarks_on(path, config, (START,), START_REMARK)]
+        return sources, [*remarks, *remarks_on(path, config, (GOING_ON.start,), START_REMARK)]
 
 
 AXOLOTL = AxolotlImporter()

@@ -6,9 +6,6 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-START = "adapter_name_or_path"
-"""The key of a configuration that names an adapter to go on from."""
-
 
 class LlamaFactoryEntry(BaseModel, extra="allow", strict=True):
     """The supported keys of LLaMA-Factory's `DatasetAttr`."""
