@@ -194,8 +194,9 @@ def _start_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         else:
             yield unavailable_field(name, recorded[key], f"the adapter that the run went on from is gone: no {file}")
     if recorded["manifest_sha256"] is not None and start.valid_manifest is not None:
-        for key, value in facts_of(start.valid_manifest.data).items():
-            yield recompute_field(f"{START}.{key}", recorded[key], lambda value=value: value, start.manifest_file)
+        now = facts_of(start.valid_manifest.data)
+        for key in now:
+            yield recompute_field(f"{START}.{key}", recorded[key], partial(now.__getitem__, key), start.manifest_file)
 
 
 def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:

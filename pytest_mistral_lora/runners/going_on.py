@@ -42,7 +42,7 @@ class GoingOn:
         # several are merged but for the last, which is trained on
         return str(names[-1]).strip() if names else ""
 
-    def hold_out_alike(self, first: Settings, second: Settings) -> bool:
+    def hold_out_alike(self, first: RunSettings, second: RunSettings) -> bool:
         """Return whether two configurations declare the same held-out rows, encoded and measured in the same way."""
         named = is_set(first.data.get(self.held_out)) and is_set(second.data.get(self.held_out))
         free = {self.start, *([self.train, "seed", "data_seed"] if named else [])}
@@ -52,7 +52,7 @@ class GoingOn:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RunSettings:
     """The settings of a run.
 
     Attributes:
@@ -66,7 +66,7 @@ class Settings:
     before: float
 
 
-def _names_same_files(value: Any, first: Settings, second: Settings) -> bool:
+def _names_same_files(value: Any, first: RunSettings, second: RunSettings) -> bool:
     """Return whether the paths in a value lead to the same bytes from both configurations, older than both runs."""
     for text in values_in(value):
         if not isinstance(text, str):

@@ -179,7 +179,7 @@ def _has_weights(base: BaseFolder) -> bool:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class _BuiltAdapter:
     """An adapter as PEFT builds it: the values of each adapted layer, and the shape of each tensor."""
 
     r: Mapping[str, int]
@@ -187,7 +187,7 @@ class _Shape:
     tensors: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, model: Any) -> _Shape:
+    def of(cls, model: Any) -> _BuiltAdapter:
         found = {
             name.removeprefix(PREFIX): module
             for name, module in model.named_modules()
@@ -212,8 +212,8 @@ def _require_same_adapter(
         RecipeError: With every key of the recipe whose value is not that of the adapter.
         InputError: As for `recorded_without_weights`.
     """
-    theirs = _Shape.of(recorded_without_weights(folder, base))
-    ours = _Shape.of(without_weights(base, lora_config(recipe.lora, layers)))
+    theirs = _BuiltAdapter.of(recorded_without_weights(folder, base))
+    ours = _BuiltAdapter.of(without_weights(base, lora_config(recipe.lora, layers)))
     found = list(_differences(recipe, folder, theirs, ours))
     if found:
         # one error with all of them: the recipe is corrected once
@@ -228,7 +228,7 @@ def _require_same_adapter(
 
 
 def _differences(
-    recipe: Recipe, folder: AdapterFolder, theirs: _Shape, ours: _Shape
+    recipe: Recipe, folder: AdapterFolder, theirs: _BuiltAdapter, ours: _BuiltAdapter
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield each key of a recipe that the adapter contradicts: the key, what is found, what is expected, what to do."""
     config, wanted = folder.config, recipe.lora

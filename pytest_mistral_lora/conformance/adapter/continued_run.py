@@ -22,7 +22,7 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import clash, inside
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.runners.going_on import GoingOn, Settings
+    from pytest_mistral_lora.runners.going_on import GoingOn, RunSettings
 
 _ROUNDING = 0.05
 """Nats by which two losses of the same model on the same rows can differ: half precision, and other batches."""
@@ -76,8 +76,11 @@ class _Curve:
 
 def _loss(line: Mapping[str, Any], key: str) -> float | None:
     value = line.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with suppress(OverflowError):  # a whole number of hundreds of digits
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 class ContinuedRun:
@@ -91,7 +94,7 @@ class ContinuedRun:
         return _Curve.of(self._folder)
 
     @cached_property
-    def _found(self) -> tuple[GoingOn, Settings, Path] | None:
+    def _found(self) -> tuple[GoingOn, RunSettings, Path] | None:
         for keys, settings in _settings_of(self._folder) if self._curve is not None else ():
             if start := keys.start_in(settings.data):
                 with suppress(OSError, ValueError):
@@ -150,11 +153,11 @@ def _sign(curve: _Curve, parent: _Curve, start: Path) -> Finding | None:
     return None
 
 
-def _settings_of(folder: Path) -> Iterator[tuple[GoingOn, Settings]]:
+def _settings_of(folder: Path) -> Iterator[tuple[GoingOn, RunSettings]]:
     """Yield the settings of known trainers whose output is a folder, or the run of which it is a checkpoint."""
     from pytest_mistral_lora.runners import TRAINERS
     from pytest_mistral_lora.runners.configuration import read_configuration
-    from pytest_mistral_lora.runners.going_on import Settings
+    from pytest_mistral_lora.runners.going_on import RunSettings
 
     known = [trainer.going_on for trainer in TRAINERS.of_this_package() if trainer.going_on is not None]
     folder = folder.absolute()
@@ -165,12 +168,12 @@ def _settings_of(folder: Path) -> Iterator[tuple[GoingOn, Settings]]:
             with suppress(MistralLoraError, OSError):
                 data = read_json(inside(output, keys.file))
                 if isinstance(data, dict):
-                    yield keys, Settings(output / keys.file, data, ended)
+                    yield keys, RunSettings(output / keys.file, data, ended)
     homes = dict.fromkeys(home for output in outputs for home in (output, output.parent, output.parent.parent))
     for home in homes:
         for file in islice(sorted(home.glob("*.y*ml")), _MOST_FILES):
             with suppress(MistralLoraError, OSError, ValueError):
                 data = read_configuration(inside(home, file.name))[0]
-                output = data.get("output_dir")
-                if isinstance(output, str) and any(clash(home / output, one) == "is" for one in outputs):
-                    yield from ((keys, Settings(file, data, ended)) for keys in known)
+                named = data.get("output_dir")
+                if isinstance(named, str) and any(clash(home / named, one) == "is" for one in outputs):
+                    yield from ((keys, RunSettings(file, data, ended)) for keys in known)
