@@ -185,11 +185,7 @@ def _start_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         if recorded[key] is None:
             continue
         name = f"{START}.{key}"
-        try:
-            is_there = os.path.lexists(file)
-        except ValueError:  # a recorded path may be anything, such as a text with a null character
-            is_there = False
-        if is_there:
+        if os.path.lexists(file):  # false also for what is no path: the record may hold any text
             yield recompute_field(name, recorded[key], partial(getattr, start, key), file)
         else:
             yield unavailable_field(name, recorded[key], f"the adapter that the run went on from is gone: no {file}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,7 +146,7 @@ def _start(recorded: Mapping[str, Any], start: AdapterFolder) -> Path:
     Raises:
         InputError: If it is gone, or its tensors are not the recorded ones.
     """
-    if not start.tensors_file.exists():
+    if not os.path.lexists(start.tensors_file):
         found = "the adapter that the run went on from is gone: no such file"
         step = f"Put it there: its tensors have SHA-256 {recorded['tensors_sha256']}."
         raise InputError(found, place=str(start.tensors_file), next_step=step)

@@ -28,6 +28,7 @@ from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet
 from pytest_mistral_lora.training.callbacks import StopRequest
 from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.prepare import plan_run, prepare
+from pytest_mistral_lora.training.progress import header
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.rerun import rerun
 from pytest_mistral_lora.training.run import RunResult, train
@@ -383,6 +384,12 @@ def test_losses_that_are_not_of_the_same_rows_are_not_compared(
     found = parent_loss(prepare(line.recipe("out", data=data)))
     assert (found.value is None, reason in found.not_compared) == (bool(reason), True)
     assert bool(found.not_compared) == bool(reason)
+
+
+def test_the_header_names_the_adapter(line: Line) -> None:
+    shown = header(prepare(line.recipe("out")), line.folder / "out.work")
+    assert shown["goes on from"] == "a"
+    assert "goes on from" not in header(prepare(line.recipe("out", None)), line.folder / "out.work")
 
 
 def test_killed_and_resumed_is_the_run_that_never_stopped(line: Line) -> None:

@@ -162,7 +162,7 @@ def _settings_of(folder: Path) -> Iterator[tuple[GoingOn, RunSettings]]:
     known = [trainer.going_on for trainer in TRAINERS.of_this_package() if trainer.going_on is not None]
     folder = folder.absolute()
     outputs = [folder, *([folder.parent] if _CHECKPOINT.fullmatch(folder.name) else [])]
-    ended = max((path.stat().st_mtime for path in folder.glob("*.safetensors")), default=0.0)
+    ended = max((path.stat().st_mtime for path in folder.glob("*.safetensors") if path.is_file()), default=0.0)
     for keys in known:
         for output in outputs if keys.file else ():
             with suppress(MistralLoraError, OSError):
