@@ -123,6 +123,16 @@ def test_a_key_changes_the_configuration_or_is_said_not_to(
     assert changed != said, "told and said not to be" if changed else "dropped in silence"
 
 
+@pytest.mark.parametrize(("to", "key"), [("axolotl", "lora_model_dir"), ("llamafactory", "adapter_name_or_path")])
+def test_the_adapter_to_start_from_has_the_trainers_own_key(
+    to: str, key: str, make_full: MakeRecipe, planned: ExportedRun
+) -> None:
+    bridge, recipe = TRAINERS[to].load_exporter(), varied(make_full, "lora.start", "adapter")
+    assert recipe.lora.start is not None
+    assert bridge.settings(replace(planned, recipe=recipe))[key] == str(recipe.lora.start.resolve())
+    assert key not in bridge.settings(planned)
+
+
 @pytest.mark.of_field
 def test_a_key_that_no_table_names_would_be_found(make_full: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
