@@ -15,7 +15,7 @@ from peft.tuners import lora
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, is_repository
-from pytest_mistral_lora.errors import InputError, RecipeError, TrainingError, and_more, did_you_mean
+from pytest_mistral_lora.errors import InputError, PinError, RecipeError, TrainingError, and_more, did_you_mean
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -144,16 +144,19 @@ def _require_same_base(recipe: Recipe, base: BaseFolder, folder: AdapterFolder, 
     """Refuse an adapter of another base; recorded weights decide, and without them names that both have.
 
     Raises:
-        RecipeError: If it was trained on another base.
-        InputError: If its base has another configuration, with which the weights compute something else.
+        RecipeError: If it was trained on another base, or the base has another configuration now, with which the
+            weights compute something else.
+        PinError: As for `RecordedBase.require_config`.
     """
     recorded, ours = folder.recorded_base, recipe.base
     step = "Name the base of the adapter in the recipe, or start from an adapter of this base."
     same_commit = ours.repo is not None and (recorded.name, recorded.revision) == (ours.repo, ours.revision)
-    weights = None
-    theirs = recorded.weights_sha256
-    if theirs is None and recorded.revision is None and (found_base := folder.located_base.folder) is not None:
-        theirs = found_base.weights_sha256  # the folder that the configuration names is on this machine
+    theirs, weights = recorded.weights_sha256, None
+    named = folder.located_base.folder if theirs is None and recorded.revision is None else None
+    if named is not None and named.path.samefile(base.path):
+        return  # the configuration names the folder of this very base
+    if named is not None:
+        theirs = named.weights_sha256
     if theirs is not None and not same_commit and (ours.weights_sha256 or _has_weights(base)):
         weights = ours.weights_sha256 or base.weights_sha256
         if weights != theirs:
@@ -171,7 +174,13 @@ def _require_same_base(recipe: Recipe, base: BaseFolder, folder: AdapterFolder, 
             found, expected = f"{folder.path} was trained on commit {recorded.revision}", str(recorded.revision)
             raise RecipeError(found, place=NOWHERE.within("base", "revision"), expected=expected, next_step=step)
     if manifest is not None:
-        recorded.require_config(base)
+        try:
+            recorded.require_config(base)
+        except PinError:
+            raise
+        except InputError as error:
+            found = f"{error.place}: {error.found}"
+            raise RecipeError(found, place=NOWHERE / "base", expected=error.expected, next_step=step) from error
 
 
 def _has_weights(base: BaseFolder) -> bool:

@@ -53,7 +53,7 @@ def parent_loss(prepared: Preparation) -> ParentLoss:
     manifest = prepared.start.manifest if prepared.start is not None else None
     reason, value = "the parent has no manifest", None
     if manifest is not None:
-        losses = [result["results"].get(HELD_OUT_AFTER) for result in manifest.data.get("evaluation", ())]
+        losses = [result.get("results", {}).get(HELD_OUT_AFTER) for result in manifest.data.get("evaluation", ())]
         value = next((loss for loss in losses if isinstance(loss, int | float)), None)
         reason = _why_not_comparable(prepared, manifest.data, has_loss=value is not None)
     return ParentLoss(None if reason else value, reason, TOLERANCES[precision_of(prepared.recipe.training)])

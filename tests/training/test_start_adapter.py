@@ -14,7 +14,7 @@ import torch
 from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_runs import CONVERSATIONS, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, base_with, recipe_data, write_rows
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -248,6 +248,13 @@ def test_an_adapter_of_other_weights_is_refused(line: Line, tmp_path: Path) -> N
     with pytest.raises(RecipeError, match="whose weights have SHA-256"):
         plan(replace(line, base=other).recipe("out", "copy"))
     assert plan(line.recipe("out", "copy")).manifest is None
+
+
+def test_the_same_weights_with_another_configuration_are_refused(line: Line, tmp_path: Path) -> None:
+    other = base_with(line.base, tmp_path / "other", rms_norm_eps=0.1)
+    with pytest.raises(RecipeError, match=r"rms_norm_eps is 0\.1") as caught:
+        plan(replace(line, base=other).recipe("out"))
+    assert str(caught.value.place) == "base"
 
 
 @pytest.mark.parametrize(
