@@ -1,7 +1,7 @@
 """The held-out loss before the first step of a run that goes on from an adapter: it is the last one of that adapter.
 
-That PEFT's own `PeftModel.from_pretrained` gives the same loss is proven in the tests. A run would need a second copy of
-the base for it; in its place, `load_start` reads every value back from the model.
+The tests prove that PEFT's own `PeftModel.from_pretrained` gives the same loss: a run would need a second copy of the
+base for that. In its place, `load_start` reads every value back from the model.
 """
 
 from __future__ import annotations
