@@ -35,7 +35,6 @@ from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
 from pytest_mistral_lora.checkpoint.hub_cache import listing_note, snapshot_of
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
-from pytest_mistral_lora.conformance.adapter.continued_run import ContinuedRun
 from pytest_mistral_lora.conformance.checks import Check, Settings, Subject
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
@@ -149,6 +148,7 @@ def _of_recipe(target: Target) -> Inputs:
 
 def _of_adapter(target: Target) -> Inputs:
     """Return the folder of an adapter or a merged model, its base, and each place where a base is looked for."""
+    from pytest_mistral_lora.conformance.adapter.continued_run import ContinuedRun
     from pytest_mistral_lora.records.base_location import places_of_base
 
     # the checks of several folders compare them with each other
