@@ -218,7 +218,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         rules: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML455), or if the tensors cannot be
+        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML456), or if the tensors cannot be
             compared with the base that you name, for example because its class is unknown.
         InputError: If the folder is missing; PinError if the base cannot be read.
         MissingExtraError: If torch and PEFT are not installed, and everything that can be judged without them is sound.

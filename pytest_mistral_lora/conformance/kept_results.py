@@ -137,8 +137,8 @@ def _of_recipe(target: Target) -> Inputs:
     from pytest_mistral_lora.training.recipe.settings import JsonSchemaCheck
     from pytest_mistral_lora.training.run_folder import work_folder
 
-    # a logger has settings of its own
-    if not isinstance(target, RecipeTarget) or target.recipe.training.report_to:
+    # a logger has settings of its own; the base of an adapter to start from is looked for in many places
+    if not isinstance(target, RecipeTarget) or target.recipe.training.report_to or target.recipe.lora.start:
         raise _UnknownInputsError
     recipe = target.recipe
     schemas = [check.json_schema for check in recipe.evaluation.checks if isinstance(check, JsonSchemaCheck)]
@@ -148,6 +148,7 @@ def _of_recipe(target: Target) -> Inputs:
 
 def _of_adapter(target: Target) -> Inputs:
     """Return the folder of an adapter or a merged model, its base, and each place where a base is looked for."""
+    from pytest_mistral_lora.conformance.adapter.continued_run import ContinuedRun
     from pytest_mistral_lora.records.base_location import places_of_base
 
     # the checks of several folders compare them with each other
@@ -155,6 +156,9 @@ def _of_adapter(target: Target) -> Inputs:
         raise _UnknownInputsError
     folder = target.adapter
     base = folder.located_base.folder
+    # a configuration beside a log can name an adapter anywhere, and turn up later
+    if ContinuedRun(folder).has_log:
+        raise _UnknownInputsError
     if base is None:
         # it can turn up in many places
         raise _UnknownInputsError
@@ -177,7 +181,10 @@ def _of_manifest(target: Target) -> Inputs:
     found = _of_adapter(target)
     maker = target.maker if isinstance(target, AdapterTarget) else None
     rows = () if maker is None else _of_rows(maker).content
-    return replace(found, content=tuple(dict.fromkeys((*found.content, *rows))), histories=(given_path(target.path),))
+    start = target.adapter.recorded_start if isinstance(target, AdapterTarget) and target.adapter.manifest else None
+    before = () if start is None else (start.manifest_file, start.tensors_file)
+    content = tuple(dict.fromkeys((*found.content, *rows, *before)))
+    return replace(found, content=content, histories=(given_path(target.path),))
 
 
 INPUTS: Mapping[str, Callable[[Target], Inputs]] = {

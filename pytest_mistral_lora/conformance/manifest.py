@@ -24,7 +24,7 @@ from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.git import is_in_repository
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
-from pytest_mistral_lora.records.verify import PROOF, FieldCheck, verify
+from pytest_mistral_lora.records.verify import PROOF, START, FieldCheck, verify
 
 _RULES = {
     "ML703": ("base", "revision", "base_weights_sha256"),
@@ -57,6 +57,8 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     }
     if is_in_repository(target.adapter.path):
         cases["history"] = partial(judged.recomputed, "ML712")
+    if judged.has_start:
+        cases["start"] = partial(judged.recomputed, "ML715")
     for case, judge in cases.items():
         yield Check(target, "manifest", case, judge)
 
@@ -124,6 +126,8 @@ def _rule_of(field: FieldCheck) -> str:
         return "ML708"
     if field.name in (PROOF, f"parent.{PROOF}"):
         return "ML712"
+    if field.name.startswith(f"{START}."):
+        return "ML715"
     if field.name in _DECLARED and not _is_damaged(field):
         return "ML709"
     head = field.name.partition(".")[0]
@@ -152,6 +156,11 @@ class ManifestChecks:
     def _data(self) -> Mapping[str, Any] | None:
         """The content under today's names; None if the manifest is missing or invalid."""
         return self.folder.valid_manifest.data if self.folder.valid_manifest else None
+
+    @property
+    def has_start(self) -> bool:
+        """Whether it records an adapter that the run went on from."""
+        return bool(self._data and "start" in self._data.get("lora", {}))
 
     @cached_property
     def _fields(self) -> Sequence[FieldCheck]:

@@ -215,6 +215,10 @@ def require_no_keys(entry: Mapping[str, Any], keys: Collection[str], place: Plac
             raise InputError(f"{key}: {entry[key]!r} is not followed", place=place, expected=f"no {key}")
 
 
+START_REMARK = "is not imported: name that adapter as lora.start of your recipe"
+"""The remark on a key that names an adapter to go on from."""
+
+
 def remarks_on(path: Path, config: Mapping[Any, Any], keys: Collection[str], remark: str) -> list[str]:
     """Return a remark on each of some keys that a configuration has: `KEY: VALUE of FILE REMARK`."""
     return [f"{key}: {config[key]} of {path} {remark}" for key in keys if config.get(key)]

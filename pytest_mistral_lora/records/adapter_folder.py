@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
-from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
+from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base, recipe_folder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, load_tensors, sha256_of_weights
@@ -223,6 +223,20 @@ class AdapterFolder:
             name = revision = None
         name = name if isinstance(name, str) and len(name) <= 4096 else ""
         return RecordedBase(name, revision if isinstance(revision, str) else None)
+
+    @cached_property
+    def recorded_start(self) -> AdapterFolder | None:
+        """The adapter that the run went on from, at its recorded place, where it may be missing; None for a new one.
+
+        Raises:
+            InputError: If the manifest is missing or not valid.
+        """
+        data = self.require_manifest().data
+        start = data.get("lora", {}).get("start")
+        if start is None:
+            return None
+        home = recipe_folder(self.path.resolve(), str(data.get("recipe", {}).get("output", "")))
+        return AdapterFolder(home / start["path"])
 
     @property
     def named_bases(self) -> tuple[RecordedBase, ...]:

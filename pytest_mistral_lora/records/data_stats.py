@@ -150,6 +150,11 @@ def retention_facts(stats: SplitStats) -> dict[str, Any]:
     }
 
 
+def held_out_hashes(stats: SplitStats) -> dict[str, str]:
+    """Return the hashes of the held-out rows that are used, by the names of a manifest's `dataset`."""
+    return {f"held_out_{name}_sha256": stats.sha256[name] for name in HASHED}
+
+
 class StatsBuilder:
     """Builds the statistics of rows that come in order, singly or in parts."""
 
@@ -284,7 +289,7 @@ def recount_rows(
     yield from ((f"masking.{name}", found) for name, found in token_stats(stats).items())
     if held_out is not None:
         yield "dataset.held_out_rows", held_out.tally.used
-        yield "dataset.held_out_rows_sha256", held_out.sha256["rows"]
+        yield from ((f"dataset.{name}", found) for name, found in held_out_hashes(held_out).items())
         removed = removed_counts(held_out.tally).items()
         yield from ((f"dataset.held_out_removed.{name}", found) for name, found in removed)
         yield f"{GATE}held-out loss", _measured(held_out)

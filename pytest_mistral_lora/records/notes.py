@@ -72,7 +72,9 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
         f"Supervised: {masking['policy']}. {_objectives(manifest)}{masking['supervised_tokens']} of "
         f"{masking['tokens']} tokens ({share:.0%}) carry loss. `rendered_row.json` shows one row token by token."
     )
-    parts = [title, status, reasons, f"## Context\n\n{_table(context)}", _decision(manifest), supervised]
+    parts = [title, status, reasons, f"## Context\n\n{_table(context)}", _decision(manifest)]
+    parts += [_line_of_parents(start)] if (start := manifest["lora"].get("start")) else []
+    parts += [supervised]
     parts += [_evaluation(manifest), _consequences(manifest), _reproduce(manifest)]
     return "\n\n".join(parts) + "\n"
 
@@ -146,6 +148,29 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     if training.get("memory_relief"):
         rows.append(("Changes because memory ran out", ", ".join(training["memory_relief"])))
     return "## Decision\n\n" + _table(rows)
+
+
+def _line_of_parents(start: Mapping[str, Any]) -> str:
+    """Return the adapters that a run went on from, the nearest first, and the two losses at its start."""
+    rows = []
+    for generation in (start, *start["parents"]):
+        digest = generation["manifest_sha256"]
+        record = f"manifest `{digest}`" if digest else "no manifest: another trainer wrote it"
+        files = ", ".join(f"`{file}`" for file in generation["dataset"] or ())
+        data = f"{files} (`{generation['dataset_sha256']}`)" if files else "not recorded"
+        steps = "not recorded" if generation["steps"] is None else f"{generation['steps']}"
+        facts = f"{record}; tensors `{generation['tensors_sha256']}`; data: {data}; steps: {steps}"
+        rows.append((f"`{generation['path']}`", facts))
+    first, last = start["held_out_loss"], start["parent_held_out_loss"]
+    measured = "" if first is None else f"The held-out loss before the first step was {first:.6g}"
+    if last is not None:
+        compared = f"{measured}; that adapter ended with {last:.6g}."
+    else:
+        reason = start.get("not_compared", "the reason is not recorded")
+        compared = f"{measured}{'. It' if measured else 'The held-out loss'} was not compared with that adapter's last "
+        compared += f"one: {reason}."
+    text = "The run went on from the first adapter of this line; each went on from the next."
+    return f"## Went on from\n\n{text}\n\n{_table(rows)}\n\n{compared}"
 
 
 def _precision(training: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from pytest_mistral_lora.records.base_location import LocatedBase, changed_confi
 from pytest_mistral_lora.records.data_stats import GATE, PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.gate import Gate
+from pytest_mistral_lora.records.generations import facts_of
 from pytest_mistral_lora.records.git import is_in_repository
 from pytest_mistral_lora.records.manifest import (
     MANIFEST,
@@ -125,6 +127,7 @@ def verify(
         *folder_fields(folder),
         *_objective_fields(folder),
         *_history_fields(folder),
+        *_start_fields(folder),
         *_base_fields(data, base),
         *_parent_fields(folder, base, parent),
     ]
@@ -176,6 +179,29 @@ def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     recorded = f"in commit {commit}"
     found = f"less is proven than before: {'; '.join(lost)}" if lost else "no less than before"
     yield FieldCheck(PROOF, "mismatch" if lost else "match", recorded, found, Place.of(folder.manifest_file))
+
+
+START = "lora.start"
+"""Beginning of the names of the values of the adapter that a run went on from."""
+
+
+def _start_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    """Recompute the hashes of the adapter that the run went on from, if it is where the recipe had it."""
+    recorded, start = folder.require_manifest().data.get("lora", {}).get("start"), folder.recorded_start
+    if recorded is None or start is None:
+        return
+    for key, file in (("manifest_sha256", start.manifest_file), ("tensors_sha256", start.tensors_file)):
+        if recorded[key] is None:
+            continue
+        name = f"{START}.{key}"
+        if os.path.lexists(file):  # false also for what is no path: the record may hold any text
+            yield recompute_field(name, recorded[key], partial(getattr, start, key), file)
+        else:
+            yield unavailable_field(name, recorded[key], f"the adapter that the run went on from is gone: no {file}")
+    if recorded["manifest_sha256"] is not None and start.valid_manifest is not None:
+        now = facts_of(start.valid_manifest.data)
+        for key in now:
+            yield recompute_field(f"{START}.{key}", recorded[key], partial(now.__getitem__, key), start.manifest_file)
 
 
 def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:

@@ -20,6 +20,7 @@ from pytest_mistral_lora.runners.configuration import (
     read_configuration,
     safe_configuration,
 )
+from pytest_mistral_lora.runners.going_on import GoingOn
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Trainer:
         variables: Variables that its runner gets, such as one that keeps it from reporting.
         label_losses: Its classes whose loss is that of labels, by name: each other one of its classes that computes a
             loss has one of its own. None if its classes compute none beside those of the library that they are made of.
+        going_on: The keys of a configuration that goes on from an adapter; None if there is no such key.
         is_library: Whether users call it from scripts of their own, so that its functions hold nothing of a run.
         observers: The rules on rows that are about it, such as about a default: the names `module:OBJECT` of what sees
             each judged record (a `RowObserver` of `conformance.row_pass`). Their texts are in `field/rules`.
@@ -84,6 +86,7 @@ class Trainer:
     exporter: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     label_losses: frozenset[str] | None = None
+    going_on: GoingOn | None = None
     is_library: bool = False
     observers: tuple[str, ...] = ()
 

@@ -15,8 +15,10 @@ from transformers import set_seed
 
 from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, TARGET_GROUPS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more, did_you_mean
+from pytest_mistral_lora.errors import InputError, RecipeError, TrainingError, and_more, did_you_mean, one_line
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.records.adapter_config import require_plain_sum
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.recipe import Lora
 
 _LOG = logging.getLogger(__name__)
@@ -148,6 +150,43 @@ def _last_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def lora_config(lora: Lora, layers: Sequence[str]) -> LoraConfig:
+    """Return PEFT's configuration of a new adapter on the result of `adapted_layers`."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        target_modules=peft_targets(layers),
+        modules_to_save=list(lora.modules_to_save) or None,
+        bias="none",
+    )
+
+
+def without_weights(base: BaseFolder, config: LoraConfig) -> Any:
+    """Return base and adapter as PEFT builds them, on the meta device: layers, names and scaling are PEFT's own."""
+    with torch.device("meta"), peft_quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each warning is an error of the caller, or irrelevant without weights
+        return get_peft_model(base.empty_model(), config)
+
+
+def recorded_without_weights(adapter: AdapterFolder, base: BaseFolder) -> Any:
+    """Return the result of `without_weights` for an adapter on disk.
+
+    Raises:
+        InputError: If the configuration is not that of a plain LoRA adapter, or PEFT refuses it on this base.
+    """
+    place = Place.of(adapter.config_file)
+    config = adapter.lora_config([name for name, _ in base.empty_model().named_modules()])
+    require_plain_sum(config.bias, adapter.config.get("init_lora_weights"), place)
+    try:
+        return without_weights(base, config)
+    except Exception as error:  # PEFT raises many types
+        raise InputError(f"PEFT refuses it on this base: {one_line(error)}", place=place) from error
+
+
 def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) -> Any:
     """Return the base model with a new adapter; `model` is changed in place.
 
@@ -164,19 +203,8 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     """
     saved = [name for name, _ in model.named_modules() if _last_name(name) in lora.modules_to_save]
     set_seed(seed)  # PEFT draws the initial values next
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        target_modules=peft_targets(layers),
-        modules_to_save=list(lora.modules_to_save) or None,
-        bias="none",
-    )
     with peft_quiet():
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, lora_config(lora, layers))
     _train_in_float32(model, saved)
     _check_trainable(model, expected_names(layers, dora=lora.dora, saved=saved))
     if saved:

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -18,7 +17,7 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
+from pytest_mistral_lora.training.adapter import adapted_layers, lora_config, without_weights
 from pytest_mistral_lora.training.devices import device_of, engine, memory_limit, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
@@ -121,19 +120,8 @@ def estimate_need(
     for gpu, name in _ATTENTION.items():
         AttentionInterface.register(name, partial(_attend, on_gpu=gpu))
         AttentionMaskInterface.register(name, sdpa_mask)
-    lora = recipe.lora
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_dropout=lora.dropout,
-        use_dora=lora.dora,
-        target_modules=peft_targets(layers),
-        modules_to_save=list(lora.modules_to_save) or None,
-    )
-    model = base.empty_model()
     try:
-        with torch.device("meta"), peft_quiet():
-            model = get_peft_model(model, config)
+        model = without_weights(base, lora_config(recipe.lora, layers))
         # also the adapter: autocast makes its products in the dtype of the base
         model = model.to(torch_dtype(precision))
         model.set_attn_implementation(_ATTENTION[on_gpu])

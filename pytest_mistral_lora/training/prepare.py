@@ -28,6 +28,7 @@ from pytest_mistral_lora.training.gate.measure import GateRows
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data, load_retention
+from pytest_mistral_lora.training.start import Start, plan_start
 from pytest_mistral_lora.training.step import DEALING
 
 _LOGGER_PACKAGES = {
@@ -49,6 +50,7 @@ class RunPlan:
         layers: Dotted names of the layers that get an adapter, in model order.
         saved: Dotted names of the modules that are trained in full.
         checks: The format checks of generated answers.
+        start: The adapter to go on from; None if the run makes a new one.
     """
 
     recipe: Recipe
@@ -57,6 +59,7 @@ class RunPlan:
     layers: Sequence[str]
     saved: Sequence[str]
     checks: Sequence[FormatCheck]
+    start: Start | None
 
     @property
     def layers_line(self) -> str:
@@ -107,7 +110,8 @@ class Preparation(RunPlan):
         if device_count() > 1:
             machine["rows_of_a_device"] = DEALING
         # a local base is pinned by its weights alone
-        return {"recipe": recipe, "rows": rows, "base": self.base.canonical_config, **machine}
+        start = {} if self.start is None else {"start": self.start.identity}
+        return {"recipe": recipe, "rows": rows, "base": self.base.canonical_config, **start, **machine}
 
 
 def prepare(recipe: Recipe) -> Preparation:
@@ -170,7 +174,8 @@ def plan_run(
             encoder.require(objective, place)
         except InputError as error:
             raise RecipeError(error.found, place=place, expected=error.expected) from error
-    return RunPlan(recipe, base, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
+    start = plan_start(recipe, base, layers)
+    return RunPlan(recipe, base, encoder, layers, saved, format_checks(recipe.evaluation, encoder), start)
 
 
 _BY_LENGTH = ("dynamic", "longrope")

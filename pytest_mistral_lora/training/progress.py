@@ -83,6 +83,7 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     memory = memory_line(recipe, prepared.base, prepared.layers, data.train.encoded)
     return {
         **data_facts(prepared),
+        **({} if prepared.start is None else {"goes on from": prepared.start.written}),
         "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
         "device": f"{device}, {precision_of(training)}",
         **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
             next_step="Give the files with --dataset.",
         )
     written["base"] = _base(folder, home)
+    if (start := folder.recorded_start) is not None:
+        written["lora"] = {**written["lora"], "start": str(_start(data["lora"]["start"], start))}
     sides = {"train": ("files", train_files), "eval": ("eval_files", eval_files or ())}
     entries = {key: list(_entries(data, name, paths)) for key, (name, paths) in sides.items()}
     written["data"] = {**written["data"], **entries}
@@ -135,6 +138,25 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
     written["output"] = str(output)
     written.pop("evaluation", None)
     return parse_recipe(written, folder=output.parent, place=Place.of(folder.manifest_file) / "recipe")
+
+
+def _start(recorded: Mapping[str, Any], start: AdapterFolder) -> Path:
+    """Return the folder of the adapter that the run went on from.
+
+    Raises:
+        InputError: If it is gone, or its tensors are not the recorded ones.
+    """
+    if not os.path.lexists(start.tensors_file):
+        found = "the adapter that the run went on from is gone: no such file"
+        step = f"Put it there: its tensors have SHA-256 {recorded['tensors_sha256']}."
+        raise InputError(found, place=str(start.tensors_file), next_step=step)
+    if start.tensors_sha256 != recorded["tensors_sha256"]:
+        raise InputError(
+            f"the tensors of the adapter that the run went on from have SHA-256 {start.tensors_sha256}",
+            place=str(start.tensors_file),
+            expected=f"{recorded['tensors_sha256']}, as recorded",
+        )
+    return start.path
 
 
 def _entries(data: Mapping[str, Any], name: str, paths: Sequence[Path]) -> Iterator[str | dict[str, Any]]:

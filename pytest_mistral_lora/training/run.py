@@ -38,6 +38,8 @@ from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_folder import RunFolder, opened_run, step_of
 from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
 from pytest_mistral_lora.training.save import Adapter, SealCheckpoint, rendered, write_run
+from pytest_mistral_lora.training.start import load_start
+from pytest_mistral_lora.training.start_loss import CompareFirstLoss, parent_loss
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 _LOG = logging.getLogger(__name__)
@@ -171,12 +173,15 @@ def _train(
 
 
 def _load_with_adapter(prepared: Preparation) -> Any:
-    """Return the base, in the recipe's precision and on its device, with a new adapter."""
+    """Return the base, in the recipe's precision and on its device, with a new adapter or the one to go on from."""
     recipe, training = prepared.recipe, prepared.recipe.training
     load = load_nf4 if recipe.base.quantization else load_base
     model = load(prepared.base, precision_of(training), device_of(training))
     apply_kernels(model, training)
-    return attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
+    model = attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
+    if prepared.start is not None:
+        load_start(model, prepared.start)  # here: an engine has not sharded the model yet
+    return model
 
 
 def _add_callbacks(
@@ -199,6 +204,8 @@ def _add_callbacks(
     for callback in logger_callbacks(training.report_to, folder.logs, writes=trainer.accelerator.is_main_process):
         trainer.add_callback(callback)
     trainer.add_callback(generations)
+    if prepared.start is not None:
+        trainer.add_callback(CompareFirstLoss(parent_loss(prepared)))
     trainer.add_callback(StopAtRequest(stop, trainer.reduce_over_processes))
     if training.checkpoint_minutes:
         trainer.add_callback(SaveByTime(training.checkpoint_minutes, trainer.reduce_over_processes))
@@ -247,7 +254,7 @@ def save_run(
     Args:
         prepared: The recipe with its data.
         trainer: The trainer, at its end.
-        initial: The adapter's tensors before the first step.
+        initial: The adapter's tensors before the first step: new ones, or those of the adapter to go on from.
         generations: The callback that has generated answers.
         folder: The folders of the run.
         checkpoint: The checkpoint that the run resumed from, or None.

@@ -227,7 +227,7 @@ def check_output(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: If a file has the output's name; if the output is inside the base's folder; or if the output, or
-            its work folder (which a finished run removes), holds a file of the recipe.
+            its work folder (which a finished run removes), holds a file of the recipe or the adapter to start from.
     """
     output, work = recipe.output, work_folder(recipe)
     existing = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
@@ -237,6 +237,8 @@ def check_output(recipe: Recipe) -> None:
         )
     base = recipe.base.path
     inputs = [*([base] if base else []), *recipe.data_paths]
+    if recipe.lora.start is not None:
+        _check_start(recipe.lora.start, output, work)
     if base is not None and clash(output, base) in ("is", "is inside"):
         raise RecipeError(
             f"{output} is inside the base {base}", place=NOWHERE / "output", expected="a folder outside the base"
@@ -253,6 +255,26 @@ def check_output(recipe: Recipe) -> None:
         if clash(work, path) in ("is", "holds"):
             found = f"{path} is in {work}, which a finished run removes"
             raise RecipeError(found, place=NOWHERE / "output", expected="another name, or that file elsewhere")
+
+
+def _check_start(start: Path, output: Path, work: Path) -> None:
+    """Refuse to start from a folder that the run itself writes or removes.
+
+    Raises:
+        RecipeError: If the start is the output or the work folder, in one of them, or holds the output.
+    """
+    place, expected = NOWHERE.within("lora", "start"), "the folder of an adapter that another run wrote"
+    met = clash(output, start)
+    if met == "is inside":
+        found = f"{output} is inside {start}, the adapter that the run starts from"
+        raise RecipeError(found, place=NOWHERE / "output", expected="a folder outside of it")
+    if met:
+        where = "the output of this recipe" if met == "is" else f"in {output}, the output of this recipe"
+        step = "Name another output; to go on with an unfinished run, use --resume."
+        raise RecipeError(f"{start} is {where}", place=place, expected=expected, next_step=step)
+    if clash(work, start) in ("is", "holds"):
+        found = f"{start} is in {work}, which a finished run removes"
+        raise RecipeError(found, place=place, expected=expected, next_step="Copy it elsewhere.")
 
 
 @contextmanager
@@ -277,6 +299,12 @@ def opened_run(recipe: Recipe, *, resume: bool) -> Iterator[RunFolder]:
             raise
 
 
+def missing_start(start: Path) -> RecipeError:
+    """Return the error for an adapter to start from that is missing, or is no folder."""
+    found = f"{start} is a file" if start.exists() else f"{start}: no such folder"
+    return RecipeError(found, place=NOWHERE.within("lora", "start"), expected="the folder of an adapter")
+
+
 def refuse_missing_inputs(recipe: Recipe) -> None:
     """Refuse a recipe whose local base or data files are missing or cannot be recorded, before any slow import.
 
@@ -284,12 +312,14 @@ def refuse_missing_inputs(recipe: Recipe) -> None:
         InputError: With the first missing file, as the run itself would; or with the first name that is not UTF-8, in
             which the records of a run are written.
     """
-    for path in (recipe.base.path, *recipe.data_paths, recipe.output):
+    for path in (recipe.base.path, *recipe.data_paths, recipe.lora.start, recipe.output):
         if path is not None and not is_utf8(str(path)):
             step = "Rename it, or change into its folder if that has the name."
             raise InputError("a name that is not UTF-8 cannot be recorded", place=str(path), next_step=step)
     if recipe.base.path is not None:
         weight_files(recipe.base.path)
+    if recipe.lora.start is not None and not recipe.lora.start.is_dir():
+        raise missing_start(recipe.lora.start)
     retained = recipe.evaluation.retention.rows if recipe.evaluation.retention is not None else ()
     for file in (path for path in (*recipe.data.train, *recipe.data.eval, *retained) if isinstance(path, Path)):
         try:

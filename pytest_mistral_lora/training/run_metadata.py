@@ -15,7 +15,13 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
 from pytest_mistral_lora.checkpoint.hashes import joint_sha256
-from pytest_mistral_lora.records.data_stats import masking_policy, removed_counts, retention_facts, token_stats
+from pytest_mistral_lora.records.data_stats import (
+    held_out_hashes,
+    masking_policy,
+    removed_counts,
+    retention_facts,
+    token_stats,
+)
 from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.git import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
@@ -25,6 +31,7 @@ from pytest_mistral_lora.training.generate import Completion
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.rows.encoding import ReadFile
 from pytest_mistral_lora.training.rows.loading import RunData
+from pytest_mistral_lora.training.start_loss import start_facts
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.prepare import Preparation
@@ -84,11 +91,12 @@ def run_facts(
             **token_stats(data.train.figures),
         },
         "lora": {
-            **recipe.lora.model_dump(),
+            **recipe.lora.model_dump(exclude={"start"}),
             "target_modules": sorted(peft_targets(prepared.layers)),
             "modules": sorted(prepared.layers),
             "modules_to_save": sorted(recipe.lora.modules_to_save),
             "seed": recipe.training.seed,
+            **({} if prepared.start is None else {"start": start_facts(prepared, prepared.start, log)}),
         },
         "training": training_facts(recipe, base.config, state, resumed_from=resumed_from, memory_changes=memory_changes)
         | ({"dequantized": dequantized} if (dequantized := dequantization(recipe.training, base)) else {})
@@ -124,7 +132,7 @@ def _dataset(recipe: Recipe, data: RunData, retention: RunData | None) -> dict[s
         "rows_used": train.tally.used,
         **removed_counts(train.tally),
         "held_out_rows": held_out.tally.used,
-        "held_out_rows_sha256": held_out.sha256["rows"],
+        **held_out_hashes(held_out),
         "held_out_removed": removed_counts(held_out.tally),
         **retained,
         "truncation": recipe.training.truncation,

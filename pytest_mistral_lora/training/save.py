@@ -91,8 +91,9 @@ def check_adapter(adapter: Adapter) -> None:
             raise TrainingError(f"{name} is {tensor.dtype}", expected="float32")
         if not torch.isfinite(tensor).all():
             raise TrainingError(f"{name} is not finite", next_step="Nothing is saved. Lower the learning rate.")
-        # lora_B starts at zero, so that lora_A gets no gradient in the first step: one step moves lora_B alone
-        if ".lora_A." not in name and (not tensor.any() or torch.equal(tensor, adapter.initial[name])):
+        # a new lora_B is zero, so that lora_A gets no gradient in the first step: one step moves lora_B alone
+        is_idle = ".lora_A." in name and not adapter.initial[name.replace(".lora_A.", ".lora_B.")].any()
+        if not is_idle and (not tensor.any() or torch.equal(tensor, adapter.initial[name])):
             raise TrainingError(
                 f"{name} did not move: this layer learned nothing",
                 next_step="Nothing is saved. Check training.learning_rate and steps.",

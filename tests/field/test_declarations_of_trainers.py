@@ -42,6 +42,13 @@ def test_settings_of_training_are_remarks(tmp_path: Path) -> None:
     assert all(f"remark   {remark}" in report.lines() for remark in report.remarks)
 
 
+def test_an_adapter_to_go_on_from_is_a_remark(tmp_path: Path) -> None:
+    record = {"instruction": "u", "input": "", "output": "a"}
+    _, report = declared_rows(axolotl(tmp_path, {"type": "alpaca"}, record, lora_model_dir="old"))
+    [remark] = [remark for remark in report.remarks if remark.startswith("lora_model_dir: old of ")]
+    assert "lora.start" in remark
+
+
 def test_data_files_are_found_beside_the_configuration(tmp_path: Path) -> None:
     entry = {"path": "json", "data_files": ["rows.jsonl"], "ds_type": "json", "type": "chat_template"}
     assert declared_rows(axolotl(tmp_path, entry, GOOD))[0] == [GOOD]

@@ -264,3 +264,10 @@ class ML455(Example):
     def sound(self, artifact: Artifact) -> None:
         last = origins.checkpoint(artifact, 1000, top=500)
         shutil.copy(artifact["folder"] / "adapter_model.safetensors", last / "adapter_model.safetensors")
+
+
+class ML456(Example):
+    mutant = origins.adapter_dropped_for_a_new_one
+
+    def sound(self, artifact: Artifact) -> None:
+        origins.goes_on(artifact, "right")

@@ -100,3 +100,10 @@ class ML712(Example):
     def sound(self, artifact: Artifact) -> None:
         commit_all(artifact["folder"].parent)
         artifact["manifest"]["x-note"] = "more is no less"
+
+
+class ML715(Example):
+    mutant = files.start_trained_again_after_the_run
+
+    def sound(self, artifact: Artifact) -> None:
+        files.gone_on_from(artifact)

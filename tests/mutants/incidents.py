@@ -437,5 +437,10 @@ INCIDENTS = (
         "A loss on the last answer alone is asked for, and is found in rows that do not ask for it",
         "NVIDIA-NeMo/Automodel#2347, inclusionAI/AReno#313, hiyouga/LLaMA-Factory#9314, modelscope/ms-swift#4596",
     ),
+    Incident(
+        "N201",
+        "A run goes on from an adapter that is loaded in part, or replaced by a new one, and nothing says so",
+        "jaredpalmer/kev#9, NVIDIA-NeMo/RL#3874, huggingface/lerobot#3459, verl-project/verl#3400",
+    ),
 )
 """Every incident, by id."""

@@ -7,7 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import yaml
 from bench_adapter import COMMIT, CONFIG, TENSORS
+from continued_runs import configuration, continued_runs
 from gallery import Artifact, mutant
 
 
@@ -91,3 +93,41 @@ def run_that_went_on(artifact: Artifact) -> None:
 def run_without_a_state(artifact: Artifact) -> None:
     """Nothing but the times of the files tells that the run was continued."""
     checkpoint(artifact, 1000, top=None)
+
+
+def goes_on(artifact: Artifact, how: str, **changed: object) -> None:
+    """Leave the log and the configuration of a run that went on from `first`, and that adapter beside it.
+
+    Args:
+        artifact: The adapter.
+        how: What the run did with the adapter: one of `HOW`.
+        **changed: Settings that the run has, and the one before it does not.
+    """
+    home, runs = artifact["folder"].parent, continued_runs()
+    shutil.copy(runs / "eval.jsonl", home)
+    os.utime(home / "eval.jsonl", (1e9, 1e9))  # older than both adapters
+    shutil.copytree(runs / "first" / "adapter", home / "first")
+    shutil.copy2(runs / how / "adapter" / "trainer_state.json", artifact["folder"])
+    held_out = {"test_datasets": [{"path": "eval.jsonl", "type": "chat_template"}], "base_model": "base"}
+    first = configuration(output_dir="first", **held_out)
+    second = configuration("first", **{"output_dir": artifact["folder"].name, **held_out, **changed})
+    for name, settings in (("first", first), ("second", second)):
+        (home / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+
+
+@mutant("ML456", "N201", says="that of the base alone")
+def adapter_dropped_for_a_new_one(artifact: Artifact) -> None:
+    """The program made a new adapter after it had loaded the one to go on from."""
+    goes_on(artifact, "dropped")
+
+
+@mutant("ML456", "N201", says="was loaded in part")
+def half_of_the_adapter_loaded(artifact: Artifact) -> None:
+    """The tensors of one layer have another name in the file, and PEFT leaves them out."""
+    goes_on(artifact, "half")
+
+
+@mutant("ML456", "N201", says="nothing tells whether the rows are the same")
+def adapter_dropped_and_other_rows_held_out(artifact: Artifact) -> None:
+    """The same with other held-out rows, of which no loss is known: a note with both numbers."""
+    goes_on(artifact, "dropped", test_datasets=[{"path": "other.jsonl", "type": "chat_template"}])

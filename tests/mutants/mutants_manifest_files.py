@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 from bench_adapter import TENSORS
 from bench_manifest import MANIFEST, TEMPLATE, TOKENIZER, _edit, _other_tokenizer
@@ -10,7 +12,9 @@ from committed import commit_all
 from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.records.generations import facts_of
 from pytest_mistral_lora.records.manifest import sealed
 from pytest_mistral_lora.records.tensors import sha256_tensors
 
@@ -199,3 +203,44 @@ def cut_down_manifest_that_was_committed(artifact: Artifact) -> None:
     write_json(folder / MANIFEST, sealed(data))
     commit_all(folder.parent)
     artifact["manifest"] = data
+
+
+def gone_on_from(artifact: Artifact) -> Path:
+    """Record that the run went on from an adapter beside it, and return that adapter."""
+    first = Path(shutil.copytree(artifact["folder"], artifact["folder"].parent / "first"))
+    parent = AdapterFolder(first)
+    artifact["manifest"]["lora"]["start"] = {
+        "path": str(first),
+        "manifest_sha256": parent.manifest_sha256,
+        "tensors_sha256": parent.tensors_sha256,
+        **facts_of(parent.require_manifest().data),
+        "held_out_loss": None,
+        "parent_held_out_loss": None,
+        "not_compared": "nothing is held out",
+    }
+    return first
+
+
+@mutant("ML715", "N201", says="lora.start.tensors_sha256 is")
+def start_trained_again_after_the_run(artifact: Artifact) -> None:
+    """The adapter that the run went on from has other tensors now, and the record of the old ones."""
+    file = gone_on_from(artifact) / "adapter_model.safetensors"
+    tensors = {name: 2 * tensor for name, tensor in load_file(file).items()}
+    file.unlink()
+    save_file(tensors, file)
+
+
+@mutant("ML715", "N201", says="lora.start.manifest_sha256 is")
+def start_with_another_record(artifact: Artifact) -> None:
+    """The manifest of the adapter that the run went on from was written again."""
+    file = gone_on_from(artifact) / "manifest.json"
+    data = json.loads(file.read_text())
+    file.unlink()
+    file.write_text(json.dumps(data))
+
+
+@mutant("ML715", "N201", says="lora.start.steps is")
+def steps_of_the_start_edited(artifact: Artifact) -> None:
+    """The record of the run says that the adapter before it had more steps than it had."""
+    gone_on_from(artifact)
+    artifact["manifest"]["lora"]["start"]["steps"] += 98

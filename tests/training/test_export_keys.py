@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
+from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
@@ -23,6 +24,7 @@ OTHER: dict[str, Any] = {
     "lora.rslora": True,
     "lora.dora": True,
     "lora.modules_to_save": ["lm_head"],
+    "lora.start": "adapter",
     "base.quantization": "nf4",
     "training.steps": 3,
     "training.epochs": 3,
@@ -115,9 +117,23 @@ def test_a_key_changes_the_configuration_or_is_said_not_to(
     run = replace(planned, recipe=varied(make_full, key, OTHER[key]))
     if key == "training.precision":
         run = replace(run, precision="bf16")
+    if (key, to) == ("lora.start", "trl"):
+        with pytest.raises(RecipeError, match="is_trainable=True"):
+            bridge.settings(run)
+        return
     changed = bridge.settings(run) != bridge.settings(planned)
     said = key in bridge.unsupported_keys(run.recipe)
     assert changed != said, "told and said not to be" if changed else "dropped in silence"
+
+
+@pytest.mark.parametrize(("to", "key"), [("axolotl", "lora_model_dir"), ("llamafactory", "adapter_name_or_path")])
+def test_the_adapter_to_start_from_has_the_trainers_own_key(
+    to: str, key: str, make_full: MakeRecipe, planned: ExportedRun
+) -> None:
+    bridge, recipe = TRAINERS[to].load_exporter(), varied(make_full, "lora.start", "adapter")
+    assert recipe.lora.start is not None
+    assert bridge.settings(replace(planned, recipe=recipe))[key] == str(recipe.lora.start.resolve())
+    assert key not in bridge.settings(planned)
 
 
 @pytest.mark.of_field

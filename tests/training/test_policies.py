@@ -118,6 +118,8 @@ def copied(run: RunResult, folder: Path, change: dict[str, Any]) -> Path:
                 "dataset.supervised_tokens_removed",
                 "dataset.held_out_rows",
                 "dataset.held_out_rows_sha256",
+                "dataset.held_out_ids_sha256",
+                "dataset.held_out_labels_sha256",
                 "dataset.held_out_removed.rows_dropped",
                 "dataset.held_out_removed.rows_truncated",
                 "dataset.held_out_removed.tokens_removed",

@@ -269,3 +269,17 @@ def test_what_is_wrong_from_the_start_ends_all(ddp: Job) -> None:
     assert code == 1  # the launcher's own; ours is in the file
     assert "out: exists already" in errors
     assert ddp.failure["exit_code"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["ddp", "fsdp2"])
+def test_two_processes_go_on_from_an_adapter(one: RunResult, base: Path, tmp_path: Path, configuration: str) -> None:
+    job = Job(tmp_path).write(base, steps=2)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["lora"]["start"] = str(one.output)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    start = job.finish(configuration).manifest["lora"]["start"]
+    ended = [line["eval_loss"] for line in one.log if "eval_loss" in line][-1]
+    assert start["parent_held_out_loss"] == ended
+    assert start["held_out_loss"] == pytest.approx(ended, abs=1e-6)
+    assert start["tensors_sha256"] == one.manifest["lora"]["tensors_sha256"]

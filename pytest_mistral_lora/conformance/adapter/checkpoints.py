@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
@@ -36,7 +37,7 @@ def checkpoint_findings(folder: AdapterFolder) -> Iterator[Finding]:
     if _is_same(folder.tensors_file, tensors) or _is_best(folder, last):
         return
     expected = f"the adapter of {last.name}, or no older one beside it"
-    at_top = _state_of(folder.path).get("global_step")
+    at_top = state_of(folder.path).get("global_step")
     if type(at_top) is int:
         if at_top < step:
             text = f"was saved at step {at_top}, and {last.name} below it at step {step}"
@@ -52,14 +53,15 @@ def _step_of(checkpoint: Path) -> int | None:
     """Return the step of a checkpoint with an adapter, by its state or else by its name; None for another folder."""
     if not (checkpoint / ADAPTER_TENSORS).is_file():
         return None
-    step = _state_of(checkpoint).get("global_step")
+    step = state_of(checkpoint).get("global_step")
     if type(step) is int:
         return step
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isascii() and number.isdecimal() and len(number) < 12 else None
 
 
-def _state_of(folder: Path) -> dict[str, object]:
+def state_of(folder: Path) -> dict[str, Any]:
+    """Return the state of the trainer in a folder; empty without one that can be read."""
     with suppress(InputError, OSError):
         state = read_json(inside(folder, TRAINER_STATE))
         if isinstance(state, dict):
@@ -73,7 +75,7 @@ def _is_same(first: Path, second: Path) -> bool:
 
 def _is_best(folder: AdapterFolder, last: Path) -> bool:
     """Whether the run's last state names an earlier checkpoint as its best, and the adapter is that one."""
-    best = _state_of(last).get("best_model_checkpoint")
+    best = state_of(last).get("best_model_checkpoint")
     if not isinstance(best, str):
         return False
     name = best.replace("\\", "/").rstrip("/").rpartition("/")[2]

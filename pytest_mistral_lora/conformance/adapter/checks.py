@@ -13,6 +13,7 @@ from pytest_mistral_lora.conformance.adapter import effect as effect_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
 from pytest_mistral_lora.conformance.adapter.checkpoints import checkpoint_findings
+from pytest_mistral_lora.conformance.adapter.continued_run import ContinuedRun
 from pytest_mistral_lora.conformance.adapter.named_base import named_base_findings
 from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -57,6 +58,7 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
         "fits-base": adapter.fits_base,
         **({"initial-base": adapter.initial_base} if adapter.has_changed_start else {}),
         "changes-the-base": adapter.changes_the_base,
+        **({"goes-on": adapter.run.judge} if adapter.run.is_known else {}),
     }
 
 
@@ -113,6 +115,11 @@ class AdapterChecks:
             except InputError as error:
                 errors[file] = error
         return errors
+
+    @cached_property
+    def run(self) -> ContinuedRun:
+        """The run that wrote the adapter, if it went on from another one."""
+        return ContinuedRun(self.folder)
 
     @property
     def has_changed_start(self) -> bool:

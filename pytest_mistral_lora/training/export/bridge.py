@@ -59,6 +59,12 @@ class ExportedRun:
         return self.recipe.base.revision
 
     @property
+    def start(self) -> str | None:
+        """The adapter to go on from, an absolute path; None for a new one."""
+        start = self.recipe.lora.start
+        return None if start is None else str(start.resolve())
+
+    @property
     def targets(self) -> list[str]:
         """Names of the layers to adapt, as PEFT takes them."""
         return peft_targets(adapted_layers(self.base, self.recipe.lora.target_modules))

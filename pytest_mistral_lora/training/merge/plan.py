@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from peft.tuners import lora
 from peft.utils import ModulesToSaveWrapper
 
@@ -19,12 +18,12 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS, spelled_name
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, write_safetensors
-from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
+from pytest_mistral_lora.errors import InputError, MergeError, and_more
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records.adapter_config import CONFIG, require_plain_sum
+from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.adapter import PREFIX, peft_quiet
+from pytest_mistral_lora.training.adapter import PREFIX, recorded_without_weights
 from pytest_mistral_lora.training.display import RunDisplay
 
 _NAME = "default"
@@ -101,7 +100,7 @@ def plan_merge(adapter: AdapterFolder, base: BaseFolder) -> dict[str, TensorChan
         PinError: As for `BaseFolder.weights` and `BaseFolder.empty_model`.
     """
     tensors, place = adapter.weights, Place.of(adapter.tensors_file)
-    model = _model_without_weights(adapter, base)
+    model = recorded_without_weights(adapter, base)
     # in a wrapper, tensors have other names on disk than in memory
     on_disk = {spelled_name(name, base.weights): name for name in base.weights}
     memory = dict(model.named_parameters())
@@ -127,23 +126,6 @@ def plan_merge(adapter: AdapterFolder, base: BaseFolder) -> dict[str, TensorChan
     for name, change in changes.items():
         _check_fit(name, change, adapter, base)
     return changes
-
-
-def _model_without_weights(adapter: AdapterFolder, base: BaseFolder) -> Any:
-    """Return base and adapter as PEFT builds them, on the meta device: layers, names and scaling are PEFT's own.
-
-    Raises:
-        InputError: If the configuration is not that of a plain LoRA adapter, or PEFT refuses it on this base.
-    """
-    place, model = Place.of(adapter.config_file), base.empty_model()
-    config = adapter.lora_config([name for name, _ in model.named_modules()])
-    require_plain_sum(config.bias, adapter.config.get("init_lora_weights"), place)
-    try:
-        with torch.device("meta"), peft_quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each warning is an error of this module, or irrelevant without weights
-            return get_peft_model(model, config)
-    except Exception as error:  # PEFT raises many types
-        raise InputError(f"PEFT refuses it on this base: {one_line(error)}", place=place) from error
 
 
 def _changes(model: Any, adapter: AdapterFolder) -> Iterator[tuple[str, TensorChange]]:

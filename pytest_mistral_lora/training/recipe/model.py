@@ -177,6 +177,8 @@ class Recipe(Section):
         for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
             if isinstance(check, JsonSchemaCheck):
                 written["json_schema"] = self.path_as_written(check.json_schema)
+        if self.lora.start:
+            data["lora"]["start"] = self.path_as_written(self.lora.start)
         if self.base.path:
             data["base"]["path"] = self.path_as_written(self.base.path)
         if self.base.oracle:

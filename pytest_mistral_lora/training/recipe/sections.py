@@ -259,6 +259,11 @@ class Lora(Section):
         default=(),
         description="Modules to train and save in full, such as lm_head, by last name; a large adapter.",
     )
+    start: RecipePath | None = Field(
+        default=None,
+        description="Folder of an adapter to go on from, relative to the recipe: one of this trainer, or PEFT's files "
+        "of another; r, alpha, rslora, dora, target_modules, modules_to_save and the base must be those of it.",
+    )
 
     @field_validator("target_modules", mode="before")
     @classmethod

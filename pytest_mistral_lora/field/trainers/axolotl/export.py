@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pytest_mistral_lora.field.trainers.axolotl.going_on import GOING_ON
 from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, Bridge, ExportedRun, write_json_lines
 from pytest_mistral_lora.training.loop import optimizer_name, optimizer_settings, schedule_settings
 
@@ -46,6 +47,8 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
     }
     if lora.modules_to_save:
         settings["lora_modules_to_save"] = list(lora.modules_to_save)
+    if run.start:
+        settings[GOING_ON.start] = run.start
     # without `type`, which is for rows that Axolotl must encode
     files = {
         name: [{"path": f"{ROWS}/{name}.jsonl", "ds_type": "json", "split": "train", "type": None}]

@@ -9,8 +9,16 @@ from typing import Any
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.trainers.axolotl.chat_entries import CHAT_TYPES, family_of, roles_of, trained_roles
 from pytest_mistral_lora.field.trainers.axolotl.entry import AxolotlEntry
+from pytest_mistral_lora.field.trainers.axolotl.going_on import GOING_ON
 from pytest_mistral_lora.formats.convert import Source
-from pytest_mistral_lora.formats.importers import Importer, declared_files, remarks_on, require_form, require_no_keys
+from pytest_mistral_lora.formats.importers import (
+    START_REMARK,
+    Importer,
+    declared_files,
+    remarks_on,
+    require_form,
+    require_no_keys,
+)
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.places import Place
 
@@ -65,7 +73,8 @@ class AxolotlImporter(Importer):
             sources += [Source(file, layout) for file in declared_files(path, entry, place)]
         if not sources:
             raise InputError("datasets: is empty", place=str(path), expected="an entry with a `path`")
-        return sources, [*remarks, *remarks_on(path, config, ("test_datasets",), "is not imported")]
+        remarks += remarks_on(path, config, ("test_datasets",), "is not imported")
+        return sources, [*remarks, *remarks_on(path, config, (GOING_ON.start,), START_REMARK)]
 
 
 AXOLOTL = AxolotlImporter()

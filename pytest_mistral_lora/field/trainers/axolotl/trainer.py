@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.objective import ANSWERS, Declaration, Objective
 from pytest_mistral_lora.field.trainers.axolotl.chat_entries import is_chat_type, trained_roles
+from pytest_mistral_lora.field.trainers.axolotl.going_on import GOING_ON
 from pytest_mistral_lora.runners.configuration import Reading, as_written, is_set, short
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
@@ -117,5 +118,6 @@ AXOLOTL = Axolotl.packaged(
     tasks=PreferenceTasks(("dpo", "ipo", "simpo", "orpo"), ("kto",), key="rl", configs=_CONFIGS),
     importer="pytest_mistral_lora.field.trainers.axolotl.importer:AXOLOTL",
     exporter="pytest_mistral_lora.field.trainers.axolotl.export:AXOLOTL",
+    going_on=GOING_ON,
     variables={"AXOLOTL_DO_NOT_TRACK": "1"},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pytest_mistral_lora.field.trainers.llamafactory.going_on import GOING_ON
 from pytest_mistral_lora.training.export.bridge import ROWS, Bridge, ExportedRun, write_dataset
 from pytest_mistral_lora.training.export.trainer_arguments import trainer_arguments
 
@@ -30,6 +31,9 @@ def _llamafactory_settings(run: ExportedRun) -> dict[str, Any]:
     }
     if lora.modules_to_save:
         settings["additional_target"] = ",".join(lora.modules_to_save)
+    if run.start:
+        # with create_new_adapter it would merge the adapter, and train one beside it
+        settings |= {GOING_ON.start: run.start, "create_new_adapter": False}
     settings |= {
         "tokenized_path": ROWS,
         # it requires names of datasets, but does not read them if tokenized_path exists

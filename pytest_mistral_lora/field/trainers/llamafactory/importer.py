@@ -11,9 +11,11 @@ from pytest_mistral_lora.chat.foreign_fields import CALL
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.trainers.llamafactory.entry import LlamaFactoryEntry
+from pytest_mistral_lora.field.trainers.llamafactory.going_on import GOING_ON
 from pytest_mistral_lora.formats.convert import Source
 from pytest_mistral_lora.formats.files import source_files
 from pytest_mistral_lora.formats.importers import (
+    START_REMARK,
     Importer,
     declared_path,
     declared_split,
@@ -68,7 +70,8 @@ class LlamaFactoryImporter(Importer):
         info = declared_path(path, str(config.get("dataset_dir") or "data")) / "dataset_info.json"
         sources = _described(info, read_json(info), [str(name).strip() for name in wanted])
         remarks = remarks_on(path, config, _TRAINING, "is a setting of training, not of rows")
-        return sources, [*remarks, *remarks_on(path, config, ("eval_dataset",), "is not imported")]
+        remarks += remarks_on(path, config, ("eval_dataset",), "is not imported")
+        return sources, [*remarks, *remarks_on(path, config, (GOING_ON.start,), START_REMARK)]
 
     def answer(self, path: Path, config: Mapping[Any, Any], runner: str) -> tuple[str, str] | None:
         """Return what a configuration or a description of data sets is, and the commands that read it."""

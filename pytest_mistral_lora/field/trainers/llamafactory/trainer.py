@@ -10,6 +10,7 @@ from typing import Any
 from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded
 from pytest_mistral_lora.errors import InputError, RunnerError
+from pytest_mistral_lora.field.trainers.llamafactory.going_on import GOING_ON
 from pytest_mistral_lora.runners.configuration import Reading, as_written, short
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
 from pytest_mistral_lora.runners.trainer import Trainer
@@ -88,5 +89,6 @@ LLAMAFACTORY = LlamaFactory.packaged(
     tasks=PreferenceTasks(("dpo", "rm"), ("kto",), key="stage", configs=_CONFIGS),
     importer="pytest_mistral_lora.field.trainers.llamafactory.importer:LLAMAFACTORY",
     exporter="pytest_mistral_lora.field.trainers.llamafactory.export:LLAMAFACTORY",
+    going_on=GOING_ON,
     variables={"DISABLE_VERSION_CHECK": "0"},
 )

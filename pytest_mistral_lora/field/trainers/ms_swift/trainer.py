@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.objective import Declaration, Objective
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.field.trainers.ms_swift.going_on import GOING_ON
 from pytest_mistral_lora.formats.containers import open_source
 from pytest_mistral_lora.runners.configuration import Reading, as_written, short, values_in
 from pytest_mistral_lora.runners.tasks import PreferenceTasks
@@ -86,6 +87,7 @@ MS_SWIFT = MsSwift.packaged(
     "ms-swift",
     "swift",
     "swift sft",
+    going_on=GOING_ON,
     tasks=PreferenceTasks(
         ("dpo", "rm", "cpo", "simpo", "orpo"), ("kto",), key="rlhf_type", configs={"kto": "ms-swift-kto"}
     ),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
+from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.export.bridge import (
     ROWS,
@@ -22,7 +24,19 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def _trl_settings(run: ExportedRun) -> dict[str, Any]:
+    """Return the configuration.
+
+    Raises:
+        RecipeError: If the run goes on from an adapter.
+    """
     lora, training, quantization = run.recipe.lora, run.recipe.training, run.recipe.base.quantization
+    if run.start:
+        load = f"PeftModel.from_pretrained(base, {run.start!r}, is_trainable=True)"
+        raise RecipeError(
+            "trl sft makes a new adapter: it has no setting for one to go on from",
+            place=NOWHERE.within("lora", "start"),
+            next_step=f"Train here, or in a script of your own: SFTTrainer(model={load}, …), without peft_config.",
+        )
     settings: dict[str, Any] = {"model_name_or_path": run.model}
     if run.revision:
         settings["model_revision"] = run.revision
