@@ -137,7 +137,7 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: If the server is to be recognised, but is unreachable or of an unknown kind.
         """
-        from pytest_mistral_lora.serving.client import require_url
+        from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server, recognise_server
 
         if self.kind != RECOGNISED:
@@ -180,7 +180,8 @@ class ServerTarget(JudgedTarget):
     async def _ask(self, server: Server) -> ServerAnswers:
         from pytest_mistral_lora.chat.row_files import scan_rows
         from pytest_mistral_lora.conformance.server.script import ask_script
-        from pytest_mistral_lora.serving.client import SECONDS, ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import SECONDS, ServerClient
         from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
@@ -271,7 +272,8 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._replay(self.transcripts[0], self.answers.model))
 
     async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.replay import SECONDS, replay
 
         async with ServerClient(require_url(self.url), SECONDS) as client:
@@ -286,7 +288,8 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._ask_without_grammar(transcript, self.answers.model))
 
     async def _ask_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.replay import SECONDS, ask_without_grammar
 
         async with ServerClient(require_url(self.url), SECONDS) as client:
@@ -304,8 +307,9 @@ class ServerTarget(JudgedTarget):
     async def _force(self, model: str) -> tuple[ForcedAnswer, ...]:
         from asyncio import timeout
 
+        from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.records.known_answers import known_answers
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.forced_answers import force_answers
         from pytest_mistral_lora.serving.replay import SECONDS
 
@@ -448,8 +452,8 @@ class ServerChoice:
         Raises:
             InputError: If the kind or the precision is unknown, the address is invalid, or there is no such Python.
         """
+        from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.records.judgement import TOLERANCES
-        from pytest_mistral_lora.serving.client import require_url
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server
 
         # an address may also have an equals sign
