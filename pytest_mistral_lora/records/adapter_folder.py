@@ -21,7 +21,8 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
-from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.deployment import NOTES_RECORD, run_record
+from pytest_mistral_lora.records.files import inside, json_text
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, load_tensors, sha256_of_weights
 
@@ -149,8 +150,10 @@ class AdapterFolder:
 
     @cached_property
     def manifest_sha256(self) -> str:
-        """SHA-256 of the manifest's bytes, in hex."""
-        return sha256_bytes(self.manifest_bytes)
+        """SHA-256 of the manifest without declarations, in hex: of its bytes, if it has none."""
+        if self.valid_manifest is None or NOTES_RECORD not in self.valid_manifest.data:
+            return sha256_bytes(self.manifest_bytes)
+        return sha256_bytes(json_text(run_record(self.valid_manifest.data)).encode())
 
     @cached_property
     def config(self) -> Mapping[str, Any]:

@@ -66,6 +66,7 @@ def run_facts(
         unquantized: The result of `unquantized_share` for the model.
     """
     recipe, base, data = prepared.recipe, prepared.base, prepared.data
+    declared = recipe.declared()
     return {
         "base": recipe.base.label,
         "revision": recipe.base.revision,
@@ -91,7 +92,8 @@ def run_facts(
         | ({} if unquantized is None else {"unquantized": round(unquantized, 4)}),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
-        "evaluation": _evaluation(log, completions, rates),
+        **declared,
+        "evaluation": [*_evaluation(log, completions, rates), *declared["evaluation"]],
     }
 
 

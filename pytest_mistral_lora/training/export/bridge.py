@@ -254,6 +254,8 @@ LEFT_OUT: Mapping[str, str] = {
     "evaluation.generation_steps": _ANSWERS,
     "evaluation.max_new_tokens": _ANSWERS,
     "evaluation.checks": _ANSWERS,
+    "evaluation.commands": "the runner lists none: run them yourself",
+    "deployment": "the runner records none",
     "card": "the runner writes a card of its own",
     "output": f"the adapter is saved in {ADAPTER}/ of this folder",
 }

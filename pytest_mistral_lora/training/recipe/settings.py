@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.training.recipe.declared import EvaluationCommand
 from pytest_mistral_lora.training.recipe.sections import (
     NonNegative,
     Number,
@@ -96,6 +97,11 @@ class Evaluation(Section):
         default=(),
         description="Forms that each answer must have: json, tool_call, eos, json_schema: PATH, regex: PATTERN, "
         "max_tokens: N. The log has the rate of answers that pass as eval_format/NAME.",
+    )
+    commands: tuple[EvaluationCommand, ...] = Field(
+        default=(),
+        description="Commands of yours that evaluate the adapter, such as lm_eval or a script: a text, or "
+        "{command, files} with the files that it leaves. You run them; the notes list them, with the files' hashes.",
     )
 
     def format_checks(self) -> tuple[FormatCheck, ...]:
