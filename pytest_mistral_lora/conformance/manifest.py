@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
+from pytest_mistral_lora.records.deployment import DEPLOYMENT, conflicts, deployed
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.git import is_in_repository
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
@@ -60,6 +61,8 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     }
     if is_in_repository(target.adapter.path):
         cases["history"] = partial(judged.recomputed, "ML712")
+    if judged.is_deployed:
+        cases["deployment"] = judged.deployment
     for case, judge in cases.items():
         yield Check(target, "manifest", case, judge)
 
@@ -244,6 +247,33 @@ class ManifestChecks:
         if base.folder is not None:
             findings += self._base_findings(self._data, base.folder)
         return Result(tuple(findings), "" if base.folder or findings else base.missing)
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the manifest says which path production serves."""
+        return bool(self._data and self._data.get(DEPLOYMENT))
+
+    def deployment(self) -> Result:
+        """ML713: no folder before this one, among those of the run, claims its name for another deployment."""
+        if self._data is None:
+            return Result(not_checked=self._reason)
+        path, manifests = self.folder.path, dict[Path, Mapping[str, Any]]()
+        for folder in (*self.target.beside, path):
+            found = self.folder if folder == path else AdapterFolder(folder)
+            if found.path.is_dir() and found.valid_manifest is not None:
+                manifests[folder] = found.valid_manifest.data
+        name = self._data[DEPLOYMENT]["name"]
+        findings = [
+            Finding(
+                "ML713",
+                f"{other} and {here} claim the name {name}: {why}",
+                Place.of(self.folder.manifest_file).within(DEPLOYMENT, "name"),
+                "one folder for each name",
+            )
+            for other, here, why in conflicts(manifests)
+            if here == path
+        ]
+        return Result(tuple(findings), facts=(("deployment", deployed(self._data)),))
 
     def _dtype_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
         declared, names = data.get("training", {}).get("adapter_dtype"), [ADAPTER_TENSORS]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
-from pytest_mistral_lora.errors import EntryPointError, InputError, OracleRejection, RowError
+from pytest_mistral_lora.errors import EntryPointError, InputError, OracleRejection, RowError, and_more
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 PARSERS = "-parsers"
 """What follows the name of a kind of server if its installed parsers are meant; they have a Python for an address."""
+
+_MOST_NAMES = 8
 
 NOT_ASKED = "unreadable, without an answer, fill-in-the-middle, or with settings that each server names otherwise"
 """The reasons why a row is not sent."""
@@ -82,6 +84,17 @@ class ServerAnswers:
     model: str
     rows: tuple[AskedRow, ...]
     left_out: int = 0
+
+
+class NotServedError(InputError):
+    """The server has no model of the name that the adapter's folder declares."""
+
+    @classmethod
+    def of(cls, target: ServerTarget, facts: ServerFacts) -> NotServedError:
+        """Return the error of a target, by what its server lists."""
+        names = ", ".join(facts.models[:_MOST_NAMES]) or "none"
+        found = f"serves {names}{and_more(_MOST_NAMES, len(facts.models))}"
+        return cls(found, place=target.url, expected=f"{target.declared_name}, {target.declared_by}")
 
 
 def in_words_of(server: Server, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
@@ -149,6 +162,34 @@ class ServerTarget(JudgedTarget):
         """The kind of server: see `recognised`."""
         return self.recognised[0]
 
+    @KeptProperty
+    def declared(self) -> Mapping[str, Any] | None:
+        """The deployment that the adapter's folder declares; None without one."""
+        from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+        from pytest_mistral_lora.records.deployment import DEPLOYMENT
+
+        if self.adapter is None or not self.adapter.is_dir():
+            return None
+        manifest = AdapterFolder(self.adapter).valid_manifest
+        found: Mapping[str, Any] | None = None if manifest is None else manifest.data.get(DEPLOYMENT)
+        return found
+
+    @property
+    def declared_name(self) -> str:
+        """The name under which production serves the adapter; empty if it is not declared."""
+        return "" if self.declared is None else str(self.declared["name"])
+
+    @property
+    def declared_by(self) -> str:
+        """Who declares the deployment, in words."""
+        return f"as {self.adapter}/manifest.json declares"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the folder declares the server of its deployment, and it is not this one."""
+        server = (self.declared or {}).get("server")
+        return bool(server) and str(server["url"]).rstrip("/") != self.url.rstrip("/")
+
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in the options of this kind of server, if it is known."""
         try:
@@ -210,8 +251,15 @@ class ServerTarget(JudgedTarget):
         return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows))
 
     def _chosen(self, facts: ServerFacts) -> str:
-        """Return the name of the model to ask; with transcripts, the adapter served by its name, or the only one."""
+        """Return the name of the model to ask; with transcripts, the declared one, or the adapter served by its name.
+
+        Without either, it is the only adapter, or the first model.
+        """
         model = self.model
+        if not model and self.declared_name and not self.is_elsewhere:
+            if self.declared_name not in facts.models:
+                raise NotServedError.of(self, facts)
+            return self.declared_name
         if not model and facts.adapters and (self.adapter or self.golden):
             named = [adapter for adapter in facts.adapters if self.adapter and adapter == self.adapter.name]
             if len(named or facts.adapters) > 1:

@@ -100,3 +100,11 @@ class ML712(Example):
     def sound(self, artifact: Artifact) -> None:
         commit_all(artifact["folder"].parent)
         artifact["manifest"]["x-note"] = "more is no less"
+
+
+class ML713(Example):
+    mutant = files.two_paths_under_one_name
+
+    def sound(self, artifact: Artifact) -> None:
+        for name in ("manifest", "merged_manifest"):
+            artifact[name]["deployment"] = {"as": "adapter", "name": "support"}
