@@ -267,7 +267,7 @@ def _add_note_options(parser: argparse.ArgumentParser) -> None:
 
 def run_note(args: argparse.Namespace) -> int:
     """Record the declarations, write the files and print their paths."""
-    from pytest_mistral_lora.records.deployment import DEPLOYMENT
+    from pytest_mistral_lora.records.manifest import DEPLOYMENT
     from pytest_mistral_lora.records.notes import declare_again, write_notes
     from pytest_mistral_lora.training.declaring import recipe_declarations, recorded_declarations
 

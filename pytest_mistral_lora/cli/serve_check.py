@@ -125,7 +125,7 @@ def _ask_declared(args: argparse.Namespace) -> int:
         InputError: If the folder declares no server.
     """
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-    from pytest_mistral_lora.records.deployment import DEPLOYMENT
+    from pytest_mistral_lora.records.manifest import DEPLOYMENT
     from pytest_mistral_lora.records.secrets import key_from
 
     folder = Path(args.server)

@@ -20,10 +20,10 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
-from pytest_mistral_lora.records.deployment import DEPLOYMENT, conflicts, deployed
+from pytest_mistral_lora.records.deployment import conflicts, deployed
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.git import is_in_repository
-from pytest_mistral_lora.records.manifest import MANIFEST, violations
+from pytest_mistral_lora.records.manifest import DEPLOYMENT, MANIFEST, violations
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import PROOF, FieldCheck, verify
 

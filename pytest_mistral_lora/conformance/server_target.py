@@ -166,7 +166,7 @@ class ServerTarget(JudgedTarget):
     def declared(self) -> Mapping[str, Any] | None:
         """The deployment that the adapter's folder declares; None without one."""
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-        from pytest_mistral_lora.records.deployment import DEPLOYMENT
+        from pytest_mistral_lora.records.manifest import DEPLOYMENT
 
         if self.adapter is None or not self.adapter.is_dir():
             return None

@@ -21,9 +21,9 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
-from pytest_mistral_lora.records.deployment import NOTES_RECORD, run_record
+from pytest_mistral_lora.records.deployment import run_record
 from pytest_mistral_lora.records.files import inside, json_text
-from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
+from pytest_mistral_lora.records.manifest import MANIFEST, NOTES_RECORD, Manifest, is_foreign, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, load_tensors, sha256_of_weights
 
 if TYPE_CHECKING:

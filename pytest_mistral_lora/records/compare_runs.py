@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.deployment import NOTES_RECORD
 from pytest_mistral_lora.records.goldens import golden_paths
-from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.manifest import NOTES_RECORD, load
 from pytest_mistral_lora.records.tensors import TensorsDiff, diff_tensors, tensor_files
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 

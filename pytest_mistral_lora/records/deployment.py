@@ -14,14 +14,7 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.escaping import code_span
 from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.manifest import MANIFEST, build
-
-DEPLOYMENT = "deployment"
-NOTES_RECORD = "notes"
-"""The part of a manifest with the version that wrote the notes, and with their hashes in the record of the run."""
-
-DECLARED = (DEPLOYMENT, NOTES_RECORD)
-"""Parts of a manifest that are no record of its run."""
+from pytest_mistral_lora.records.manifest import DECLARED, DEPLOYMENT, MANIFEST, NOTES_RECORD, build
 
 
 def is_declared(entry: Mapping[str, Any]) -> bool:

@@ -18,8 +18,6 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import code_span, printable
 from pytest_mistral_lora.records.deployment import (
-    DEPLOYMENT,
-    NOTES_RECORD,
     UNDECLARED,
     commands_of,
     deployed,
@@ -28,7 +26,7 @@ from pytest_mistral_lora.records.deployment import (
     without_declarations,
 )
 from pytest_mistral_lora.records.files import inside, put_text, write_json
-from pytest_mistral_lora.records.manifest import MANIFEST, build, load, seal_of
+from pytest_mistral_lora.records.manifest import DEPLOYMENT, MANIFEST, NOTES_RECORD, build, load, seal_of
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
 _END = "<!-- yours, to here -->"

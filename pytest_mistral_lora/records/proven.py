@@ -11,10 +11,9 @@ from pytest_mistral_lora.chat.reading import JSON_LIMIT, loads_strict
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.deployment import DECLARED
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.git import ask_git
-from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign, parts, violations
+from pytest_mistral_lora.records.manifest import DECLARED, MANIFEST, is_foreign, parts, violations
 from pytest_mistral_lora.records.notes import NOTES
 
 _MOST_COMMITS = 50

@@ -11,8 +11,8 @@ from pytest_mistral_lora.errors import InputError, shortened
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.base_location import recipe_folder
 from pytest_mistral_lora.records.compare_runs import ABSENT, differences
-from pytest_mistral_lora.records.deployment import DEPLOYMENT, commands_of, conflicts, hashed_files
-from pytest_mistral_lora.records.manifest import MANIFEST, load
+from pytest_mistral_lora.records.deployment import commands_of, conflicts, hashed_files
+from pytest_mistral_lora.records.manifest import DEPLOYMENT, MANIFEST, load
 from pytest_mistral_lora.training.recipe.model import load_recipe
 
 _MOST_NEIGHBOURS = 500

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.server_target import NotServedError, ServerTarget
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.serving.server import Server, ServerFacts
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.server import Server, ServerFacts
 
 _WORDS = {"adapter": "an adapter", "merged": "a whole model"}
 

@@ -17,9 +17,8 @@ from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.errors import InputError, counted, one_line
-from pytest_mistral_lora.records.deployment import NOTES_RECORD
 from pytest_mistral_lora.records.files import clash, finished_folder, listing, unfinished_path, write_json, write_text
-from pytest_mistral_lora.records.manifest import MANIFEST, build
+from pytest_mistral_lora.records.manifest import MANIFEST, NOTES_RECORD, build
 from pytest_mistral_lora.records.notes import note_texts, notes_record
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS

@@ -27,8 +27,8 @@ class DeploymentServer(Section):
 
     kind: str = Field(
         default="auto",
-        description="Kind of server, as `serve-check` names it: auto, openai, vllm, llamacpp …; `:bf16` behind it is "
-        "the precision of the served weights.",
+        description="Kind of server, as `serve-check` names it; `auto` recognises it, and `:bf16` behind a kind is the "
+        "precision of the served weights.",
     )
     url: str = Field(description="Address of the server, without credentials.")
     key_env: str | None = Field(

@@ -100,7 +100,7 @@ class Evaluation(Section):
     )
     commands: tuple[EvaluationCommand, ...] = Field(
         default=(),
-        description="Commands of yours that evaluate the adapter, such as lm_eval or a script: a text, or "
+        description="Commands of yours that evaluate the adapter, such as a harness or a script: a text, or "
         "{command, files} with the files that it leaves. You run them; the notes list them, with the files' hashes.",
     )
 
