@@ -112,6 +112,9 @@ def run(args: argparse.Namespace) -> int:
     """Check the server; return 1 if a check finds an error."""
     if Path(args.server).is_dir():
         return _ask_declared(args)
+    if not {":", "="} & {*args.server}:
+        expected = "the address of a server, or the folder of a deployment that names one"
+        raise InputError("no such folder", place=args.server, expected=expected)
     if args.tokenizer is None:
         expected = "the tokenizer of the served model, such as the folder of the base"
         raise InputError("no tokenizer is named", place="--tokenizer", expected=expected)
