@@ -296,7 +296,7 @@ def _print_deployment(folder: Path) -> None:
     for other, why in other_claims(folder):
         path = shown_path(str(path_from(Path.cwd(), other)))
         step = f"if it is not served any longer: mistral-lora note {shlex.quote(path)} --withdraw"
-        sys.stderr.write(f"note: {path} claims this name, too, and {why}; {step}\n")
+        sys.stdout.write(f"note: {path} claims this name, too, and {why}; {step}\n")
 
 
 NOTE = Verb(
