@@ -271,7 +271,7 @@ output: lora-out
 _PARTS: dict[str, dict[str, type[Section]]] = {
     "data": {"An entry of `train` or `eval`": DataSource, "`layout` of an entry": SourceLayout},
     "evaluation": {"An entry of `commands`": UserCommand},
-    "deployment": {"`deployment`": Deployment, "`server` of a deployment": DeploymentServer},
+    "deployment": {"deployment": Deployment, "`server` of a deployment": DeploymentServer},
 }
 """Parts of sections that have a table of their own."""
 
@@ -301,7 +301,17 @@ def recipe_page() -> str:
         for title, part in _PARTS.get(name, {}).items():
             keys = [_key(one.alias or key, one) for key, one in part.model_fields.items()]
             doc = " ".join((part.__doc__ or "").split())
-            lines += ["", f"### {title}", "", doc, "", "| key | default | meaning |", "|---|---|---|", *keys]
+            # a section that may be left out has its own heading here
+            lines += [
+                "",
+                f"{'##' if title == name else '###'} {title}",
+                "",
+                doc,
+                "",
+                "| key | default | meaning |",
+                "|---|---|---|",
+                *keys,
+            ]
     return _page(lines)
 
 

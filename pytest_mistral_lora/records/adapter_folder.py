@@ -151,7 +151,9 @@ class AdapterFolder:
     @cached_property
     def manifest_sha256(self) -> str:
         """SHA-256 of the manifest without declarations, in hex: of its bytes, if it has none."""
-        if self.valid_manifest is None or NOTES_RECORD not in self.valid_manifest.data:
+        declares = self.valid_manifest is not None and NOTES_RECORD in self.valid_manifest.data
+        # a file that this package has not written, or that has changed since, counts as it is
+        if not declares or json_text(self.manifest_data).encode() != self.manifest_bytes:
             return sha256_bytes(self.manifest_bytes)
         return sha256_bytes(json_text(run_record(self.valid_manifest.data)).encode())
 
