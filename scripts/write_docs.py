@@ -301,10 +301,10 @@ def recipe_page() -> str:
         for title, part in _PARTS.get(name, {}).items():
             keys = [_key(one.alias or key, one) for key, one in part.model_fields.items()]
             doc = " ".join((part.__doc__ or "").split())
-            # a section that may be left out has its own heading here
+            level = "##" if title == name else "###"  # a section that may be left out has no other heading
             lines += [
                 "",
-                f"{'##' if title == name else '###'} {title}",
+                f"{level} {title}",
                 "",
                 doc,
                 "",
