@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         return _ask_declared(args)
     if not {":", "="} & {*args.server}:
         expected = "the address of a server, or the folder of a deployment that names one"
-        raise InputError("no such folder", place=args.server, expected=expected)
+        raise InputError("no address of a server, and no such folder", place=args.server, expected=expected)
     if args.tokenizer is None:
         expected = "the tokenizer of the served model, such as the folder of the base"
         raise InputError("no tokenizer is named", place="--tokenizer", expected=expected)

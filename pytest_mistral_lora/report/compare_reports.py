@@ -138,10 +138,11 @@ class ReportComparison:
     @cached_property
     def moved(self) -> dict[str, str]:
         """What checks that ask a model have recorded otherwise than in the first report, by their node ids."""
-        old = {check["nodeid"]: check["facts"] for check in self.before["checks"] if check["subject"] in _WATCHED}
+        watched = (check for check in self.before["checks"] if {*check["nodeid"].split("::")[2:3]} & {*_WATCHED})
+        old = {check["nodeid"]: check for check in watched}
         found = {}
-        for check in self.after["checks"]:
-            before, after = old.get(check["nodeid"], {}), check["facts"]
+        for check in filter(lambda check: check["nodeid"] in old, self.after["checks"]):
+            before, after = old[check["nodeid"]]["facts"], check["facts"]
             changed = [name for name in before if name in after and before[name] != after[name]]
             if changed:
                 found[check["nodeid"]] = "; ".join(f"{name}: {before[name]} → {after[name]}" for name in changed)

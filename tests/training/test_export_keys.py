@@ -13,6 +13,7 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.recipe.declared import Deployment
 
 PLAIN: dict[str, dict[str, Any]] = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
 OTHER: dict[str, Any] = {
@@ -59,7 +60,9 @@ OTHER: dict[str, Any] = {
     "evaluation.generation_steps": 3,
     "evaluation.max_new_tokens": 3,
     "evaluation.checks": ["eos"],
+    "evaluation.commands": ["judge"],
     "card": {"license": "mit"},
+    "deployment": Deployment.model_validate({"as": "adapter", "name": "support"}),
 }
 """For each key of a recipe a value that is neither the default nor that of the tiny recipe."""
 TOGETHER: dict[str, dict[str, Any]] = {

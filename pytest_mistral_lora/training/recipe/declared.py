@@ -61,11 +61,11 @@ class DeploymentServer(Section):
 
 
 class Deployment(Section):
-    """What production serves: this adapter, or a merged model of it."""
+    """The deployment: production serves this adapter, or a merged model of it."""
 
     # `as` is a word of Python
     served_as: Literal["adapter", "merged"] = Field(
-        alias="as", description="What production serves: `adapter`, or a `merged` model of it."
+        alias="as", description="The served artifact: `adapter`, or a `merged` model of it."
     )
     name: str = Field(description="Name under which production serves it, as clients write it.", min_length=1)
     server: DeploymentServer | None = Field(

@@ -57,7 +57,7 @@ class Recipe(Section):
     )
     deployment: Deployment | None = Field(
         default=None,
-        description="What production serves of the run, and under which name; `mistral-lora note` records a change.",
+        description="The artifact that production serves, and its name; `mistral-lora note` records a change.",
     )
     output: RecipePath = Field(description="Folder for your adapter, relative to the recipe; it is created.")
 
