@@ -145,7 +145,7 @@ def test_no_text_of_a_report_is_a_mention_a_link_or_a_reference(text: str) -> No
     assert (found.tags.count("td"), len(found.code)) == (3, 4)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", [HOSTILE, "@bob", "`\n\n@bob", "| a | b |"])
 def test_a_text_of_a_moved_record_is_none_either(text: str) -> None:
     check = {"nodeid": "mistral-golden::a::server::there", "outcome": "passed", "not_checked": "", "known": []}
     before = {"causes": [], "checks": [{**check, "facts": {"server of": "x"}}], "libraries": {}, "python": "3"}
