@@ -267,16 +267,16 @@ def _add_note_options(parser: argparse.ArgumentParser) -> None:
 
 def run_note(args: argparse.Namespace) -> int:
     """Record the declarations, write the files and print their paths."""
-    from pytest_mistral_lora.records.manifest import DEPLOYMENT
     from pytest_mistral_lora.records.notes import declare_again, write_notes
     from pytest_mistral_lora.training.declaring import recipe_declarations, recorded_declarations
 
-    if args.recipe is None:
-        declared = recorded_declarations(args.folder)
-        declared |= {DEPLOYMENT: None} if args.withdraw else {}
-    else:
+    if args.recipe is not None:
         declared = recipe_declarations(args.folder, args.recipe)
-    files = [str(file) for file in declare_again(args.folder, declared) or write_notes(args.folder)]
+    else:
+        declared = recorded_declarations(args.folder, withdraw=args.withdraw)
+    # without a change, this version may be another one than that of the notes: it then refuses to write them
+    written = declare_again(args.folder, declared) if declared is not None else []
+    files = [str(file) for file in written or write_notes(args.folder)]
     if args.json:
         print_json(files, indented=False)
     else:

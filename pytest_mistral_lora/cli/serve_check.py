@@ -144,6 +144,13 @@ def _ask_declared(args: argparse.Namespace) -> int:
         raise InputError(f"{folder} is the adapter that is asked for", place="--adapter", expected="the folder alone")
     server, variable = declared["server"], declared["server"].get("key_env", "")
     chosen = ServerChoice.parse(f"{server['kind']}={server['url']}")
+    if chosen.is_parsers or chosen.kind.endswith(".py"):
+        # a folder may be anybody's, and must not name a program to run
+        raise InputError(
+            f"the kind {server['kind']!r} is a program on this machine",
+            place=str(folder / "manifest.json"),
+            expected="a kind of server",
+        )
     args.adapter, args.tokenizer = [str(folder)], args.tokenizer or folder
     if args.output_format == "text":
         key = f"the key of {variable}" if variable else "no key"

@@ -187,8 +187,8 @@ class ServerTarget(JudgedTarget):
     @property
     def is_elsewhere(self) -> bool:
         """Whether the folder declares the server of its deployment, and it is not this one."""
-        server = (self.declared or {}).get("server")
-        return bool(server) and str(server["url"]).rstrip("/") != self.url.rstrip("/")
+        server: Mapping[str, Any] = (self.declared or {}).get("server") or {"url": self.url}
+        return str(server["url"]).rstrip("/") != self.url.rstrip("/")
 
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in the options of this kind of server, if it is known."""

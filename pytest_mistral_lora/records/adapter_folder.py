@@ -151,11 +151,13 @@ class AdapterFolder:
     @cached_property
     def manifest_sha256(self) -> str:
         """SHA-256 of the manifest without declarations, in hex: of its bytes, if it has none."""
-        declares = self.valid_manifest is not None and NOTES_RECORD in self.valid_manifest.data
-        # a file that this package has not written, or that has changed since, counts as it is
-        if not declares or json_text(self.manifest_data).encode() != self.manifest_bytes:
+        manifest = self.valid_manifest
+        if manifest is None or NOTES_RECORD not in manifest.data:
             return sha256_bytes(self.manifest_bytes)
-        return sha256_bytes(json_text(run_record(self.valid_manifest.data)).encode())
+        # a file that this package has not written, or that has changed since, counts as it is
+        if json_text(self.manifest_data).encode() != self.manifest_bytes:
+            return sha256_bytes(self.manifest_bytes)
+        return sha256_bytes(json_text(run_record(manifest.data)).encode())
 
     @cached_property
     def config(self) -> Mapping[str, Any]:

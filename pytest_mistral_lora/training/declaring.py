@@ -19,18 +19,24 @@ _MOST_NEIGHBOURS = 500
 _SHOWN = 3
 
 
-def recorded_declarations(folder: Path) -> dict[str, Any]:
-    """Return what a folder declares, with the hashes of the commands' files as they are now.
+def recorded_declarations(folder: Path, *, withdraw: bool = False) -> dict[str, Any] | None:
+    """Return what a folder declares, with the hashes of the commands' files as they are now; None without a change.
+
+    Args:
+        folder: The folder of an adapter or a merged model.
+        withdraw: Whether production serves nothing of it any longer.
 
     Raises:
         InputError: If its manifest is missing or not valid.
     """
     data = load(folder).data
     home = recipe_folder(folder.resolve(), str(data.get("recipe", {}).get("output", "")))
-    return {
-        **({DEPLOYMENT: data[DEPLOYMENT]} if DEPLOYMENT in data else {}),
-        "evaluation": [{**entry, "files": hashed_files(home, [*entry["files"]])} for entry in commands_of(data)],
-    }
+    recorded = commands_of(data)
+    commands = [{**entry, "files": hashed_files(home, [*entry["files"]])} for entry in recorded]
+    if commands == recorded and not withdraw:
+        return None
+    deployment = {DEPLOYMENT: None if withdraw else data[DEPLOYMENT]} if withdraw or DEPLOYMENT in data else {}
+    return {**deployment, "evaluation": commands}
 
 
 def recipe_declarations(folder: Path, path: Path) -> dict[str, Any]:

@@ -14,14 +14,16 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.records import notes
+from pytest_mistral_lora.records.manifest import load, violations
 from pytest_mistral_lora.records.notes import declare_again
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.prepare import prepare
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.recipe.declared import Deployment
 from pytest_mistral_lora.training.run import RunResult, train
 
 SUPPORT = {"as": "adapter", "name": "support"}
@@ -41,6 +43,7 @@ URL = "https://models.example.org"
         ({**SUPPORT, "server": {"url": "http://models.example.org"}}, "server", "https, or http to 127.0.0.1"),
         ({**SUPPORT, "server": {"url": URL, "kind": "vlm"}}, "server.kind", "did you mean 'vllm'"),
         ({**SUPPORT, "server": {"url": URL, "kind": "vllm:f8"}}, "server.kind", "unknown precision"),
+        ({**SUPPORT, "server": {"url": URL, "kind": "vllm@a b"}}, "server.kind", "text that matches"),
         ({**SUPPORT, "server": {"url": URL, "key_env": "HF_TOKEN"}}, "server.key_env", "MISTRAL_SERVER_KEY"),
         ({**SUPPORT, "server": {"url": URL, "key": "abc"}}, "server.key", "no such key"),
     ],
@@ -49,6 +52,21 @@ def test_a_fault_of_a_deployment_is_named(deployment: dict[str, Any], field: str
     with pytest.raises(RecipeError, match=says) as caught:
         parse_recipe(recipe_data(base) | {"deployment": deployment})
     assert str(caught.value.place) == f"recipe, deployment.{field}"
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"url": "http://127.0.0.1:8080/"},
+        {"url": URL, "kind": "llamacpp@b11549-8b3f1c2:bf16", "key_env": "MISTRAL_SERVER_KEY_A"},
+        {"url": f"{URL}/v1", "kind": "openai"},
+    ],
+)
+def test_a_manifest_takes_each_deployment_that_a_recipe_takes(server: dict[str, str], run: RunResult) -> None:
+    data = {"as": "merged", "name": "owner/modèle-3:v2", "server": server}
+    recorded = Deployment.model_validate(data).to_json()
+    assert recorded == {**data, "server": {"kind": "auto", **server}}
+    assert violations({**run.manifest, "deployment": recorded}) == []
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown(base: Path) -> None:
@@ -285,6 +303,31 @@ def test_a_folder_without_a_server_is_refused(
     assert says in capsys.readouterr().err
     assert main(["serve-check", "no-such-folder"]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["x@evil.py", "vllm-parsers"])
+def test_a_folder_names_no_program_to_run(
+    kind: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x@evil.py").write_text("open('was-run', 'w')")
+    declare_again(adapter, {"deployment": {**SUPPORT, "server": {"kind": kind, "url": URL}}, "evaluation": []})
+    assert main(["serve-check", str(adapter), "--tokenizer", "spm-v3"]) == 2
+    assert not Path("was-run").exists()
+    assert capsys.readouterr().err
+    server = {"kind": "./evil.py", "url": URL}
+    with pytest.raises(InputError, match=r"deployment\.server\.kind"):
+        declare_again(adapter, {"deployment": {**SUPPORT, "server": server}, "evaluation": []})
+
+
+def test_note_of_another_version_refuses_to_write_without_a_change(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (adapter / "manifest.json").read_bytes()
+    monkeypatch.setattr(notes, "UNDECLARED", "Another sentence.")
+    assert main(["note", str(adapter)]) == 2
+    assert "another text than the manifest lists" in capsys.readouterr().err
+    assert (adapter / "manifest.json").read_bytes() == before
 
 
 def test_without_a_folder_a_tokenizer_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,8 @@ class DeploymentServer(Section):
         default="auto",
         description="Kind of server, as `serve-check` names it; `auto` recognises it, and `:bf16` behind a kind is the "
         "precision of the served weights.",
+        # as the schema of the manifest has it: a run must not end in a record that is not valid
+        pattern=r"^[A-Za-z0-9_-]+(@[A-Za-z0-9.+_-]+)?(:[a-z0-9_]+)?$",
     )
     url: str = Field(description="Address of the server, without credentials.")
     key_env: str | None = Field(
