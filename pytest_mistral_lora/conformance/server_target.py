@@ -187,8 +187,10 @@ class ServerTarget(JudgedTarget):
     @property
     def is_elsewhere(self) -> bool:
         """Whether the folder declares the server of its deployment, and it is not this one."""
+        from pytest_mistral_lora.records.addresses import without_endpoint
+
         server: Mapping[str, Any] = (self.declared or {}).get("server") or {"url": self.url}
-        return str(server["url"]).rstrip("/") != self.url.rstrip("/")
+        return without_endpoint(str(server["url"])) != without_endpoint(self.url)
 
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in the options of this kind of server, if it is known."""
@@ -500,7 +502,7 @@ class ServerChoice:
         Raises:
             InputError: If the kind or the precision is unknown, the address is invalid, or there is no such Python.
         """
-        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.records.addresses import require_url, without_endpoint
         from pytest_mistral_lora.records.judgement import TOLERANCES
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server
 
@@ -525,8 +527,7 @@ class ServerChoice:
                 find_server(kind)
         url = require_url(url)
         if not kind.endswith(".py"):
-            # the base URL of OpenAI's clients, which append the paths
-            url = url.removesuffix("/chat/completions").removesuffix("/v1")
+            url = without_endpoint(url)
         return cls(kind, url, version, precision)
 
     @property

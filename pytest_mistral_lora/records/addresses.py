@@ -41,3 +41,8 @@ def require_url(url: str) -> str:
     if parts.username or parts.password:
         raise InputError("a password in the address", place=host, expected=f"the key in {SERVER_KEY}")
     return url.rstrip("/")
+
+
+def without_endpoint(url: str) -> str:
+    """Return an address without the end that OpenAI's clients have in theirs, to which they append the paths."""
+    return url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.escaping import code_span
+from pytest_mistral_lora.records.addresses import without_endpoint
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import DECLARED, DEPLOYMENT, MANIFEST, NOTES_RECORD, build
 
@@ -105,7 +106,7 @@ def conflicts(folders: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[Path,
 
 
 def _address(deployment: Mapping[str, Any]) -> str:
-    return str(deployment.get("server", {}).get("url", "")).rstrip("/")
+    return without_endpoint(str(deployment.get("server", {}).get("url", "")))
 
 
 def adapter_of(manifest: Mapping[str, Any]) -> Any:

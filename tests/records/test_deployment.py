@@ -195,6 +195,11 @@ CLAIMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a copy": (of_adapter(A, SUPPORT), of_adapter(A, SUPPORT), ""),
     "another name": (of_adapter(A, SUPPORT), of_adapter(B, {**SUPPORT, "name": "sales"}), ""),
     "another server": (of_adapter(A, SUPPORT), of_adapter(B, ELSEWHERE), ""),
+    "one server, spelled in two ways": (
+        of_adapter(A, ELSEWHERE),
+        of_adapter(B, {**SUPPORT, "server": {**SERVER, "url": "https://staging.example.org/v1/"}}),
+        "different adapters",
+    ),
     "withdrawn": (of_adapter(A, None), of_adapter(B, SUPPORT), ""),
     "undeclared": (adapter(), of_adapter(B, SUPPORT), ""),
 }

@@ -240,7 +240,8 @@ def behaviour(adapter: Path) -> Behaviour:
 
 def check_server(adapter: Path, behaviour: Behaviour, *words: str, **more: Any) -> int:
     with serving(behaviour) as url:
-        deployment = {**SUPPORT, "server": {"kind": "llamacpp:fp32", "url": url, **more}}
+        # as OpenAI's clients have it
+        deployment = {**SUPPORT, "server": {"kind": "llamacpp:fp32", "url": f"{url}/v1", **more}}
         declare_again(adapter, {"deployment": deployment, "evaluation": []})
         return main(["serve-check", str(adapter), *words])
 
