@@ -270,10 +270,10 @@ def run_note(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.records.notes import declare_again, write_notes
     from pytest_mistral_lora.training.declaring import recipe_declarations, recorded_declarations
 
-    if args.recipe is not None:
-        declared = recipe_declarations(args.folder, args.recipe)
-    else:
+    if args.recipe is None:
         declared = recorded_declarations(args.folder, withdraw=args.withdraw)
+    else:
+        declared = recipe_declarations(args.folder, args.recipe)
     # without a change, this version may be another one than that of the notes: it then refuses to write them
     written = declare_again(args.folder, declared) if declared is not None else []
     files = [str(file) for file in written or write_notes(args.folder)]
