@@ -46,6 +46,7 @@ from pytest_mistral_lora.serving.server import Server  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
+from pytest_mistral_lora.training.recipe.declared import Deployment, DeploymentServer, UserCommand  # noqa: E402
 from pytest_mistral_lora.training.recipe.sections import Section  # noqa: E402
 from pytest_mistral_lora.training.recipe.settings import Retention  # noqa: E402
 
@@ -270,7 +271,8 @@ output: lora-out
 
 _PARTS: dict[str, dict[str, type[Section]]] = {
     "data": {"An entry of `train` or `eval`": DataSource, "`layout` of an entry": SourceLayout},
-    "evaluation": {"`retention`": Retention},
+    "evaluation": {"`retention`": Retention, "An entry of `commands`": UserCommand},
+    "deployment": {"deployment": Deployment, "`server` of a deployment": DeploymentServer},
 }
 """Parts of sections that have a table of their own."""
 
@@ -298,9 +300,19 @@ def recipe_page() -> str:
             doc = " ".join((section.__doc__ or "").split())
             lines += ["", f"## {name}", "", doc, "", "| key | default | meaning |", "|---|---|---|", *keys]
         for title, part in _PARTS.get(name, {}).items():
-            keys = [_key(key, one) for key, one in part.model_fields.items()]
+            keys = [_key(one.alias or key, one) for key, one in part.model_fields.items()]
             doc = " ".join((part.__doc__ or "").split())
-            lines += ["", f"### {title}", "", doc, "", "| key | default | meaning |", "|---|---|---|", *keys]
+            level = "##" if title == name else "###"  # a section that may be left out has no other heading
+            lines += [
+                "",
+                f"{level} {title}",
+                "",
+                doc,
+                "",
+                "| key | default | meaning |",
+                "|---|---|---|",
+                *keys,
+            ]
     return _page(lines)
 
 

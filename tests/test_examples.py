@@ -299,9 +299,9 @@ def test_the_merged_model_verifies_and_says_what_base_and_adapter_said(real_run:
 @pytest.mark.real
 def test_the_notes_say_what_the_run_came_to(real_run: Path) -> None:
     loss = json.loads((real_run / "build/lora-out/manifest.json").read_text())["evaluation"][0]["results"]
-    for folder, deployed in (("lora-out", "Deployed as an adapter"), ("merged", "Deployed merged, in float32")):
+    for folder, kind in (("lora-out", "holds no model"), ("merged", "a whole model, merged in float32")):
         note = (real_run / "build" / folder / "DECISION.md").read_text()
-        assert deployed in note
+        assert kind in note
         assert f"{loss['held-out loss, after']:.6g}" in note
         card = (real_run / "build" / folder / "README.md").read_text()
         assert "base_model: SmolLM2-135M-Instruct-Q4_1\n" in card

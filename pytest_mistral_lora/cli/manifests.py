@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
@@ -23,6 +24,7 @@ from pytest_mistral_lora.cli.verb import (
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, and_more, one_line
 from pytest_mistral_lora.extras import extra
+from pytest_mistral_lora.records.files import path_from
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.session import Session
@@ -241,24 +243,60 @@ DIFF = Verb(
 
 _NOTE_DESCRIPTION = """\
 Write DECISION.md and README.md of an adapter or merged folder again, from its manifest.json. The text between the two
-marks in each file is yours and stays."""
+marks in each file is yours and stays. The hashes of the files that your evaluation.commands left are taken again.
+
+With --recipe, first record what the recipe of the run declares now: its deployment, and its evaluation.commands. With
+--withdraw, record that production serves nothing of the folder any longer. Nothing else of the record changes, and the
+manifest is sealed again; a signature of the folder is then to be made again, too."""
 
 
 def _add_note_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=PathArgument("changed"), help="adapter or merged folder with manifest.json")
+    declared = parser.add_mutually_exclusive_group()
+    declared.add_argument(
+        "--recipe",
+        type=INPUT,
+        metavar="FILE",
+        help="recipe of the run: record its deployment and evaluation.commands as they are now",
+    )
+    declared.add_argument(
+        "--withdraw", action="store_true", help="record that production serves nothing of this folder any longer"
+    )
     add_json_option(parser)
 
 
 def run_note(args: argparse.Namespace) -> int:
-    """Write the files and print their paths."""
-    from pytest_mistral_lora.records.notes import write_notes
+    """Record the declarations, write the files and print their paths."""
+    from pytest_mistral_lora.records.notes import declare_again, write_notes
+    from pytest_mistral_lora.training.declaring import recipe_declarations, recorded_declarations
 
-    files = [str(file) for file in write_notes(args.folder)]
+    if args.recipe is None:
+        declared = recorded_declarations(args.folder, withdraw=args.withdraw)
+    else:
+        declared = recipe_declarations(args.folder, args.recipe)
+    # without a change, this version may be another one than that of the notes: it then refuses to write them
+    written = declare_again(args.folder, declared) if declared is not None else []
+    files = [str(file) for file in written or write_notes(args.folder)]
     if args.json:
         print_json(files, indented=False)
     else:
         sys.stdout.write("".join(f"{shown_path(file)}\n" for file in files))
+        _print_deployment(args.folder)
     return EXIT_OK
+
+
+def _print_deployment(folder: Path) -> None:
+    """Print what production serves of a folder, if it is declared, and which folders beside it claim the same name."""
+    from pytest_mistral_lora.records.deployment import deployed
+    from pytest_mistral_lora.records.manifest import load
+    from pytest_mistral_lora.training.declaring import other_claims
+
+    if sentence := deployed(load(folder).data):
+        sys.stdout.write(f"{shown_path(sentence)}\n")
+    for other, why in other_claims(folder):
+        path = shown_path(str(path_from(Path.cwd(), other)))
+        step = f"if it is not served any longer: mistral-lora note {shlex.quote(path)} --withdraw"
+        sys.stdout.write(f"note: {path} claims this name, too, and {why}; {step}\n")
 
 
 NOTE = Verb(
@@ -267,5 +305,9 @@ NOTE = Verb(
     _add_note_options,
     run_note,
     description=_NOTE_DESCRIPTION,
-    examples=("mistral-lora note lora-out",),
+    examples=(
+        "mistral-lora note lora-out",
+        "mistral-lora note lora-out --recipe recipe.yaml",
+        "mistral-lora note lora-out --withdraw",
+    ),
 )

@@ -20,6 +20,7 @@ from pytest_mistral_lora.cli.verb import (
     PathArgument,
     Verb,
     add_tokenizer_option,
+    shown_path,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
@@ -43,6 +44,9 @@ With --answers, ask for answers whose ids are known, too, whole and as a stream,
 what the model said. Serve a model that says them: `mistral-lora export DIR --to NAME --probe` writes one. On any
 other model the request forces the answers, as far as the kind of server allows it; the rest is not checked.
 
+Of a folder whose manifest declares its deployment with a server, ask that server for the declared name, by the
+tokenizer and the transcripts of the folder. The key is that of the declared variable, and no other.
+
 Without a server, NAME-parsers=PYTHON gives the ids of the known answers to the parsers of the server that this Python
 has installed, if that kind has some: whole, token by token, and cut in two at each place.
 
@@ -59,9 +63,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "server",
         type=PathArgument("read", str),
         metavar="[NAME=]URL",
-        help=f"address of the server, and its kind if you name it ({kinds}); or NAME-parsers=PYTHON",
+        help=f"address of the server, and its kind if you name it ({kinds}); or NAME-parsers=PYTHON; or the folder of "
+        "an adapter or merged model that declares its deployment.server",
     )
-    add_tokenizer_option(parser)
+    add_tokenizer_option(parser, required=False)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
     parser.add_argument(
         "--rows",
@@ -105,9 +110,60 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the server; return 1 if a check finds an error."""
+    if Path(args.server).is_dir():
+        return _ask_declared(args)
+    if not {":", "="} & {*args.server}:
+        expected = "the address of a server, or the folder of a deployment that names one"
+        raise InputError("no address of a server, and no such folder", place=args.server, expected=expected)
+    if args.tokenizer is None:
+        expected = "the tokenizer of the served model, such as the folder of the base"
+        raise InputError("no tokenizer is named", place="--tokenizer", expected=expected)
+    return _ask(args, ServerChoice.parse(args.server))
+
+
+def _ask_declared(args: argparse.Namespace) -> int:
+    """Check the server that a folder declares; its tokenizer and its transcripts are those of the folder.
+
+    Raises:
+        InputError: If the folder declares no server.
+    """
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.records.manifest import DEPLOYMENT
+    from pytest_mistral_lora.records.secrets import key_from
+
+    folder = Path(args.server)
+    declared = AdapterFolder(folder).require_manifest().data.get(DEPLOYMENT)
+    if not declared or "server" not in declared:
+        raise InputError(
+            "declares no deployment.server",
+            place=str(folder),
+            expected="the address of a server, or the folder of a deployment that names one",
+            next_step="Write the key into the recipe, and record it: mistral-lora note FOLDER --recipe recipe.yaml.",
+        )
+    if args.adapter:
+        raise InputError(f"{folder} is the adapter that is asked for", place="--adapter", expected="the folder alone")
+    server, variable = declared["server"], declared["server"].get("key_env", "")
+    chosen = ServerChoice.parse(f"{server['kind']}={server['url']}")
+    if chosen.is_parsers or chosen.kind.endswith(".py"):
+        # a folder may be anybody's, and must not name a program to run
+        raise InputError(
+            f"the kind {server['kind']!r} is a program on this machine",
+            place=str(folder / "manifest.json"),
+            expected="a kind of server",
+        )
+    args.adapter, args.tokenizer = [str(folder)], args.tokenizer or folder
+    if args.output_format == "text":
+        key = f"the key of {variable}" if variable else "no key"
+        text = f"{folder} declares: {args.model or declared['name']} at {chosen.url} ({chosen.kind}), asked with {key}"
+        sys.stdout.write(f"{shown_path(text)}\n")
+    with key_from(variable):
+        return _ask(args, chosen)
+
+
+def _ask(args: argparse.Namespace, chosen: ServerChoice) -> int:
+    """Check a server, as the options say."""
     from pytest_mistral_lora.judging import known_deviations
 
-    chosen = ServerChoice.parse(args.server)
     adapter, named = _adapters(args.adapter)
     folders = [folder for _, folder in named]
     for path in (
@@ -209,6 +265,7 @@ VERB = Verb(
         "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base",
         "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
         "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base --answers",
+        "mistral-lora serve-check lora-out",
         "mistral-lora serve-check openai:bf16=https://models.example.org --tokenizer spm-v3 --model tuned",
         "mistral-lora serve-check http://127.0.0.1:8000 --tokenizer spm-v3 --adapter a=lora-a --adapter b=lora-b",
         "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",

@@ -20,9 +20,10 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
+from pytest_mistral_lora.records.deployment import conflicts, deployed
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.git import is_in_repository
-from pytest_mistral_lora.records.manifest import MANIFEST, violations
+from pytest_mistral_lora.records.manifest import DEPLOYMENT, MANIFEST, violations
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import PROOF, START, FieldCheck, verify
 
@@ -37,6 +38,9 @@ _RULES = {
 
 _DECLARED = ("tokenizer.version", "tokenizer.vocab_size")
 """Fields that are not hashes of files; their rule is ML709."""
+
+_YOURS = "evaluation.yours"
+"""Beginning of the names of the fields about files that the user's commands left."""
 
 _LISTED = "the files of the run"
 _SHOWN = 5
@@ -59,6 +63,8 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
         cases["history"] = partial(judged.recomputed, "ML712")
     if judged.has_start:
         cases["start"] = partial(judged.recomputed, "ML715")
+    if judged.is_deployed:
+        cases["deployment"] = judged.deployment
     for case, judge in cases.items():
         yield Check(target, "manifest", case, judge)
 
@@ -220,7 +226,9 @@ class ManifestChecks:
         if self._data is None:
             return Result(not_checked=self._reason)
         chosen = [field for field in self._fields if _rule_of(field) in rules]
-        missing = [f"{field.name}: {field.found}" for field in chosen if field.state == "not available"]
+        # what the user's commands left may lie anywhere: without it, the record of the run is checked all the same
+        unavailable = [field for field in chosen if field.state == "not available"]
+        missing = [f"{field.name}: {field.found}" for field in unavailable if not field.name.startswith(_YOURS)]
         matched = sum(field.state == "match" for field in chosen)
         findings = tuple(mismatch_finding(field) for field in chosen if field.state == "mismatch")
         return Result(findings, "; ".join(missing), facts=(("facts that match", matched),))
@@ -248,6 +256,33 @@ class ManifestChecks:
         if base.folder is not None:
             findings += self._base_findings(self._data, base.folder)
         return Result(tuple(findings), "" if base.folder or findings else base.missing)
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the manifest says which path production serves."""
+        return bool(self._data and self._data.get(DEPLOYMENT))
+
+    def deployment(self) -> Result:
+        """ML713: no folder before this one, among those of the run, claims its name for another deployment."""
+        if self._data is None:
+            return Result(not_checked=self._reason)
+        path, manifests = self.folder.path, dict[Path, Mapping[str, Any]]()
+        for folder in (*self.target.beside, path):
+            found = self.folder if folder == path else AdapterFolder(folder)
+            if found.path.is_dir() and found.valid_manifest is not None:
+                manifests[folder] = found.valid_manifest.data
+        name = self._data[DEPLOYMENT]["name"]
+        findings = [
+            Finding(
+                "ML713",
+                f"{other} and {here} claim the name {name}: {why}",
+                Place.of(self.folder.manifest_file).within(DEPLOYMENT, "name"),
+                "one folder for each name",
+            )
+            for other, here, why in conflicts(manifests)
+            if here == path
+        ]
+        return Result(tuple(findings), facts=(("deployment", deployed(self._data)),))
 
     def _dtype_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
         declared, names = data.get("training", {}).get("adapter_dtype"), [ADAPTER_TENSORS]

@@ -33,7 +33,7 @@ KINDS = {
 
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 _TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-_RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card"})
+_RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card", "deployment"})
 _HEAD = 1 << 16
 _YAML_BYTES = (1 << 20) + 1
 """One byte more than a recipe has: a larger file is refused where it is parsed."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
-from pytest_mistral_lora.errors import EntryPointError, InputError, OracleRejection, RowError
+from pytest_mistral_lora.errors import EntryPointError, InputError, OracleRejection, RowError, and_more
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 PARSERS = "-parsers"
 """What follows the name of a kind of server if its installed parsers are meant; they have a Python for an address."""
+
+_MOST_NAMES = 8
 
 NOT_ASKED = "unreadable, without an answer, fill-in-the-middle, or with settings that each server names otherwise"
 """The reasons why a row is not sent."""
@@ -84,6 +86,17 @@ class ServerAnswers:
     left_out: int = 0
 
 
+class NotServedError(InputError):
+    """The server has no model of the name that the adapter's folder declares."""
+
+    @classmethod
+    def of(cls, target: ServerTarget, facts: ServerFacts) -> NotServedError:
+        """Return the error of a target, by what its server lists."""
+        names = ", ".join(facts.models[:_MOST_NAMES]) or "none"
+        found = f"serves {names}{and_more(_MOST_NAMES, len(facts.models))}"
+        return cls(found, place=target.url, expected=f"{target.declared_name}, {target.declared_by}")
+
+
 def in_words_of(server: Server, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Return findings with the fixes in the options of a kind of server; one with a fix for its cause keeps it."""
     from pytest_mistral_lora.conformance.finding import in_words
@@ -137,7 +150,7 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: If the server is to be recognised, but is unreachable or of an unknown kind.
         """
-        from pytest_mistral_lora.serving.client import require_url
+        from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server, recognise_server
 
         if self.kind != RECOGNISED:
@@ -148,6 +161,36 @@ class ServerTarget(JudgedTarget):
     def server(self) -> Server:
         """The kind of server: see `recognised`."""
         return self.recognised[0]
+
+    @KeptProperty
+    def declared(self) -> Mapping[str, Any] | None:
+        """The deployment that the adapter's folder declares; None without one."""
+        from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+        from pytest_mistral_lora.records.manifest import DEPLOYMENT
+
+        if self.adapter is None or not self.adapter.is_dir():
+            return None
+        manifest = AdapterFolder(self.adapter).valid_manifest
+        found: Mapping[str, Any] | None = None if manifest is None else manifest.data.get(DEPLOYMENT)
+        return found
+
+    @property
+    def declared_name(self) -> str:
+        """The name under which production serves the adapter; empty if it is not declared."""
+        return "" if self.declared is None else str(self.declared["name"])
+
+    @property
+    def declared_by(self) -> str:
+        """Who declares the deployment, in words."""
+        return f"as {self.adapter}/manifest.json declares"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the folder declares the server of its deployment, and it is not this one."""
+        from pytest_mistral_lora.records.addresses import without_endpoint
+
+        server: Mapping[str, Any] = (self.declared or {}).get("server") or {"url": self.url}
+        return without_endpoint(str(server["url"])) != without_endpoint(self.url)
 
     def in_words(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         """Return findings with the fixes in the options of this kind of server, if it is known."""
@@ -180,7 +223,8 @@ class ServerTarget(JudgedTarget):
     async def _ask(self, server: Server) -> ServerAnswers:
         from pytest_mistral_lora.chat.row_files import scan_rows
         from pytest_mistral_lora.conformance.server.script import ask_script
-        from pytest_mistral_lora.serving.client import SECONDS, ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import SECONDS, ServerClient
         from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
@@ -209,8 +253,15 @@ class ServerTarget(JudgedTarget):
         return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows))
 
     def _chosen(self, facts: ServerFacts) -> str:
-        """Return the name of the model to ask; with transcripts, the adapter served by its name, or the only one."""
+        """Return the name of the model to ask; with transcripts, the declared one, or the adapter served by its name.
+
+        Without either, it is the only adapter, or the first model.
+        """
         model = self.model
+        if not model and self.declared_name and not self.is_elsewhere:
+            if self.declared_name not in facts.models:
+                raise NotServedError.of(self, facts)
+            return self.declared_name
         if not model and facts.adapters and (self.adapter or self.golden):
             named = [adapter for adapter in facts.adapters if self.adapter and adapter == self.adapter.name]
             if len(named or facts.adapters) > 1:
@@ -271,7 +322,8 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._replay(self.transcripts[0], self.answers.model))
 
     async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.replay import SECONDS, replay
 
         async with ServerClient(require_url(self.url), SECONDS) as client:
@@ -286,7 +338,8 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._ask_without_grammar(transcript, self.answers.model))
 
     async def _ask_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.replay import SECONDS, ask_without_grammar
 
         async with ServerClient(require_url(self.url), SECONDS) as client:
@@ -304,8 +357,9 @@ class ServerTarget(JudgedTarget):
     async def _force(self, model: str) -> tuple[ForcedAnswer, ...]:
         from asyncio import timeout
 
+        from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.records.known_answers import known_answers
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.forced_answers import force_answers
         from pytest_mistral_lora.serving.replay import SECONDS
 
@@ -448,8 +502,8 @@ class ServerChoice:
         Raises:
             InputError: If the kind or the precision is unknown, the address is invalid, or there is no such Python.
         """
+        from pytest_mistral_lora.records.addresses import require_url, without_endpoint
         from pytest_mistral_lora.records.judgement import TOLERANCES
-        from pytest_mistral_lora.serving.client import require_url
         from pytest_mistral_lora.serving.servers import RECOGNISED, find_server
 
         # an address may also have an equals sign
@@ -473,8 +527,7 @@ class ServerChoice:
                 find_server(kind)
         url = require_url(url)
         if not kind.endswith(".py"):
-            # the base URL of OpenAI's clients, which append the paths
-            url = url.removesuffix("/chat/completions").removesuffix("/v1")
+            url = without_endpoint(url)
         return cls(kind, url, version, precision)
 
     @property

@@ -21,8 +21,9 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base, recipe_folder
-from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
+from pytest_mistral_lora.records.deployment import run_record
+from pytest_mistral_lora.records.files import inside, json_text
+from pytest_mistral_lora.records.manifest import MANIFEST, NOTES_RECORD, Manifest, is_foreign, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, load_tensors, sha256_of_weights
 
 if TYPE_CHECKING:
@@ -149,8 +150,14 @@ class AdapterFolder:
 
     @cached_property
     def manifest_sha256(self) -> str:
-        """SHA-256 of the manifest's bytes, in hex."""
-        return sha256_bytes(self.manifest_bytes)
+        """SHA-256 of the manifest without declarations, in hex: of its bytes, if it has none."""
+        manifest = self.valid_manifest
+        if manifest is None or NOTES_RECORD not in manifest.data:
+            return sha256_bytes(self.manifest_bytes)
+        # a file that this package has not written, or that has changed since, counts as it is
+        if json_text(self.manifest_data).encode() != self.manifest_bytes:
+            return sha256_bytes(self.manifest_bytes)
+        return sha256_bytes(json_text(run_record(manifest.data)).encode())
 
     @cached_property
     def config(self) -> Mapping[str, Any]:

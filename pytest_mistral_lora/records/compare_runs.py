@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.goldens import golden_paths
-from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.manifest import NOTES_RECORD, load
 from pytest_mistral_lora.records.tensors import TensorsDiff, diff_tensors, tensor_files
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 
@@ -36,8 +36,8 @@ _GROUP_OF = {
 }
 _OTHER = "record"
 _MOST_SHOWN = 80
-_SEAL = "seal"
-"""The hash of all other fields: it differs if and only if another field does."""
+_DERIVED = ("seal", NOTES_RECORD)
+"""Hashes of other fields: they differ if and only if another field does."""
 
 GROUPS = (_OTHER, *dict.fromkeys(_GROUP_OF.values()))
 """The groups of fields, in order: the record itself, its inputs, and its results."""
@@ -160,7 +160,7 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
     if kinds[0] == kinds[1]:
         without = next((folder for folder in (a, b) if not tensor_files(folder)), None)
         tensors = diff_tensors(a, b) if without is None else f"no tensors in {without}"
-    first, second = ({name: part for name, part in record.data.items() if name != _SEAL} for record in records)
+    first, second = ({name: part for name, part in record.data.items() if name not in _DERIVED} for record in records)
     changed = []
     for path, *sides in differences((), first, second):
         names = (".".join(map(str, path[:2])), str(path[0]))

@@ -20,6 +20,13 @@ from pytest_mistral_lora.records.files import inside, json_text
 from pytest_mistral_lora.records.schema import RECORD, RecordSchema, Violation, require_valid
 
 MANIFEST = "manifest.json"
+DEPLOYMENT = "deployment"
+NOTES_RECORD = "notes"
+"""The part with the version that wrote the notes, and with their hashes in the record of the run."""
+
+DECLARED = (DEPLOYMENT, NOTES_RECORD)
+"""Parts that are no record of the run: they may change after it. See `records.deployment`."""
+
 VERSION = 2
 SCHEMA = RecordSchema(Path(__file__).with_name("manifest.schema.json"), body=("$defs", "body"))
 
@@ -44,7 +51,7 @@ class Manifest:
     @property
     def not_recorded(self) -> list[str]:
         """Names of the parts that this manifest does not have, in schema order: they cannot be checked."""
-        return [name for name in parts() if name not in self.data]
+        return [name for name in parts() if name not in self.data and name not in DECLARED]
 
 
 def parts() -> Mapping[str, Any]:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.objective import ANSWERS, Objective
+from pytest_mistral_lora.chat.reading import read_bounded
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.errors import InputError, counted
-from pytest_mistral_lora.escaping import printable
-from pytest_mistral_lora.records.files import inside, put_text
+from pytest_mistral_lora.escaping import code_span, printable
+from pytest_mistral_lora.records.deployment import (
+    UNDECLARED,
+    commands_of,
+    deployed,
+    is_declared,
+    run_record,
+    without_declarations,
+)
+from pytest_mistral_lora.records.files import inside, put_text, write_json
 from pytest_mistral_lora.records.gate import HEADINGS, Gate
 from pytest_mistral_lora.records.gate import cells as gate_cells
-from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.manifest import DEPLOYMENT, MANIFEST, NOTES_RECORD, build, load, seal_of
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
 _END = "<!-- yours, to here -->"
@@ -192,6 +203,8 @@ def _unquantized(training: Mapping[str, Any]) -> str:
 def _evaluation(manifest: Mapping[str, Any]) -> str:
     lines = ["## Evaluation", ""]
     for result in manifest["evaluation"]:
+        if is_declared(result):
+            continue
         cells = (
             (name, f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False))
             for name, value in result["results"].items()
@@ -200,6 +213,10 @@ def _evaluation(manifest: Mapping[str, Any]) -> str:
             lines += [f"`{result['command']}`", "", *_gate(Gate.from_json(result["gate"])), ""]
             continue
         lines += [f"`{result['command']}`", "", _table(cells), ""]
+    for command in commands_of(manifest):
+        lines += [f"Yours: {code_span(command['command'])}", ""]
+        if command["files"]:
+            lines += [_table((code_span(name), _file_state(entry)) for name, entry in command["files"].items()), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -215,24 +232,35 @@ def _gate(gate: Gate) -> Iterator[str]:
     yield from ("", *reasons) if reasons else ()
 
 
+def _file_state(entry: Mapping[str, Any] | None) -> str:
+    return f"`{entry['sha256']}`" if entry else "not there: run the command, then `mistral-lora note FOLDER`"
+
+
 def _consequences(manifest: Mapping[str, Any]) -> str:
     parent = manifest.get("parent")
     if parent is None:
-        deployed = (
-            "Deployed as an adapter: this folder holds no model, and is valid on the base weights above and on no "
-            "others. `mistral-lora merge` makes a model of both."
+        valid = (
+            "This folder holds no model, and is valid on the base weights above and on no others. `mistral-lora merge` "
+            "makes a model of both."
         )
     else:
-        deployed = (
-            f"Deployed merged, in {parent['merge_dtype']}: this folder holds a whole model. The adapter's manifest has "
-            f"SHA-256 `{parent['manifest_sha256']}`. No adapter of the base is valid on it."
+        valid = (
+            f"This folder holds a whole model, merged in {parent['merge_dtype']}. The adapter's manifest has SHA-256 "
+            f"`{parent['manifest_sha256']}`. No adapter of the base is valid on it."
         )
     return (
-        f"## Consequences\n\n{deployed}\n\n"
+        f"## Consequences\n\n{_deployment(manifest)}\n\n{valid}\n\n"
         "`mistral-lora verify` recomputes the hashes of files, tensors, rows, ids and labels, the adapter's shape and "
         "its configuration. It cannot recompute schedule, environment and evaluation, which the trainer declared; "
         "`mistral-lora verify --rerun` trains again and compares."
     )
+
+
+def _deployment(manifest: Mapping[str, Any]) -> str:
+    """Return what production serves, and where; with a declared name, it is not a folder's name that counts."""
+    server = (manifest.get(DEPLOYMENT) or {}).get("server")
+    at = f" The server is {code_span(server['url'])} ({code_span(server['kind'])})." if server else ""
+    return f"{deployed(manifest) or UNDECLARED}{at}"
 
 
 def _reproduce(manifest: Mapping[str, Any]) -> str:
@@ -300,6 +328,8 @@ def card_text(manifest: Mapping[str, Any]) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{manifest["base"]}"{pin})\n'
             'model = PeftModel.from_pretrained(base, "this folder")'
         )
+    if role := deployed(manifest):
+        title += f"\n\n{role}"
     training = manifest.get("training", {})
     if training.get("quantization"):
         facts += f" The base was in {training['quantization']}{_unquantized(training)} while the adapter was trained."
@@ -331,8 +361,23 @@ def note_texts(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {DECISION: printable(decision_text(manifest)), CARD: printable(card_text(manifest))}
 
 
+def notes_record(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part `notes` of a manifest with these parts: see `records.deployment`; empty without declarations."""
+    if DEPLOYMENT not in parts and not commands_of(parts):
+        return {}
+    of_run = {name: _note_entry(text) for name, text in note_texts(without_declarations(parts)).items()}
+    return {NOTES_RECORD: {"version": __version__, "of_run": of_run}}
+
+
+def _note_entry(text: str) -> dict[str, Any]:
+    return {"sha256": sha256_bytes(text.encode()), "size": len(text.encode())}
+
+
 def noted_by(manifest: Mapping[str, Any]) -> str | None:
-    """Return the version of this package that made the notes: in the run, or in the merge of a merged model."""
+    """Return the version of this package that made the notes: in the run, in the merge, or after it."""
+    if NOTES_RECORD in manifest:
+        later: str = manifest[NOTES_RECORD]["version"]
+        return later
     environment = (manifest.get("parent") or manifest).get("environment", {})
     version: str | None = environment.get("packages", {}).get("pytest-mistral-lora")
     return version
@@ -365,10 +410,55 @@ def write_notes(folder: Path) -> list[Path]:
                 place=str(folder / name),
                 next_step=f"Use the version that made the folder: {made}.",
             )
+    return _put_notes(folder, texts)
+
+
+def _put_notes(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write notes with the author's section that they have on disk, and return their files."""
     for name, text in texts.items():
         kept = author_section(_read(folder, name)) if (folder / name).exists() else ""
         put_text(folder / name, with_author_section(text, kept))
     return [folder / name for name in texts]
+
+
+def declare_again(folder: Path, declared: Mapping[str, Any]) -> list[Path]:
+    """Record other declarations in a finished folder: its manifest is sealed again, its notes are made again.
+
+    Args:
+        folder: The folder of an adapter or a merged model.
+        declared: The declarations: `deployment`, if it is declared, and the user's entries of `evaluation`.
+
+    Returns:
+        The files that were written; none if the folder declares this already.
+
+    Raises:
+        InputError: If the manifest is missing, not valid, too old or damaged, or a file cannot be written.
+    """
+    data = load(folder).data
+    content = read_bounded(inside(folder, MANIFEST))
+    place = str(folder / MANIFEST)
+    if "seal" not in data or not note_texts(data):
+        expected = "the manifest of schema version 2, with its notes"
+        raise InputError("records too little to declare anything beside it", place=place, expected=expected)
+    if seal_of(content, data["seal"]) != data["seal"]:
+        step = f"See what: mistral-lora verify {shlex.quote(str(folder))}. Nothing was written."
+        raise InputError("was changed since it was sealed", place=place, expected=data["seal"], next_step=step)
+    run = run_record(data)
+    parts = {name: value for name, value in run.items() if name != "seal"}
+    parts |= {name: value for name, value in declared.items() if name != "evaluation"}
+    parts["evaluation"] = [*parts.get("evaluation", ()), *declared["evaluation"]]
+    of_run = {name: run["files"][name] for name in NOTES if name in run["files"]}
+    texts = {name: text for name, text in note_texts(parts).items() if name in of_run}
+    written = {name: _note_entry(text) for name, text in texts.items()}
+    if written != of_run:
+        parts |= {NOTES_RECORD: {"version": __version__, "of_run": of_run}}
+    manifest = build(**{**parts, "files": {**run["files"], **written}})
+    if manifest == data:
+        return []
+    files = _put_notes(folder, texts)
+    # last: it lists the notes with their hashes
+    write_json(folder / MANIFEST, manifest)
+    return [*files, folder / MANIFEST]
 
 
 def _read(folder: Path, name: str) -> str:

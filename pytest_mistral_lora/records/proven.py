@@ -13,12 +13,12 @@ from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.git import ask_git
-from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign, parts, violations
+from pytest_mistral_lora.records.manifest import DECLARED, MANIFEST, is_foreign, parts, violations
 from pytest_mistral_lora.records.notes import NOTES
 
 _MOST_COMMITS = 50
 """The most commits to look at, of those that changed the manifest."""
-_OF_ITS_OWN_FOLDER = ("kind", "files", "parent", "environment", "seal", "schema_version")
+_OF_ITS_OWN_FOLDER = ("kind", "files", "parent", "environment", "seal", "schema_version", *DECLARED)
 """Parts of a merged model's manifest that do not come from its adapter's."""
 _WITHOUT_KEYS = ("files", "recipe")
 """Parts whose keys are not facts of the record itself."""
@@ -122,7 +122,7 @@ def _missing_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """Return the facts that one manifest has and another lacks: parts, and keys of the parts that both have."""
     missing = []
     for name in parts():
-        if name not in before:
+        if name not in before or name in DECLARED:  # a declaration may be taken back
             continue
         if name not in now:
             missing.append(name)

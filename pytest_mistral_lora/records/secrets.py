@@ -6,6 +6,8 @@ import base64
 import html
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -44,6 +46,24 @@ def is_secret_name(name: str) -> bool:
 def server_key() -> str:
     """Return the key of the server, without the line break at the end of a file; empty if it is not set."""
     return os.environ.get(SERVER_KEY, "").strip()
+
+
+@contextmanager
+def key_from(variable: str) -> Iterator[None]:
+    """Send the key of another variable to servers, which is then hidden as that of `SERVER_KEY` is.
+
+    Args:
+        variable: The name of the variable; empty to send no key.
+    """
+    before = os.environ.get(SERVER_KEY)
+    os.environ[SERVER_KEY] = os.environ.get(variable, "")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SERVER_KEY]
+        else:
+            os.environ[SERVER_KEY] = before
 
 
 def redacted(data: _T) -> _T:

@@ -19,8 +19,9 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.base_location import LocatedBase, changed_config
+from pytest_mistral_lora.records.base_location import LocatedBase, changed_config, recipe_folder
 from pytest_mistral_lora.records.data_stats import GATE, PROBES, probe_sha256, recount_rows
+from pytest_mistral_lora.records.deployment import commands_of
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.generations import facts_of
@@ -126,6 +127,7 @@ def verify(
     fields = [
         *folder_fields(folder),
         *_objective_fields(folder),
+        *_evaluation_fields(folder),
         *_history_fields(folder),
         *_start_fields(folder),
         *_base_fields(data, base),
@@ -165,6 +167,22 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         else:
             yield unavailable_field(field, recorded, f"made by version {made_by}; this is {__version__}")
     yield from _tokenizer_fields(folder)
+
+
+def _evaluation_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    """Recompute the hashes of the files that the user's commands left, as far as they are there."""
+    data = folder.require_manifest().data
+    home = recipe_folder(folder.path.resolve(), folder.recorded_base.output)
+    for number, command in enumerate(commands_of(data)):
+        for name, entry in command["files"].items():
+            field = f"evaluation.yours[{number}].files.{name}"
+            if entry is None:
+                yield unavailable_field(field, None, "was not there when the notes were made: mistral-lora note")
+            elif not (home / name).exists():
+                yield unavailable_field(field, entry["sha256"], f"is not in {home}")
+            else:
+                digest = partial(lambda name: sha256_file(inside(home, name)), name)
+                yield recompute_field(field, entry["sha256"], digest, home / name)
 
 
 def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:

@@ -29,6 +29,8 @@ _LONGEST = 160
 _MOST_SHOWN = 50
 _LONGEST_COMMENT = 65_536
 """The most characters of a comment; GitHub refuses a longer one."""
+_WATCHED = ("answer", "server", "transcript", "user transcripts")
+"""The subjects of checks that ask a model: what they record of its answers can move while nothing fails."""
 _CUT = "The rest is left out: a comment has at most 65,536 characters. `mistral-lora compare` prints all."
 
 
@@ -133,6 +135,19 @@ class ReportComparison:
             if check["nodeid"] in judged and check["outcome"] == "skipped"
         }
 
+    @cached_property
+    def moved(self) -> dict[str, str]:
+        """What checks that ask a model have recorded otherwise than in the first report, by their node ids."""
+        watched = (check for check in self.before["checks"] if {*check["nodeid"].split("::")[2:3]} & {*_WATCHED})
+        old = {check["nodeid"]: check for check in watched}
+        found = {}
+        for check in filter(lambda check: check["nodeid"] in old, self.after["checks"]):
+            before, after = old[check["nodeid"]]["facts"], check["facts"]
+            changed = [name for name in before if name in after and before[name] != after[name]]
+            if changed:
+                found[check["nodeid"]] = "; ".join(f"{name}: {before[name]} → {after[name]}" for name in changed)
+        return found
+
     @property
     def fails(self) -> bool:
         """Whether an error is new or worse."""
@@ -143,6 +158,7 @@ class ReportComparison:
         """The numbers in one line."""
         numbers = [f"{count} {state}" for state, count in self.counts.items() if count or state in ("new", "fixed")]
         more = f"; {counted(len(self.unchecked), 'check')} could not run any more" if self.unchecked else ""
+        more += f"; {counted(len(self.moved), 'record')} of answers moved" if self.moved else ""
         return f"{', '.join(numbers)}{more}"
 
     def _compared(self) -> Iterator[ComparedCause]:
@@ -189,6 +205,7 @@ class ReportComparison:
         lines += [f"other versions: {', '.join(changed)}"] if (changed := self._versions()) else []
         width = max(map(len, STATES))
         lines += [f"{found.state:<{width}}  {found.text}" for found in self.causes]
+        lines += [f"{'moved':<{width}}  {nodeid}: {_cut(text)}" for nodeid, text in self.moved.items()]
         lines += [f"{'not checked':<{width}}  {nodeid}: {reason}" for nodeid, reason in self.unchecked.items()]
         return [printable(line, lines=False) for line in lines]
 
@@ -205,6 +222,8 @@ class ReportComparison:
         if shown:
             rows = ["| | cause | fix |", "|---|---|---|", *rows]
             rows += [f"| | … and {len(shown) - _MOST_SHOWN} more | |"] if len(shown) > _MOST_SHOWN else []
+        for nodeid, text in list(self.moved.items())[:_MOST_SHOWN]:
+            rows += ["", f"Moved: {code_span(f'{nodeid}: {_cut(text)}')}"]
         for nodeid, reason in list(self.unchecked.items())[:_MOST_SHOWN]:
             rows += ["", f"Not checked any more: {code_span(f'{nodeid}: {reason}')}"]
         return "\n".join(_fitting([*lines, *rows])) + "\n"
@@ -216,6 +235,7 @@ class ReportComparison:
             "counts": self.counts,
             "causes": [found.to_json() for found in self.causes],
             "unchecked": self.unchecked,
+            "moved": self.moved,
         }
 
 

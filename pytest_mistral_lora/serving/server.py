@@ -196,6 +196,8 @@ class Server:
             an endpoint.
         gives_answers: Whether it can be asked for answers, and not only for prompts.
         reads_rendered_text: Whether it encodes each rendered prompt as one text, whatever its settings.
+        lists_models: Whether it lists what it serves.
+        lists_parents: Whether each adapter among its models has a parent, so that one without is a whole model.
         streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
         parsers: Its parsers that run without a server; None if none do.
@@ -214,6 +216,8 @@ class Server:
     version_at: ClassVar[tuple[str, str]] = ("", "")
     gives_answers: ClassVar[bool] = True
     reads_rendered_text: ClassVar[bool] = False
+    lists_models: ClassVar[bool] = True
+    lists_parents: ClassVar[bool] = False
     streams_forced: ClassVar[bool] = True
     parsers: ClassVar[Parsers | None] = None
     words: ClassVar[Path | None] = None

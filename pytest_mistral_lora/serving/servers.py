@@ -42,6 +42,7 @@ class ScriptedServer(Server):
     name: ClassVar[str] = "script"
     strength: ClassVar[Strength] = "ids"
     gives_answers: ClassVar[bool] = False
+    lists_models: ClassVar[bool] = False
 
     @property
     def title(self) -> str:  # type: ignore[override]

@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import put_text
 from pytest_mistral_lora.starter.inputs import ChosenBase, SeenRows
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe.declared import Deployment
 
 State = Literal["new", "same", "extended", "different"]
 """A planned file compared with the existing file: missing, equal, extended by our lines, or different."""
@@ -51,6 +54,7 @@ class StartPlan:
         to_do: Sentences about the user's remaining tasks; until they are done, the suite is red or incomplete.
         by_hand: Lines that could not be added to a file, by the place where they belong.
         output: The folder of the adapter in the repository.
+        deployment: What production serves, as the recipe declares it; None without it.
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class StartPlan:
     to_do: list[str] = field(default_factory=list)
     by_hand: dict[str, str] = field(default_factory=dict)
     output: str = "lora-out"
+    deployment: Deployment | None = None
 
     def add(self, name: str, text: str, purpose: str, *, extends: bool = False) -> None:
         """Add a file; set `extends` if its text is the existing file's with more lines.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.chat.reading import open_regular, opened
 from pytest_mistral_lora.conformance.rule_set import newest_rules
@@ -17,6 +18,8 @@ from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.extras import PACKAGE
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import json_text
+from pytest_mistral_lora.records.git import ask_git
+from pytest_mistral_lora.records.manifest import DEPLOYMENT, MANIFEST, load
 from pytest_mistral_lora.starter.constraints import CONSTRAINTS, constraints_text
 from pytest_mistral_lora.starter.files import GOLDENS, StartPlan
 from pytest_mistral_lora.starter.inputs import (
@@ -38,6 +41,9 @@ from pytest_mistral_lora.starter.settings import (
     pytest_settings,
 )
 
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe.declared import Deployment
+
 Ci = Literal["github", "gitlab"]
 CI: tuple[Ci, ...] = ("github", "gitlab")
 """The services that get jobs."""
@@ -45,6 +51,7 @@ CI: tuple[Ci, ...] = ("github", "gitlab")
 RECIPE = "recipe.yaml"
 SCHEMA = ".mistral-lora/recipe.schema.json"
 WORKFLOW = ".github/workflows/mistral-lora.yml"
+WATCH = ".github/workflows/mistral-lora-watch.yml"
 GITLAB, GITLAB_INCLUDED = ".gitlab-ci.yml", ".gitlab/mistral-lora.yml"
 _TEXTS = Path(__file__).parent / "texts"
 _ENOUGH_TO_HOLD_OUT = 100
@@ -133,6 +140,7 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
     output = recipe.output.absolute()
     if output.is_relative_to(folder.absolute()):
         plan.output = output.relative_to(folder.absolute()).as_posix()
+    plan.deployment = recipe.deployment
     plan.notes.append(f"{RECIPE} is there, and stays as it is")
     _add_faults(plan)
     return plan
@@ -294,6 +302,11 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         values["golden_step"] = "\n".join(steps) if has_own else _NOTHING
         text = _text("github.yml.txt", values)
         plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
+        if plan.deployment is not None:
+            _add_watch(plan, plan.deployment, values["fetch_base"])
+    elif services and plan.deployment is not None:
+        asks = _asks(plan.deployment).replace("$FOLDER", plan.output)
+        plan.notes.append(f"no weekly watch is written for GitLab: run {asks} in a scheduled pipeline")
     if "gitlab" in services:
         values["fetch_base"] = step
         values["golden_step"] = f"    - {_GOLDENS_COMMAND} --junitxml={_GOLDENS_JUNIT}" if has_own else _NOTHING
@@ -308,6 +321,72 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.add(name, text, "jobs for GitLab: a check on each change, a train on a GPU")
 
 
+# GitHub's expression for "if … then … else": `condition && value || other`
+_GPU_OR_CPU = """${{ vars.MISTRAL_LORA_GPU == 'true' && fromJSON('["self-hosted", "gpu"]') || 'ubuntu-latest' }}"""
+_CPU_INDEX = "${{ vars.MISTRAL_LORA_GPU != 'true' && 'https://download.pytorch.org/whl/cpu' || '' }}"
+_MERGED = "merged"
+"""The folder of the merged model that production serves, unless a folder of the repository says that it is one."""
+
+
+def _add_watch(plan: StartPlan, deployment: Deployment, fetch_base: str) -> None:
+    """Add the job that asks each week what is deployed: a server, or else the folder.
+
+    Args:
+        plan: The plan.
+        deployment: What production serves.
+        fetch_base: The line of a step that fetches a local base.
+    """
+    server, light = deployment.server, _requirement("serving" if deployment.server else "train")
+    golden = deployment.served_as == "merged" and server is None
+    folder = _merged_folder(plan) if golden else plan.output
+    needed = [folder, plan.output] if golden else [folder]
+    absent = [name for name in needed if not _is_tracked(plan.folder, name)]
+    key = (server and server.key_env) or ""
+    values = {
+        "package": yaml_text(light),
+        "runs_on": "ubuntu-latest" if server else _GPU_OR_CPU,
+        "folder": yaml_text(folder),
+        "golden": f"      GOLDEN: {yaml_text(f'{plan.output}/transcripts')}" if golden else _NOTHING,
+        "key": f"      {key}: ${{{{ secrets.{key} }}}}" if key else _NOTHING,
+        "index": f"      PIP_EXTRA_INDEX_URL: {_CPU_INDEX}" if server is None else _NOTHING,
+        "fetch_base": fetch_base if server is None and not golden else _NOTHING,
+        "command": _asks(deployment),
+    }
+    plan.add(WATCH, _text("github_watch.yml.txt", values), "a job for GitHub: each week, what is deployed is asked")
+    if absent:
+        plan.notes.append(f"the weekly watch needs {' and '.join(absent)}: fetch it where {WATCH} has the words TO DO")
+    if key:
+        plan.notes.append(f"the weekly watch reads the server's key from the secret {key} of the repository")
+
+
+def _asks(deployment: Deployment) -> str:
+    """Return the command that asks what is deployed, by the variables of the job."""
+    if deployment.server is not None:
+        return 'mistral-lora serve-check "$FOLDER"'
+    golden = ' --golden "$GOLDEN"' if deployment.served_as == "merged" else ""
+    return f'mistral-lora smoke "$FOLDER"{golden}'
+
+
+def _merged_folder(plan: StartPlan) -> str:
+    """Return the folder of the repository that says that it is the served merged model."""
+    for file in sorted(plan.folder.glob(f"*/{MANIFEST}")):
+        try:
+            data = load(file).data
+        except InputError:
+            continue
+        if data["kind"] == "merged" and (data.get(DEPLOYMENT) or {}).get("as") == "merged":
+            return file.parent.name
+    return _MERGED
+
+
+def _is_tracked(folder: Path, name: str) -> bool:
+    """Return whether the manifest of a folder is in the repository, so that a job finds the folder."""
+    try:
+        return bool(ask_git(folder, "ls-files", "--", f"{name}/{MANIFEST}"))
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def _text(name: str, values: Mapping[str, str]) -> str:
     """Return a text with its values; a line with an empty value is left out.
 
@@ -318,6 +397,12 @@ def _text(name: str, values: Mapping[str, str]) -> str:
     """
     text = _Text((_TEXTS / name).read_text(encoding="utf-8")).substitute(values)
     return text.replace(f"{_NOTHING}\n", "")
+
+
+def _requirement(extra: str) -> str:
+    """Return the requirement of the install with an extra: see `installed_requirement`."""
+    light, _, _ = installed_requirement()
+    return light.replace(PACKAGE, f"{PACKAGE}[{extra}]", 1)
 
 
 def installed_requirement() -> tuple[str, str, str]:

@@ -103,7 +103,7 @@ class Preparation(RunPlan):
         # these only save, show or stop a run: you may change them after a stop, and resume
         others = {"report_to", "checkpoint_steps", "checkpoint_minutes", "dry_run", "on_oom"}
         others |= {"stop_at_grad_norm", "max_skipped_steps"}
-        left_out: Any = {**dict.fromkeys(("output", "evaluation", "card"), True), "training": others}
+        left_out: Any = {**dict.fromkeys(("output", "evaluation", "card", "deployment"), True), "training": others}
         recipe = self.recipe.model_dump(mode="json", exclude=left_out)
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
         machine = {"devices": device_count(), "engine": engine(), "precision": precision_of(self.recipe.training)}

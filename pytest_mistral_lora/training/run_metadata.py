@@ -77,6 +77,7 @@ def run_facts(
         gate: The comparison of base and adapter; None without it.
     """
     recipe, base, data = prepared.recipe, prepared.base, prepared.data
+    declared = recipe.declared()
     return {
         "base": recipe.base.label,
         "revision": recipe.base.revision,
@@ -103,7 +104,8 @@ def run_facts(
         | ({} if unquantized is None else {"unquantized": round(unquantized, 4)}),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
-        "evaluation": _evaluation(log, completions, rates, gate),
+        **declared,
+        "evaluation": [*_evaluation(log, completions, rates, gate), *declared["evaluation"]],
     }
 
 

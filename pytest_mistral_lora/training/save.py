@@ -27,7 +27,7 @@ from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.data_stats import PROBE, probe_sha256
 from pytest_mistral_lora.records.files import finished_folder, listing, set_mode_of_new_file, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
-from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.notes import note_texts, notes_record
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
 from pytest_mistral_lora.training.adapter import expected_names, peft_targets
 from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
@@ -169,6 +169,7 @@ def write_run(
         for name, text in (texts or {}).items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_text(folder / name, text)
+        parts |= notes_record(parts)
         for name, text in note_texts(parts).items():
             write_text(folder / name, text)
         manifest = build(**parts, files=listing(folder))

@@ -59,8 +59,8 @@ class ManifestBench:
         _write_changed(artifact["manifest"], folder, trained().adapter)
         _write_changed(artifact["merged_manifest"], merged, trained().merged)
         rows = tuple(artifact["rows"])
-        targets = [AdapterTarget("lora", folder, base=base, dataset=rows)]
-        targets.append(AdapterTarget("merged", merged, base=base, dataset=rows))
+        targets = [AdapterTarget("lora", folder, base=base, dataset=rows, beside=(folder, merged))]
+        targets.append(AdapterTarget("merged", merged, base=base, dataset=rows, beside=(folder, merged)))
         chosen = settings(folder, require_manifest=artifact["require_manifest"])
         checks = [check for check in collect(targets, chosen) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]

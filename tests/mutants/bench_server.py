@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from gallery import Artifact, mutant
 from golden_answers import golden_answers, write_golden_answers
 from local_server import CRASH, FORCED, Behaviour, has_calls, serving, space_for_an_empty_text, two_users
+from trained import copied, trained
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
@@ -19,6 +20,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.records.notes import declare_again
 
 SPACE, INST = 29473, 3
 
@@ -37,14 +39,14 @@ class ServerBench:
         """Return a server that feeds its model the prompts of mistral-common."""
         behaviour = Behaviour(oracle())
         given = {"kind": "llamacpp", "precision": "", "model": "", "port": None, "golden": (), "given": ()}
-        given["named_adapters"] = ()
+        given |= {"named_adapters": (), "adapter": None}
         return {"folder": folder, "behaviour": behaviour, **given}
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Run every check of the subject on the server."""
         judge = Target("spm-v3", shipped_tokenizer("spm-v3"))
         with serving(artifact["behaviour"]) as url:
-            names = ("kind", "precision", "model", "golden", "given", "named_adapters")
+            names = ("kind", "precision", "model", "golden", "given", "named_adapters", "adapter")
             given = {name: artifact[name] for name in names}
             target = ServerTarget("local", judge=judge, url=artifact["port"] or url, **given)
             settings = Settings(20, None, "cpu", True, (), False, artifact["folder"])
@@ -109,6 +111,41 @@ def two_adapters(artifact: Artifact, completion: Callable[[tuple[int, ...], dict
     models = ({"id": "base"}, {"id": "tuned", "parent": "base"}, {"id": "other", "parent": "base"})
     given = {"golden": recorded, "models": models, "completion": completion}
     artifact["behaviour"] = replace(artifact["behaviour"], **given)
+
+
+def deployed(artifact: Artifact, served_as: str, models: Sequence[dict[str, str]] = ({"id": "support"},)) -> None:
+    """Let an adapter declare that production serves it as `support`, on a server of these models."""
+    folder = copied(trained().adapter, artifact["folder"] / "lora")
+    declare_again(folder, {"deployment": {"as": served_as, "name": "support"}, "evaluation": []})
+    artifact["adapter"] = folder
+    artifact["behaviour"] = replace(artifact["behaviour"], models=models)
+
+
+@mutant("ML933", "N145", says="support is served as a whole model")
+def an_adapter_left_out(artifact: Artifact) -> None:
+    """The server has the declared name, and no adapter loaded."""
+    deployed(artifact, "adapter")
+    artifact["behaviour"] = replace(artifact["behaviour"], scale=None)
+
+
+@mutant("ML933", "N145", says="serves tiny")
+def another_name(artifact: Artifact) -> None:
+    """The server has no model of the declared name."""
+    deployed(artifact, "adapter", models=({"id": "tiny"},))
+
+
+@mutant("ML933", says="support is served as an adapter")
+def an_adapter_in_place_of_its_merge(artifact: Artifact) -> None:
+    """vLLM lists the declared name with a parent, and the folder declares a merged model."""
+    deployed(artifact, "merged", models=({"id": "base"}, {"id": "support", "parent": "base"}))
+    artifact["kind"] = "vllm"
+
+
+@mutant("ML933", says="support is served as a whole model")
+def a_name_without_a_parent(artifact: Artifact) -> None:
+    """vLLM lists the declared name without a parent, and the folder declares an adapter."""
+    deployed(artifact, "adapter")
+    artifact["kind"] = "vllm"
 
 
 @mutant("ML932", "N145", says="tuned answers as other")

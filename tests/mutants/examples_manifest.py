@@ -102,6 +102,14 @@ class ML712(Example):
         artifact["manifest"]["x-note"] = "more is no less"
 
 
+class ML713(Example):
+    mutant = files.two_paths_under_one_name
+
+    def sound(self, artifact: Artifact) -> None:
+        for name in ("manifest", "merged_manifest"):
+            artifact[name]["deployment"] = {"as": "adapter", "name": "support"}
+
+
 class ML715(Example):
     mutant = files.start_trained_again_after_the_run
 

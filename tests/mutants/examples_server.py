@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bench_server
-from bench_server import is_refused, oracle, replayed, reworded, two_adapters
+from bench_server import deployed, is_refused, oracle, replayed, reworded, two_adapters
 from gallery import Artifact, Example
 from golden_answers import golden_answers
 from local_server import CRASH, Behaviour
@@ -99,3 +99,10 @@ class ML932(Example):
 
     def sound(self, artifact: Artifact) -> None:
         two_adapters(artifact, lambda ids, data: reworded(ids) if data.get("model") == "other" else ids)
+
+
+class ML933(Example):
+    mutant = bench_server.an_adapter_left_out
+
+    def sound(self, artifact: Artifact) -> None:
+        deployed(artifact, "adapter")

@@ -244,3 +244,18 @@ def steps_of_the_start_edited(artifact: Artifact) -> None:
     """The record of the run says that the adapter before it had more steps than it had."""
     gone_on_from(artifact)
     artifact["manifest"]["lora"]["start"]["steps"] += 98
+
+
+@mutant("ML713", says="claim the name support: one says that it is an adapter, the other a merged model")
+def two_paths_under_one_name(artifact: Artifact) -> None:
+    """The adapter says that production serves it as support, and the merged model says the same of itself."""
+    artifact["manifest"]["deployment"] = {"as": "adapter", "name": "support"}
+    artifact["merged_manifest"]["deployment"] = {"as": "merged", "name": "support"}
+
+
+@mutant("ML713", says="they are of different adapters")
+def merged_models_of_two_adapters(artifact: Artifact) -> None:
+    """Both say that production serves a merged model as support, and the adapter is not that of the merged model."""
+    for name in ("manifest", "merged_manifest"):
+        artifact[name]["deployment"] = {"as": "merged", "name": "support"}
+    artifact["merged_manifest"]["parent"]["tensors_sha256"] = "0" * 64

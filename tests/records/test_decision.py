@@ -87,9 +87,10 @@ def test_the_recipe_in_it_is_complete() -> None:
 def test_a_merged_model_is_said_to_be_one() -> None:
     text = decision_text({**adapter(), **merged()})
     assert "Status: trained and merged" in text
-    assert "Deployed merged, in float32" in text
+    assert "This folder holds a whole model, merged in float32" in text
     assert f"SHA-256 `{SHA}`" in text
-    assert "Deployed as an adapter" in decision_text(adapter())
+    assert "This folder holds no model" in decision_text(adapter())
+    assert "Deployed" not in text + decision_text(adapter())
 
 
 def test_the_code_of_the_run_is_named() -> None:

@@ -145,6 +145,24 @@ def test_no_text_of_a_report_is_a_mention_a_link_or_a_reference(text: str) -> No
     assert (found.tags.count("td"), len(found.code)) == (3, 4)
 
 
+@pytest.mark.parametrize("text", [HOSTILE, "@bob", "`\n\n@bob", "| a | b |"])
+def test_a_text_of_a_moved_record_is_none_either(text: str) -> None:
+    check = {"nodeid": "mistral-golden::a::server::there", "outcome": "passed", "not_checked": "", "known": []}
+    before = {"causes": [], "checks": [{**check, "facts": {"server of": "x"}}], "libraries": {}, "python": "3"}
+    after = {**before, "checks": [{**check, "facts": {"server of": text}}]}
+    comparison = ReportComparison(before, after)
+    assert comparison.moved == {check["nodeid"]: f"server of: x → {text}"}
+    assert rendered(comparison.markdown()).faults() == []
+    assert not comparison.fails
+
+
+def test_only_records_of_answers_move() -> None:
+    check = {"nodeid": "mistral-golden::a::dataset::rows", "outcome": "passed", "not_checked": "", "known": []}
+    before = {"causes": [], "checks": [{**check, "facts": {"rows of": 1}}], "libraries": {}, "python": "3"}
+    after = {**before, "checks": [{**check, "facts": {"rows of": 2}}]}
+    assert ReportComparison(before, after).moved == {}
+
+
 def test_a_comment_that_is_too_long_for_github_is_cut_and_says_so() -> None:
     before = {"causes": [], "checks": [], "libraries": {}, "python": "3"}
     cause = {

@@ -27,8 +27,9 @@ from local_server import CRASH, FORCED, Behaviour, has_calls, serving, two_users
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.addresses import require_url
 from pytest_mistral_lora.serving import client as clients
-from pytest_mistral_lora.serving.client import KEY, Answer, ServerClient, require_url
+from pytest_mistral_lora.serving.client import KEY, Answer, ServerClient
 
 Give = Callable[[str], tuple[int, bytes] | None]
 

@@ -14,6 +14,7 @@ from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.recipe.declared import Deployment
 
 PLAIN: dict[str, dict[str, Any]] = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
 OTHER: dict[str, Any] = {
@@ -63,7 +64,9 @@ OTHER: dict[str, Any] = {
     "evaluation.checks": ["eos"],
     "evaluation.gate": True,
     "evaluation.retention": {"rows": ["held_out.jsonl"]},
+    "evaluation.commands": ["judge"],
     "card": {"license": "mit"},
+    "deployment": Deployment.model_validate({"as": "adapter", "name": "support"}),
 }
 """For each key of a recipe a value that is neither the default nor that of the tiny recipe."""
 TOGETHER: dict[str, dict[str, Any]] = {

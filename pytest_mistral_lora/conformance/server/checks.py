@@ -20,7 +20,14 @@ from pytest_mistral_lora.conformance.server.deviations import (
 )
 from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
-from pytest_mistral_lora.conformance.server_target import NOT_ASKED, AskedRow, ParsersTarget, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import (
+    NOT_ASKED,
+    AskedRow,
+    NotServedError,
+    ParsersTarget,
+    ServerChoice,
+    ServerTarget,
+)
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import EntryPointError, InputError, RunnerError, TokenizerError, counted
 from pytest_mistral_lora.places import Place
@@ -57,6 +64,8 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         from pytest_mistral_lora.conformance.server.names import NameChecks
 
         cases |= {"names": partial(judged.if_reached, NameChecks(target).names)}
+    if target.declared is not None:
+        cases |= {"deployment": judged.deployment}
     for case, judge in cases.items():
         yield Check(target, "server", case, partial(judged_publicly, judge))
 
@@ -91,6 +100,8 @@ class ServerChecks:
 
     def if_reached(self, judge: Callable[[], Result]) -> Result:
         """Return the result of a check, if the server answers."""
+        if isinstance(self._failure, NotServedError):
+            return Result(not_checked="the declared name is not served: see the check `deployment`")
         if self._failure is not None:
             return Result(not_checked="the server does not answer: see the check `there`")
         if all(isinstance(asked_row.served, InputError) for asked_row in self._target.answers.rows):
@@ -166,6 +177,8 @@ class ServerChecks:
 
     def there(self) -> Result:
         """ML901: the server is reachable, and answers each request."""
+        if isinstance(self._failure, NotServedError):
+            return Result(not_checked="the declared name is not served: see the check `deployment`")
         if self._failure is not None:
             return Result((_of_error(self._failure),))
         answers = self._target.answers
@@ -199,6 +212,14 @@ class ServerChecks:
         if newer:
             facts.append(("known faults and deviations of", newer))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), not_checked, tuple(facts))
+
+    def deployment(self) -> Result:
+        """ML933: the served model is the declared one."""
+        from pytest_mistral_lora.conformance.server.deployment import judged_deployment, not_served
+
+        if isinstance(self._failure, NotServedError):
+            return not_served(self._target, self._failure)
+        return self.if_reached(partial(judged_deployment, self._target))
 
     def failures(self) -> Result:
         """ML919: no request fails if mistral-common has a prompt for it."""

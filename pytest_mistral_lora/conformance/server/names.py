@@ -107,7 +107,8 @@ class NameChecks:
         return asyncio.run(self._ask())
 
     async def _ask(self) -> list[NamedAnswer]:
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.named_adapters import ask_names
         from pytest_mistral_lora.serving.replay import SECONDS
 

@@ -263,6 +263,8 @@ LEFT_OUT: Mapping[str, str] = {
     "evaluation.checks": _ANSWERS,
     "evaluation.gate": _GATE,
     "evaluation.retention": _GATE,
+    "evaluation.commands": "the runner lists none: run them yourself",
+    "deployment": "the runner records none",
     "card": "the runner writes a card of its own",
     "output": f"the adapter is saved in {ADAPTER}/ of this folder",
 }
@@ -324,14 +326,14 @@ class Bridge:
 
     def unsupported_keys(self, recipe: Recipe) -> dict[str, str]:
         """Return the keys that a recipe sets and this runner has no setting for, each with the consequence."""
-        keys = []
+        meanings, keys = {**LEFT_OUT, **self.left_out}, []
         for name in type(recipe).model_fields:
             section = getattr(recipe, name)
-            if isinstance(section, Section):
+            # a section that runners lack as a whole is named as one key
+            if isinstance(section, Section) and name not in meanings:
                 keys += [f"{name}.{key}" for key in _changed_keys(section)]
             elif name in _changed_keys(recipe):
                 keys.append(name)
-        meanings = {**LEFT_OUT, **self.left_out}
         return {key: meanings[key] for key in keys if key in meanings}
 
 

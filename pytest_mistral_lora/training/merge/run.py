@@ -18,8 +18,8 @@ from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.errors import InputError, counted, one_line
 from pytest_mistral_lora.records.files import clash, finished_folder, listing, unfinished_path, write_json, write_text
-from pytest_mistral_lora.records.manifest import MANIFEST, build
-from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.manifest import MANIFEST, NOTES_RECORD, build
+from pytest_mistral_lora.records.notes import note_texts, notes_record
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.display import RunDisplay
@@ -45,7 +45,7 @@ from pytest_mistral_lora.training.run_metadata import environment
 _SCRATCH = ".proof"
 """Folder of the proof's logits, inside the unfinished merged folder."""
 
-_OWN_PARTS = ("schema_version", "kind", "files", "parent", "seal")
+_OWN_PARTS = ("schema_version", "kind", "files", "parent", NOTES_RECORD, "seal")
 """Parts of a manifest that describe its own folder; a merged model takes all others from its adapter."""
 
 _MAKE_ROOM = "Nothing is left there. Make room, or name another output folder."
@@ -229,6 +229,7 @@ def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, deq
         names = (*parts["tokenizer"]["files"], TOKENIZER_JSON, "tokenizer_config.json", "tokenizer.model")
         digests = {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
         parts["tokenizer"] = {**parts["tokenizer"], "files": digests}
+    parts |= notes_record(parts)
     for name, text in note_texts(parts).items():
         write_text(folder / name, text)
     # last: it lists every other file with its hash

@@ -25,6 +25,7 @@ from pytest_mistral_lora.records.base_location import base_weights_command
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
+from pytest_mistral_lora.training.recipe.declared import Deployment, command_entries
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import at_field, read_yaml, shown, with_base_value
 from pytest_mistral_lora.training.recipe.sections import Base, Lora, RecipePath, Section, from_recipe, written_path
@@ -53,6 +54,10 @@ class Recipe(Section):
     card: dict[str, Any] = Field(
         default_factory=dict,
         description="Metadata for the Hub in your model card `README.md`, such as license, language and datasets.",
+    )
+    deployment: Deployment | None = Field(
+        default=None,
+        description="The artifact that production serves, and its name; `mistral-lora note` records a change.",
     )
     output: RecipePath = Field(description="Folder for your adapter, relative to the recipe; it is created.")
 
@@ -167,8 +172,12 @@ class Recipe(Section):
         ]
 
     def as_written(self) -> dict[str, Any]:
-        """Return the recipe as plain JSON data, from which `parse_recipe` makes it again beside the same files."""
-        data = self.model_dump(mode="json", exclude_none=True)
+        """Return the recipe as plain JSON data, from which `parse_recipe` makes it again beside the same files.
+
+        What may be declared again after the run is left out: see `declared`.
+        """
+        left_out: Any = {"deployment": True, "evaluation": {"commands"}}
+        data = self.model_dump(mode="json", exclude_none=True, exclude=left_out)
         data["output"] = self.path_as_written(self.output)
         for name in ("train", "eval"):
             data["data"][name] = self._entries_as_written(getattr(self.data, name))
@@ -184,6 +193,14 @@ class Recipe(Section):
         if self.base.oracle:
             data["base"]["oracle"] = self.path_as_written(Path(self.base.oracle))
         return data
+
+    def declared(self) -> dict[str, Any]:
+        """Return the parts of a manifest that a recipe declares, and no step of the run decides.
+
+        They are `deployment`, if the recipe has it, and the user's entries of `evaluation`.
+        """
+        deployment = {} if self.deployment is None else {"deployment": self.deployment.to_json()}
+        return {**deployment, "evaluation": command_entries(self.evaluation.commands)}
 
 
 Recipe.json_schema = Recipe.model_json_schema()

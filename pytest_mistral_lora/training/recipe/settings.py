@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.recipe.data import Entry, objectives_of, opened
+from pytest_mistral_lora.training.recipe.declared import EvaluationCommand
 from pytest_mistral_lora.training.recipe.sections import (
     NonNegative,
     Number,
@@ -145,6 +146,11 @@ class Evaluation(Section):
     retention: Retention | None = Field(
         default=None,
         description="Rows of other subjects for the gate: `{rows: [general.jsonl], max_loss_increase: 0.05}`.",
+    )
+    commands: tuple[EvaluationCommand, ...] = Field(
+        default=(),
+        description="Commands of yours that evaluate the adapter, such as a harness or a script: a text, or "
+        "{command, files} with the files that it leaves. You run them; the notes list them, with the files' hashes.",
     )
 
     def format_checks(self) -> tuple[FormatCheck, ...]:

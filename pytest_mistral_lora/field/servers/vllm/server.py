@@ -38,6 +38,7 @@ class Vllm(Server):
     name, title, strength = "vllm", "vLLM", "ids"
     words, deviations = Path(__file__).parent / "fixes.toml", Path(__file__).parent / "deviations.toml"
     version_at = ("/version", "version")
+    lists_parents = True
     parsers = Parsers(
         Path(__file__).parent / "scripts" / "vllm_parsers.py",
         {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
