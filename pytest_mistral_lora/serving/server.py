@@ -70,6 +70,8 @@ class ServerFacts:
         precision: The precision of its weights, a key of `TOLERANCES`; empty if it is not given.
         scales: Each loaded adapter, with its scale; None if the server does not list adapters.
         parents: The models that adapters name as their parents.
+        defaults: What a request gets that does not name a setting, by its name, as far as the server shows it.
+        changed: The defaults among them that change a greedy answer, or end it.
     """
 
     version: str
@@ -78,6 +80,8 @@ class ServerFacts:
     precision: str = ""
     scales: tuple[tuple[str, float], ...] | None = None
     parents: tuple[str, ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +309,9 @@ class Server:
         # an adapter has its base among the models
         adapters = {model.id: model.parent for model in models if model.parent}
         names, parents = tuple(model.id for model in models), tuple(dict.fromkeys(adapters.values()))
-        return ServerFacts(await self.version(client), names, tuple(adapters), parents=parents)
+        lengths = {model.max_model_len for model in models if model.max_model_len}
+        defaults = tuple(("max_model_len", length) for length in lengths)
+        return ServerFacts(await self.version(client), names, tuple(adapters), parents=parents, defaults=defaults)
 
     async def version(self, client: ServerClient) -> str:
         """Return the version of a server; empty if it is not given, or the server is of another kind.
@@ -387,6 +393,10 @@ class Server:
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the fields that make a server show the ids of an answer."""
         return {}
+
+    async def plain_ids(self, client: ServerClient, text: str) -> tuple[int, ...] | None:
+        """Return the ids of a text in which no letters are control tokens; None if the server cannot be asked."""
+        return None
 
     def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
         """Return the fields that free an answer of the server's grammar, and leave its prompt as it is.

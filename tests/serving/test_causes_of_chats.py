@@ -18,7 +18,7 @@ from local_server import serving
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server.replay import CONSTRAINED, RIGHT_MODEL, RIGHT_PROMPT
+from pytest_mistral_lora.conformance.server.chat_causes import CONSTRAINED, RIGHT_MODEL, RIGHT_PROMPT
 from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.training.export.probe import plant
 

@@ -21,7 +21,7 @@ from pytest_mistral_lora.assertions import assert_served_as_trained
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server.replay import CONSTRAINED, RIGHT_MODEL
+from pytest_mistral_lora.conformance.server.chat_causes import CONSTRAINED, RIGHT_MODEL
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
 from pytest_mistral_lora.records.known_answers import known_answers
@@ -237,14 +237,14 @@ def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
         (lambda oracle: {"prompt": lambda ids, data: (1, *ids), "preview": lambda ids, _: ids}, "tokens recorded, "),
         (lambda oracle: {"completion": in_chats(lambda ids: ids[:3]), "longest": 3}, "ends the answer after 3 tokens"),
         (lambda oracle: {"completion": some_other(oracle)}, "two answers to one request differ"),
-        (lambda oracle: {"completion": in_chats(lambda ids: (*ids[:2], 2))}, "the answer ends early, as at a stop"),
+        (lambda oracle: {"completion": in_chats(lambda ids: ids[:2])}, "the answer ends early, by a stop string"),
         (
             lambda oracle: {"completion": in_chats(lambda ids: (*oracle.encode_text("Rome"), *ids[1:]))},
             "the chat changes the answer",
         ),
         (lambda oracle: {"reads_calls": False}, "the server reads other calls in them"),
     ],
-    ids=["messages", "limit", "temperature", "stop", "penalty", "parser"],
+    ids=["messages", "limit", "temperature", "stop", "other", "parser"],
 )
 @pytest.mark.parametrize("kind", ["llamacpp", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_what_changes_the_answers_of_a_chat_is_not_taken_for_a_grammar(

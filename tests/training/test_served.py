@@ -16,7 +16,7 @@ from llamacpp_process import converted_model, needs_llamacpp, served, write_lora
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server.replay import RIGHT_MODEL
+from pytest_mistral_lora.conformance.server.chat_causes import RIGHT_MODEL
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.run import RunResult

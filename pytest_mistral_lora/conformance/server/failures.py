@@ -43,6 +43,19 @@ def failure_finding(name: str, words: str, place: Place, row: str) -> Finding:
     return Finding("ML919", found, place, "an answer", row=row, shape=cause_of(words), fix=fix)
 
 
+_CONTEXT = re.compile(
+    r"available context size|context (?:length|window|size) (?:of|is|exceeded)|exceeds? (?:the |its )?(?:\w+ )?context"
+    r"|maximum context length|maximum model length|max_model_len|context_length_exceeded|prompt is too long",
+    re.IGNORECASE,
+)
+"""The words of servers whose context is too small for a prompt: llama.cpp, vLLM, SGLang, OpenAI's API."""
+
+
+def is_about_context(words: str) -> bool:
+    """Return whether a server refuses a prompt because it is longer than its context."""
+    return _CONTEXT.search(words) is not None
+
+
 def answered(outcome: Outcome) -> ServedAnswer | None:
     """Return the answer of a request; None if it was not sent, has no answer, was refused or failed."""
     if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:

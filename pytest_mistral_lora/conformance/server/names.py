@@ -107,11 +107,10 @@ class NameChecks:
         return asyncio.run(self._ask())
 
     async def _ask(self) -> list[NamedAnswer]:
-        from pytest_mistral_lora.serving.client import ServerClient, require_url
         from pytest_mistral_lora.serving.named_adapters import ask_names
         from pytest_mistral_lora.serving.replay import SECONDS
 
-        async with ServerClient(require_url(self._target.url), SECONDS) as client:
+        async with self._target.client(SECONDS) as client:
             return await ask_names(self._target.server, client, self._target.named_transcripts)
 
     @cached_property
