@@ -324,7 +324,9 @@ class ServerClient:
 
     def _failed(self, error: Exception, place: Place) -> InputError:
         found = f"the connection failed: {type(error).__name__} {_shown(str(error))}"
-        return NoAnswerError(found, place=place, next_step=self._other_scheme("http"))
+        # an answer that came, and cannot be read, is the server's own
+        kind = InputError if isinstance(error, ValueError) else NoAnswerError
+        return kind(found, place=place, next_step=self._other_scheme("http"))
 
     def _no_connection(self, error: str) -> InputError:
         if "CERTIFICATE_VERIFY_FAILED" in error:

@@ -46,6 +46,7 @@ class Replayed:
         prompt: The prompt that the server makes of the messages.
         again: The answer to the messages, asked a second time.
         plain: The answer to the messages with only the temperature set.
+        unlimited: The answer to the same request without a limit of tokens; None if an answer with one did not end.
         base: The answer of the base without its adapter to the recorded ids.
     """
 
@@ -55,6 +56,7 @@ class Replayed:
     prompt: ServedPrompt | InputError | None = None
     again: Outcome = None
     plain: Outcome = None
+    unlimited: Outcome = None
     base: Outcome = None
 
 
@@ -108,7 +110,11 @@ async def _replay(
         if transcript.case in repeated:
             again = await outcome_of(server.answer(client, row, model, limit, greedy))
             plain = await outcome_of(server.answer(client, row, model, limit, PLAIN))
-            found[index] = replace(found[index], again=again, plain=plain)
+            unlimited = None
+            if _ends_as(plain, found[index].by_messages):
+                # it ends by itself, and so does this one, unless the server has a limit
+                unlimited = await outcome_of(server.answer(client, row, model, None, PLAIN))
+            found[index] = replace(found[index], again=again, plain=plain, unlimited=unlimited)
         done()
 
     await asyncio.gather(*map(replay_one, range(len(transcripts))))
@@ -118,6 +124,13 @@ async def _replay(
             transcript = result.transcript
             base = server.base_answer(client, transcript.prompt_ids, model, transcript.max_new_tokens)
             found[index] = replace(result, base=await outcome_of(base))
+
+
+def _ends_as(plain: Outcome, explicit: Outcome) -> bool:
+    """Return whether an answer to the plain settings is that to the explicit ones, and the model ends it."""
+    if not isinstance(plain, ServedAnswer) or not isinstance(explicit, ServedAnswer):
+        return False
+    return plain.finish_reason == "stop" and plain.text != "" and plain.text == explicit.text
 
 
 async def ask_without_grammar(

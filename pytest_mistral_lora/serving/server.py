@@ -345,7 +345,7 @@ class Server:
         return await client.post("/v1/chat/completions", data)
 
     async def answer(
-        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+        self, client: ServerClient, row: Row, model: str, limit: int | None, settings: Mapping[str, Any]
     ) -> ServedAnswer:
         """Return the answer to a row's messages before its last answer.
 
@@ -353,13 +353,13 @@ class Server:
             client: The connection.
             row: The conversation.
             model: The name of the model.
-            limit: Longest answer, in tokens.
+            limit: Longest answer, in tokens; None for the server's own limit.
             settings: Fields of the request, such as `greedy`.
 
         Raises:
             InputError: If the server does not answer, or its answer has another form.
         """
-        data = {"model": model, **chat_request(row), "max_tokens": limit, **settings}
+        data = {"model": model, **chat_request(row), **({} if limit is None else {"max_tokens": limit}), **settings}
         shown = {"logprobs": True, "top_logprobs": LISTED}
         found = await client.post("/v1/chat/completions", data | shown)
         if found.status in (400, 422, 500):

@@ -54,6 +54,8 @@ _FIXES = {
     "misread": "Start the server with its parser of Mistral's tool calls.",
     "context": "The context of the server is too small: raise it. No template has a part in it.",
     "typed": "Convert the model again: these tokens must be control tokens in its vocabulary.",
+    "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
+    "scale": "Give the adapter the scale 1.",
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
 }
 """The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
@@ -195,7 +197,9 @@ class ChatCauses:
         """Return the cause of an answer with another token, by the likeliest token at its place."""
         step = answer.steps[difference.token] if difference.token < len(answer.steps) else None
         token = difference.golden.id
-        if step is None or token is None:
+        listed = [one.id for one in answer.steps[: difference.token]]
+        is_aligned = answer.count is None or len(answer.steps) == answer.count
+        if step is None or token is None or not is_aligned or listed != list(golden.completion_ids[: len(listed)]):
             reason = "because the server does not list the likeliest token where it differs"
             return f"{RIGHT_PROMPT}: the chat changes the answer; how cannot be told, {reason}.", _UNTOLD_FIX
         if step.is_best or not self._is_token(step, token):

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.replay import Outcome, Replayed
 
 _OTHER_WEIGHTS = (
-    "No template has a part in it: the weights differ from those that were recorded, such as an older adapter, another "
-    "alpha or another revision of the base. Answers alone cannot tell which."
+    "The weights differ from the recorded ones, such as by an older adapter, another alpha, rank or revision of the "
+    "base. Which cannot be told, because answers show their sum alone."
 )
 
 _UNREAD = "tool calls are compared by their ids alone, since the server left them in the text"
@@ -251,7 +251,7 @@ class ReplayChecks:
         shape = ""
         if rule == "ML908":
             causes = self._model_causes(replayed.transcript)
-            lines = [*(cause for cause, _ in causes), *lines]
+            lines = [*([cause for cause, _ in causes] or [_OTHER_WEIGHTS]), *lines]
             fix = next((fix for _, fix in causes), "")
         else:
             by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
@@ -275,6 +275,9 @@ class ReplayChecks:
             names = ", ".join(facts.adapters[:_SHOWN])
             cause = f"No adapter is asked: {model} is the parent of the adapters that the server lists: {names}."
             found.append((cause, "Ask for the adapter by its name: --model NAME."))
+        scaled = [f"{name} the scale {scale:g}" for name, scale in facts.scales or () if scale != 1]
+        if scaled:
+            found.append((f"The server has given the adapter {', '.join(scaled)} (ML910).", fix_of(target, "scale")))
         precision, source = self._precision
         if precision.startswith("q") and not source.startswith("as recorded"):
             cause = f"The weights are served in {precision}, {source}, and were recorded in {golden.precision}: "
@@ -373,7 +376,12 @@ class ReplayChecks:
         if self._lacks_tolerance:
             return Result(tuple(findings), "" if findings else self._lacks_tolerance)
         for replayed, answer in repeated:
-            for other, how in ((replayed.again, "asked twice"), (replayed.plain, "asked with the temperature 0 alone")):
+            asked = {
+                "asked twice": replayed.again,
+                "asked with the temperature 0 alone": replayed.plain,
+                "asked without a limit of tokens": replayed.unlimited,
+            }
+            for how, other in asked.items():
                 judged, given = self._judged(replayed.transcript, other, by_messages=True), answered(other)
                 if given is None:
                     if isinstance(judged, str) and other is not None and not _shared(other):
@@ -387,6 +395,8 @@ class ReplayChecks:
                 found = f"{replayed.transcript.case}: {how}, it answers {text}"
                 row = replayed.transcript.row.to_jsonl()
                 fix = RANDOM_FIX if other is replayed.again else ""
+                if other is replayed.unlimited and not given.ended:
+                    fix = fix_of(self._target, "default-limit")
                 findings.append(Finding("ML911", found, self._place, expected, row=row, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
