@@ -230,7 +230,7 @@ FAULTS = {
         {"ML908"},
         CHECK_FILE,
     ),
-    "revision": Fault(file(tensors=lambda lab: noisy(lab, 0.05)), {"ML908"}, "another revision of the base"),
+    "revision": Fault(file(tensors=lambda lab: noisy(lab, 0.03)), {"ML908"}, "rank or revision of the base"),
     "rope": Fault(file(llama__rope__freq_base=100.0), {"ML908"}, CHECK_FILE),
     "no-space": Fault(
         of_template("no-space", lambda text: text.replace("[INST] ", "[INST]")), {"ML902", "ML909"}, "The template:"

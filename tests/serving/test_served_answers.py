@@ -371,3 +371,60 @@ def test_a_folder_without_the_record_of_a_probe_is_bad_usage(tmp_path: Path) -> 
     (tmp_path / ANSWERS).write_text("[]")
     with pytest.raises(InputError, match="not a record of a probe"):
         said_answers(tmp_path)
+
+
+def cut(parts: list[bytes]) -> list[bytes]:
+    """End a stream in its middle."""
+    return parts[: len(parts) // 2]
+
+
+def without_reasons(parts: list[bytes]) -> list[bytes]:
+    """Leave the finish_reason out of a stream."""
+    return [re.sub(rb'"finish_reason": "\w+"', b'"finish_reason": null', part) for part in parts]
+
+
+def without_some(parts: list[bytes]) -> list[bytes]:
+    """Lose each fourth part of the texts."""
+    kept = [part for number, part in enumerate(parts) if number % 4 != 2 or b'"content": "' not in part]
+    return kept
+
+
+def harmless(parts: list[bytes]) -> list[bytes]:
+    """Put comments between the events, end lines as HTTP does, and leave the last event out."""
+    return [b": ping\r\n\r\n" + part.replace(b"\n", b"\r\n") for part in parts if b"[DONE]" not in part]
+
+
+@needs_llamacpp
+@pytest.mark.parametrize(
+    ("given", "rules", "says"),
+    [
+        ({"stream": cut}, {"ML921"}, r"the stream ends early: finish_reason None, and no event \[DONE\]"),
+        (
+            {"stream": without_reasons},
+            {"ML930", "ML931"},
+            r"finish_reason None\n  expected: as whole: finish_reason '(stop|tool_calls)'",
+        ),
+        ({"stream": without_some}, {"ML931"}, "parts of the stream are lost, such as"),
+        (
+            {"asks": lambda request: {**request, "stop": ["."]}},
+            {"ML923"},
+            r"ends early, by a stop string, which is in '\.",
+        ),
+        (
+            {"asks": lambda request: {**request, "max_tokens": 2}},
+            {"ML930"},
+            "finish_reason 'length'.* a limit of the server, or of a proxy",
+        ),
+        ({"stream": harmless}, set(), ""),
+    ],
+    ids=["cut", "no-reason", "lost", "stop", "limit", "harmless"],
+)
+def test_what_a_relay_does_to_an_answer_has_one_cause(
+    given: dict[str, Any], rules: set[str], says: str, llamacpp: str, oracle: Oracle
+) -> None:
+    plain = tuple(answer for answer in FEW if answer.name in ("plain", "call", "thinking"))
+    with serving(Relay(oracle, upstream=llamacpp, **given)) as url:
+        results = judged(url, oracle, given_answers=plain)
+    findings = [finding for result in results.values() for finding in result.findings]
+    assert {finding.rule for finding in findings} == rules, [finding.text() for finding in findings]
+    assert re.search(says, "\n".join(finding.text() for finding in findings)), [one.text() for one in findings]
