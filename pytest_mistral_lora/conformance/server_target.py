@@ -117,8 +117,8 @@ class ServerTarget(JudgedTarget):
         probe_answers: The names of the known answers that its model says, if the user states them; None if it is not
             stated.
         given_answers: Known answers to ask for in place of the packaged ones.
-        progress: Called with the number of rows after the answer to each; then with that of the transcripts, and of the
-            known answers.
+        progress: Called after each answer with what is asked, `rows`, `transcripts` or `known answers`, and their
+            number.
         seconds: The limit of a request, in seconds; 0 for that of the rows, and of the answers.
         at_once: The most open requests.
         kept: The file that keeps what the server answered, for a check that goes on where it was stopped; or None.
@@ -137,7 +137,7 @@ class ServerTarget(JudgedTarget):
     asks_answers: bool = False
     probe_answers: frozenset[str] | None = None
     given_answers: tuple[KnownAnswer, ...] = ()
-    progress: Callable[[int], object] = field(default=lambda rows: None, compare=False)
+    progress: Callable[[str, int], object] = field(default=lambda asked, total: None, compare=False)
     seconds: float = 0.0
     at_once: int = 4
     kept: Path | None = None
@@ -220,7 +220,7 @@ class ServerTarget(JudgedTarget):
                 if client.kept is not None:
                     kind = {"kind": server.name, "version": facts.version, "models": facts.models, "model": model}
                     client.kept.open({"url": self.url, **kind})
-                prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
+                prompts = await ask_prompts(server, client, rows, model, lambda: self.progress("rows", len(rows)))
                 spelled = await self._spelled(server, client)
         served = (replace(asked_row, served=prompt) for asked_row, prompt in zip(asked_rows, prompts, strict=True))
         return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows), spelled)
@@ -310,7 +310,9 @@ class ServerTarget(JudgedTarget):
         from pytest_mistral_lora.serving.replay import SECONDS, replay
 
         async with self.client(SECONDS) as client:
-            return await replay(self.server, client, transcripts, model, lambda: self.progress(len(transcripts)))
+            return await replay(
+                self.server, client, transcripts, model, lambda: self.progress("transcripts", len(transcripts))
+            )
 
     def answer_without_grammar(self, transcript: Transcript) -> Outcome:
         """Ask for the answer to the messages of a transcript, free of the server's grammar; None if it has none.
@@ -348,7 +350,7 @@ class ServerTarget(JudgedTarget):
         def done() -> None:
             nonlocal came
             came += 1
-            self.progress(len(fitting))
+            self.progress("known answers", len(fitting))
 
         try:
             async with timeout(ANSWERS_SECONDS), self.client(SECONDS) as client:

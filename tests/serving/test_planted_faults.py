@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
+from pytest_mistral_lora.records.secrets import SERVER_KEY
 from pytest_mistral_lora.records.transcripts import load_folder
 from pytest_mistral_lora.training.generate.model_spec import record_rows
 from pytest_mistral_lora.training.run import train
@@ -85,7 +88,7 @@ class Lab:
             {key: change(key, one).contiguous() for key, one in weights.items()}, copy / "adapter_model.safetensors"
         )
         (copy / "adapter_config.json").write_text((self.folder / "adapter" / "adapter_config.json").read_text())
-        return write_lora(copy / "lora.gguf", copy, self.folder / "base")
+        return write_lora(copy / f"{name}.gguf", copy, self.folder / "base")
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +123,11 @@ Check = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def check(lab: Lab, capsys: pytest.CaptureFixture[str]) -> Check:
-    def run(address: str, *words: str, kind: str = f"llamacpp@{BUILD}", rows: bool = True) -> tuple[int, str]:
-        given = ["--tokenizer", str(lab.oracle.path), "--golden", str(lab.folder / "answers")]
+    def run(
+        address: str, *words: str, kind: str = f"llamacpp@{BUILD}", rows: bool = True, golden: bool = True
+    ) -> tuple[int, str]:
+        given = ["--tokenizer", str(lab.oracle.path)]
+        given += ["--golden", str(lab.folder / "answers")] if golden else []
         given += ["--rows", str(lab.folder / "rows.jsonl")] if rows else []
         capsys.readouterr()
         code = main(["serve-check", f"{kind}={address}", *given, *words])
@@ -338,3 +344,121 @@ def test_a_gateway_that_changes_requests_is_found(name: str, sound: str, lab: La
     assert re.search(says, out), out
     assert "constrains the answer" not in out
     assert not {"ML902", "ML908"} & set(rules(out)), out
+
+
+@dataclass
+class Gateway(Relay):
+    """A relay that passes some requests on, and refuses the others with a status.
+
+    Attributes:
+        refused: Returns the status and the body of a request that is refused, by its number from 1 on.
+        prefix: What stands before each path.
+    """
+
+    refused: Callable[[int, str], tuple[int, dict[str, Any]] | None] = lambda number, path: None
+    prefix: str = ""
+    asked: int = 0
+
+    def respond(self, path: str, data: Any) -> tuple[int, Any]:
+        """Return the answer of the server, or the gateway's own."""
+        self.asked += 1
+        refused = self.refused(self.asked, path)
+        if refused is not None or not path.startswith(self.prefix):
+            return refused or (404, {"detail": "Not Found"})
+        return super().respond(path.removeprefix(self.prefix), data)
+
+
+BUSY = (429, {"error": {"message": "slow down"}})
+
+
+def test_a_gateway_that_is_busy_is_asked_again_when_it_wants_to_be(sound: str, lab: Lab, check: Check) -> None:
+    gateway = Gateway(
+        lab.oracle,
+        upstream=sound,
+        refused=lambda number, path: BUSY if number % 3 else None,
+        headers={"Retry-After": "0.01"},
+    )
+    with serving(gateway) as url:
+        code, out = check(url, "--at-once", "1")
+    assert (code, rules(out)) == (0, []), out
+    assert gateway.asked > 3 * len(gateway.passed) - 3
+
+
+def test_a_gateway_that_stays_busy_is_called_busy(sound: str, lab: Lab, check: Check) -> None:
+    # the rows are answered, and then nothing any more
+    gateway = Gateway(
+        lab.oracle,
+        upstream=sound,
+        refused=lambda number, path: BUSY if number > 22 else None,
+        headers={"Retry-After": "90"},
+    )
+    with serving(gateway) as url:
+        code, out = check(url)
+    assert (code, rules(out)) == (1, ["ML919"]), out
+    assert "the server is busy (HTTP 429, Retry-After 90 s: slow down)" in out
+    assert "fix:      Ask again when the server has less to do" in out
+    assert "Convert or merge" not in out
+
+
+def only_openai(number: int, path: str) -> tuple[int, dict[str, Any]] | None:
+    """Refuse each path that is not of OpenAI's API."""
+    return None if path.startswith("/v1/") else (404, {"detail": "Not Found"})
+
+
+def test_a_gateway_that_passes_no_ids_is_not_asked_by_ids(sound: str, lab: Lab, check: Check) -> None:
+    with serving(Gateway(lab.oracle, upstream=sound, refused=only_openai)) as url:
+        code, out = check(url, kind=f"llamacpp@{BUILD}:fp32")
+        assert (code, rules(out)) == (0, []), out
+        assert "a gateway that passes no ids: it is not asked by ids" in out
+        assert f"{len(LEARNED)} exact of {len(LEARNED)}" in out
+        # the packaged rows: the numbers of the named deviations of the server behind it
+        code, out = check(url, kind=f"llamacpp@{BUILD}:fp32", rows=False)
+        assert (code, rules(out)) == (0, []), out
+        assert re.search(r"those of named deviations, known of llama\.cpp", out), out
+        code, out = check(url, kind="openai", rows=False)
+    assert (code, rules(out)) == (1, ["ML904"]), out
+    assert f"name it: llamacpp@VERSION={url}" in out
+
+
+@pytest.mark.slow
+def test_a_stale_adapter_is_found_without_ids(lab: Lab, check: Check) -> None:
+    stale = lab.changed_lora("hidden", lambda key, one: one * 0.85 if "lora_B" in key else one)
+    with served(lab.model(), lora=str(stale)) as (_, address):
+        code, out = check(address, kind="openai:fp32")
+    assert (code, {"ML905", "ML909"} & set(rules(out)) != set()) == (1, True), out
+
+
+@pytest.mark.slow
+def test_a_base_path_a_key_and_two_adapters_are_no_finding(
+    sound: str, lab: Lab, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Gateway(lab.oracle, upstream=sound, prefix="/llm/mistral")) as url:
+        code, out = check(f"{url}/llm/mistral/v1")
+    assert (code, rules(out)) == (0, []), out
+    monkeypatch.setenv(SERVER_KEY, "sesame-1234")
+    with served(lab.model(), lora=str(lab.lora), set={"api_keys": ["sesame-1234"]}) as (_, address):
+        code, out = check(address)
+    assert (code, rules(out)) == (0, []), out
+    monkeypatch.delenv(SERVER_KEY)
+    other = lab.changed_lora("other", lambda key, one: -one if "lora_B" in key else one)
+    with served(lab.model(), loras=[str(lab.lora), str(other)]) as (_, address):
+        code, out = check(address, "--adapter", f"lora={lab.folder / 'answers'}", golden=False)
+    assert (code, rules(out)) == (0, []), out
+    assert "1 of 1 names answer as their own adapter" in out
+
+
+@pytest.mark.slow
+def test_a_load_of_20_requests_is_no_finding(sound: str, lab: Lab, check: Check) -> None:
+    def ask(number: int) -> None:
+        data = {"messages": [{"role": "user", "content": f"load {number}"}], "max_tokens": 30, "temperature": 1}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{sound}/v1/chat/completions", json.dumps(data).encode(), headers)
+        urllib.request.urlopen(request, timeout=100).close()
+
+    load = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for one in load:
+        one.start()
+    code, out = check(sound)
+    for one in load:
+        one.join()
+    assert (code, rules(out)) == (0, []), out

@@ -9,8 +9,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.answer.comparison import (
-    AnswerFault,
     STOPPED,
+    AnswerFault,
     answer_faults,
     ends_early,
     finish_text,

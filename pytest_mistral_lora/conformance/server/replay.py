@@ -343,6 +343,8 @@ class ReplayChecks:
         both_answered = [(adapted, base) for adapted, base in pairs if adapted and base]
         if not both_answered:
             reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
+            failed = next((reason for one in self._target.replayed if (reason := no_answer(one.base))), "")
+            reason = f"the base was not answered: {failed}" if failed else reason
             return Result(tuple(findings), "" if findings else reason)
         same = 0
         for adapted, base in both_answered:
