@@ -18,6 +18,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.serving.client import Answer
 
@@ -54,6 +55,8 @@ class KeptAnswers:
         for number, item in enumerate(lines):
             # the last line may have been cut as the run was stopped
             if isinstance(item, RowError) and number == len(lines) - 1 and number > 0:
+                whole = (json.dumps(known[1]) for known in lines[:-1] if not isinstance(known, RowError))
+                write_text(self.file, "".join(f"{line}\n" for line in whole))
                 break
             data = None if isinstance(item, RowError) else item[1]
             if number == 0:

@@ -389,7 +389,7 @@ def test_a_gateway_that_stays_busy_is_called_busy(sound: str, lab: Lab, check: C
     gateway = Gateway(
         lab.oracle,
         upstream=sound,
-        refused=lambda number, path: BUSY if number > 22 else None,
+        refused=lambda number, path: BUSY if number > 28 else None,
         headers={"Retry-After": "90"},
     )
     with serving(gateway) as url:

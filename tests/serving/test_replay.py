@@ -55,8 +55,14 @@ def check(
     """Replay the golden answers through a server of some behaviour."""
     (tmp_path / "one.jsonl").write_text(json.dumps(ROW) + "\n")
 
-    def judge(kind: str = "llamacpp", *words: str, golden: Path = answers, **given: Any) -> tuple[int, str, Behaviour]:
-        behaviour = Behaviour(oracle, **{"golden": golden_answers(oracle), **given})
+    def judge(
+        kind: str = "llamacpp",
+        *words: str,
+        golden: Path = answers,
+        server: type[Behaviour] = Behaviour,
+        **given: Any,
+    ) -> tuple[int, str, Behaviour]:
+        behaviour = server(oracle, **{"golden": golden_answers(oracle), **given})
         asked = ["--tokenizer", "spm-v3", "--rows", str(tmp_path / "one.jsonl"), "--golden", str(golden), *words]
         with serving(behaviour) as url:
             capsys.readouterr()
@@ -601,3 +607,95 @@ def test_the_transcripts_that_the_user_recorded_of_an_adapter_are_replayed_besid
         found = run_pytest(*words, "--mistral-golden-dir=goldens")
     found.assert_outcomes(passed=1)
     found.stdout.fnmatch_lines(["*3 exact of 3*"])
+
+
+def moved(by: float) -> dict[str, Any]:
+    """Move each log-probability, with the same answers: other weights do that."""
+    return {"logprob": lambda value, at: value - by}
+
+
+VLLM = {"scale": None, "models": ({"id": "base"}, {"id": "answers", "parent": "base"})}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "precision", "rule"),
+    [
+        ("llamacpp", {}, "", "ML908"),
+        ("vllm", VLLM, "fp32", "ML908"),
+        ("openai", {"shows_ids": False}, "fp32", "ML905"),
+    ],
+)
+def test_moved_log_probabilities_are_a_finding_of_each_kind_of_server(
+    kind: str, given: dict[str, Any], precision: str, rule: str, check: Check
+) -> None:
+    named = f"{kind}:{precision}" if precision else kind
+    code, out, _ = check(named, **given, **moved(0.02))
+    # below the numbers of the table, the mean of a few tokens is judged
+    assert (code, "nats at most, 0.02 on average; fp32 explains 0.05 and 0.01" in out) == (1, True), out
+    code, out, _ = check(named, **given, **moved(0.005))
+    assert (code, "nats at most, 0.005 on average" in out) == (0, True), out
+    code, out, _ = check(named, **given, **moved(0.11))
+    assert (code, out.count("3 exact of 3")) == (1, 1 if kind == "openai" else 2), out
+    rules = re.findall(r"^(ML\d+) ", out, re.MULTILINE)
+    # by messages it is the same cause
+    assert set(rules) == {rule}, out
+    assert ("moved by 0.11 nats at most, 0.11 on average, most in" in out) is (rule == "ML908"), out
+
+
+def test_moves_in_an_unknown_precision_are_a_note(check: Check) -> None:
+    code, out, _ = check("vllm", **VLLM, **moved(0.11))
+    assert code == 0, out
+    assert "moved by 0.11 nats at most, 0.11 on average: not judged, since the server reports no precision" in out
+    code, out, _ = check("vllm:q8_0", **VLLM, **moved(0.11))
+    assert (code, "q8_0 explains 1.5 and 0.2" in out) == (0, True), out
+
+
+def test_a_text_that_is_cut_behind_right_ids_is_a_finding(check: Check, oracle: Oracle) -> None:
+    class Cutting(Behaviour):
+        """Ends texts as a stop string does, whose token vLLM keeps among the ids."""
+
+        def chat_answer(self, fed: Ids, data: dict[str, Any]) -> dict[str, Any]:
+            answer = super().chat_answer(fed, data)
+            message = answer["choices"][0]["message"]
+            message["content"] = message["content"].partition(" it")[0]
+            return answer
+
+    code, out, _ = check("vllm:fp32", server=Cutting, **VLLM)
+    assert (code, re.findall(r"^(ML\d+) ", out, re.MULTILINE)) == (1, ["ML909"]), out
+    assert "it is cut by a stop string, which is in ' it is.'" in out
+
+
+def test_what_a_server_answered_is_not_asked_again_after_a_stop(
+    oracle: Oracle, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.jsonl").write_text(json.dumps(ROW) + "\n")
+    kept = tmp_path / "kept.jsonl"
+    behaviour = Behaviour(oracle, golden=golden_answers(oracle), **VLLM)
+    asked = ["--tokenizer", "spm-v3", "--rows", str(tmp_path / "one.jsonl"), "--golden", str(answers)]
+    monkeypatch.setenv(KEY, "sesame-1234")
+
+    with serving(behaviour) as url:
+
+        def run() -> tuple[int, str, int]:
+            behaviour.seen.clear()
+            code = main(["serve-check", f"vllm:fp32={url}", *asked, "--kept", str(kept)])
+            return code, "".join(capsys.readouterr()), sum(data is not None for _, _, data in behaviour.seen)
+
+        code, out, questions = run()
+        lines = kept.read_text().splitlines(keepends=True)
+        assert (code, len(lines)) == (0, 1 + questions), out
+        assert "sesame" not in kept.read_text()
+        # stopped in the middle of a line
+        whole = len(lines) // 2
+        kept.write_text("".join(lines[:whole]) + lines[whole][:20])
+        code, out, again = run()
+        assert (code, out.count("3 exact of 3"), again) == (0, 2, questions - (whole - 1)), out
+        assert sorted(kept.read_text().splitlines()) == sorted("".join(lines).splitlines())
+        assert run()[2] == 0
+        behaviour.version = "9.9"
+        code, out, _ = run()
+        assert (code, "the answers of another server" in out) == (1, True), out
+        kept.write_text("mine")
+        with pytest.raises(SystemExit):
+            run()
+        assert kept.read_text() == "mine"

@@ -12,6 +12,7 @@ from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_ea
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.chat_causes import (
     CUT_TEXT,
+    HIDDEN_PROMPT,
     RANDOM_FIX,
     RIGHT_MODEL,
     STOP_FIX,
@@ -143,6 +144,7 @@ class ReplayChecks:
                 findings.append(self._different(rule, replayed, judged))
         moved = self._moved(of)
         is_known = rule == "ML909" and (repeated > 0 or not self._moved_by_ids.is_explained)
+        is_known = is_known or (bool(self._hides_answers) and bool(self.first_logprobs().findings))
         if not findings and not is_known and not moved.is_explained:
             findings.append(self._moved_finding(rule, moved))
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
@@ -183,7 +185,7 @@ class ReplayChecks:
             lines = [cause for cause, _ in causes] or [_OTHER_WEIGHTS]
             fix = next((fix for _, fix in causes), "")
         elif self._hides_answers:
-            lines, fix = self._causes.of_hidden(replayed)
+            lines, fix = [HIDDEN_PROMPT], ""
         else:
             lines, fix = self._causes.of_moved(replayed)
         row = replayed.transcript.row.to_jsonl()
@@ -228,9 +230,8 @@ class ReplayChecks:
 
     def _is_unanswered_by_ids(self, outcome: Outcome) -> bool:
         """Whether a request has no answer for a reason for which one by ids has none: the check by ids reports it."""
-        reason = no_answer(outcome)
-        by_ids = {cause_of(no_answer(replayed.by_ids)) for replayed in self._target.replayed}
-        return bool(reason) and not self._hides_answers and _shared(outcome) and cause_of(reason) in by_ids
+        by_ids = {_reason(replayed.by_ids) for replayed in self._target.replayed}
+        return not self._hides_answers and _shared(outcome) and _reason(outcome) in by_ids
 
     def _unjudged(self, rule: str, golden: Transcript, outcome: Outcome, reason: str) -> Finding:
         row = golden.row.to_jsonl()
@@ -401,6 +402,11 @@ class ReplayChecks:
                     fix = fix_of(self._target, "default-limit")
                 findings.append(Finding("ML911", found, self._place, expected, row=row, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+
+def _reason(outcome: Outcome) -> str:
+    """Return why a request has no answer, without what is of this request alone."""
+    return cause_of(outcome.found if isinstance(outcome, InputError) else no_answer(outcome))
 
 
 def _shared(outcome: Outcome) -> bool:
