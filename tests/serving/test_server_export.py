@@ -91,7 +91,7 @@ def test_vllm_gets_the_mode_the_rank_and_the_names(
     assert (option(words, "--max-lora-rank"), option(words, "--tokenizer-mode")) == ("16", "mistral")
     assert option(words, "--lora-modules") == f"tuned={adapter}"
     assert (option(words, "--dtype"), option(words, "--generation-config")) == ("float32", "vllm")
-    assert "serve-check vllm=http://127.0.0.1:8000" in out
+    assert "serve-check vllm:fp32=http://127.0.0.1:8000" in out
     assert out.rpartition("check:")[2].strip() in (tmp_path / "to" / "README.md").read_text()
 
 

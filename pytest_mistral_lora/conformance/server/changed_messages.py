@@ -39,10 +39,12 @@ class ChangedMessages:
     Attributes:
         words: What the numbers show, as a sentence; that they show nothing, too.
         fix: What to look for.
+        is_told: Whether the numbers show one change, and no other that we know.
     """
 
     words: str
     fix: str
+    is_told: bool = True
 
 
 def changed_messages(prompts: Iterable[FedPrompt], oracle: Oracle) -> ChangedMessages:
@@ -62,9 +64,10 @@ def changed_messages(prompts: Iterable[FedPrompt], oracle: Oracle) -> ChangedMes
         return replace(found[0], words=f"{found[0].words}.", fix=f"{found[0].fix} {ASK_ITSELF}")
     if found:
         words = f"One of these gives each number: {'; '.join(change.words for change in found)}."
-        return ChangedMessages(words, f"{' Or: '.join(change.fix for change in found)} {ASK_ITSELF}")
+        return ChangedMessages(words, f"{' Or: '.join(change.fix for change in found)} {ASK_ITSELF}", is_told=False)
     words = "What changes them cannot be told by the numbers of tokens alone."
-    return ChangedMessages(words, f"Find what changes the messages of a chat on their way to the model. {ASK_ITSELF}")
+    fix = f"Find what changes the messages of a chat on their way to the model. {ASK_ITSELF}"
+    return ChangedMessages(words, fix, is_told=False)
 
 
 def _last_message(row: Row) -> Row:
@@ -132,6 +135,6 @@ def _added(prompts: Sequence[FedPrompt]) -> list[ChangedMessages]:
     without = " without a system message" if of_system == {0} else ""
     if number == 1 and not without:
         words = "Each prompt has one token more, as of a second BOS or a space"
-        return [ChangedMessages(words, "Compare the template of the chat with that of the preview.")]
+        return [ChangedMessages(words, "Compare the template of the chat with that of the preview.", is_told=False)]
     words = f"Each prompt{without} has {counted(number, 'token')} more, as of a system message that is put before it"
     return [ChangedMessages(words, "Find the system prompt that a chat gets by default.")]

@@ -314,7 +314,8 @@ class ServerChecks:
                 FedPrompt(one.asked.prompt, len(one.asked.expected or ()), one.count or 0) for one in counted_rows
             ]
             changed = changed_messages(prompts, self._target.oracle)
-            findings = [replace(finding, detail=changed.words, fix=changed.fix) for finding in findings]
+            if changed.is_told:
+                findings = [replace(finding, detail=changed.words, fix=changed.fix) for finding in findings]
         facts: tuple[tuple[str, str], ...] = ()
         if accepted:
             names = ", ".join(f"{name} ({number})" for name, number in accepted.items())
