@@ -144,7 +144,7 @@ def rules(out: str) -> list[str]:
 def test_a_healthy_server_is_green_beside_its_numbers(sound: str, check: Check) -> None:
     code, out = check(sound)
     assert (code, out.count(f"{len(LEARNED)} exact of {len(LEARNED)}")) == (0, 2), out
-    assert "fp32 explains 0.05 and 0.01" in out
+    assert "fp32 explains 0.1 and 0.01" in out
     assert re.search(r"defaults of .* temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, n_ctx 1024", out), out
 
 
