@@ -120,7 +120,7 @@ class ChatCauses:
             return fed
         if answer is None:
             return [], ""
-        found = self._limit(golden, answer)
+        found = limit_of(golden, answer)
         if found:
             return [f"{found[0].upper()}{found[1:]}."], _LIMIT_FIX
         if self._is_random:
@@ -137,15 +137,6 @@ class ChatCauses:
             return None
         changed = changed_messages(self._fed, self._target.oracle)
         return [f"prompt: {len(recorded)} tokens recorded, {fed} fed to the chat", changed.words], changed.fix
-
-    @staticmethod
-    def _limit(golden: Transcript, answer: ServedAnswer) -> str:
-        """Return which limit ends an answer before the one that was asked for; empty for none."""
-        length = answer.count if answer.ids is None else len(answer.ids)
-        if answer.ended or length is None or length >= golden.max_new_tokens:
-            return ""
-        tokens = counted(length, "token")
-        return f"a limit ends the answer after {tokens}, and {golden.max_new_tokens} were asked for"
 
     @cached_property
     def _fed(self) -> list[FedPrompt]:
@@ -174,7 +165,7 @@ class ChatCauses:
         golden = replayed.transcript
         if difference is None:
             return MISREAD, fix_of(self._target, "misread")
-        limit = self._limit(golden, answer)
+        limit = limit_of(golden, answer)
         if limit:
             return f"{RIGHT_PROMPT}: {limit}.", _LIMIT_FIX
         if self._is_random:
@@ -242,6 +233,15 @@ class ChatCauses:
         text = answer.text.removeprefix(" " * (self._target.oracle.kind == "spm"))
         follows = golden.text[len(text) :] if golden.text.startswith(text) else ""
         return f"a stop string, which is in {follows[:24]!r}" if follows else "a stop string"
+
+
+def limit_of(golden: Transcript, answer: ServedAnswer) -> str:
+    """Return which limit ends an answer before the one that was asked for, as words; empty for none."""
+    length = answer.count if answer.ids is None else len(answer.ids)
+    if answer.ended or length is None or length >= golden.max_new_tokens:
+        return ""
+    tokens = counted(length, "token")
+    return f"a limit ends the answer after {tokens}, and {golden.max_new_tokens} were asked for"
 
 
 def same_answer(first: ServedAnswer, second: ServedAnswer) -> bool:

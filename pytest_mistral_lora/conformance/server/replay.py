@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.server.chat_causes import (
     ChatCauses,
     fix_of,
     judged_passes,
+    limit_of,
     same_answer,
 )
 from pytest_mistral_lora.conformance.server.failures import (
@@ -252,6 +253,9 @@ class ReplayChecks:
         shape = ""
         if rule == "ML908":
             causes = self._model_causes(replayed.transcript)
+            answer = answered(replayed.by_ids)
+            if answer is not None and (limit := limit_of(replayed.transcript, answer)):
+                causes = [(f"{limit[0].upper()}{limit[1:]}.", fix_of(self._target, "context"))]
             lines = [*([cause for cause, _ in causes] or [_OTHER_WEIGHTS]), *lines]
             fix = next((fix for _, fix in causes), "")
         else:
