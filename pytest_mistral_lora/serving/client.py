@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import count, takewhile
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from pytest_mistral_lora.errors import InputError, NoAnswerError, counted
@@ -22,8 +22,6 @@ from pytest_mistral_lora.records.secrets import redacted, server_key
 
 if TYPE_CHECKING:
     import httpx
-
-    from pytest_mistral_lora.serving.kept import KeptAnswers
 
 AT_ONCE = 4
 """The most open requests."""
@@ -160,6 +158,19 @@ def require_url(url: str) -> str:
     return url.rstrip("/")
 
 
+class AnswerStore(Protocol):
+    """Keeps answers, so that a request is not sent again: see `serving.kept`."""
+
+    def open(self, server: Mapping[str, Any]) -> None:
+        """Read what is kept of a server."""
+
+    def find(self, path: str, data: Any) -> Answer | None:
+        """Return the answer to a request; None if it is not kept."""
+
+    def add(self, path: str, data: Any, answer: Answer) -> None:
+        """Keep the answer to a request."""
+
+
 class _DroppedError(Exception):
     """The server closed the connection before it answered; no request of ours changes anything if it comes again."""
 
@@ -182,7 +193,7 @@ class ServerClient:
     url: str
     seconds: float
     at_once: int = AT_ONCE
-    kept: KeptAnswers | None = field(default=None, repr=False)
+    kept: AnswerStore | None = field(default=None, repr=False)
     _open: httpx.AsyncClient | None = field(default=None, repr=False)
     _lost: InputError | None = field(default=None, repr=False)
     _has_answered: bool = field(default=False, repr=False)

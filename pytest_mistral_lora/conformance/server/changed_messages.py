@@ -47,13 +47,15 @@ class ChangedMessages:
     is_told: bool = True
 
 
-def changed_messages(prompts: Iterable[FedPrompt], oracle: Oracle) -> ChangedMessages:
-    """Return what the numbers of tokens show, if some differ from those of mistral-common.
+def changed_messages(prompts: Iterable[FedPrompt], oracle: Oracle) -> ChangedMessages | None:
+    """Return what the numbers of tokens show; None if each is that of mistral-common.
 
     A change is named only if it gives the number of each prompt, those that do not differ among them.
     """
     # a row may be asked several times
     given = list({(prompt.row.to_jsonl(), prompt.fed): prompt for prompt in prompts}.values())
+    if all(prompt.fed == prompt.expected for prompt in given):
+        return None
     found = [
         ChangedMessages(f"{words}, which gives each of {counted(len(given), 'number')}", fix)
         for words, fix, change in _CHANGES

@@ -136,7 +136,8 @@ class ChatCauses:
         if fed is None or fed == len(recorded):
             return None
         changed = changed_messages(self._fed, self._target.oracle)
-        return [f"prompt: {len(recorded)} tokens recorded, {fed} fed to the chat", changed.words], changed.fix
+        words, fix = ([changed.words], changed.fix) if changed is not None else ([], "")
+        return [f"prompt: {len(recorded)} tokens recorded, {fed} fed to the chat", *words], fix
 
     @cached_property
     def _fed(self) -> list[FedPrompt]:

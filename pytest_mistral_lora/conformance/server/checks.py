@@ -277,14 +277,13 @@ class ServerChecks:
             for taken_row in self._taken
             if taken_row.ids is not None and taken_row.count is not None
         ]
+        prompts = [FedPrompt(asked_row.prompt, shown, fed) for asked_row, shown, fed in known]
+        changed = changed_messages(prompts, self._target.oracle)
         for asked_row, shown, fed in known:
-            if shown != fed:
-                found = f"{asked_row.name}: the chat is fed {fed} tokens, the preview has {shown}"
-                findings.append(Finding("ML903", found, self._place, row=asked_row.row.to_jsonl(), shape="fed"))
-        if findings:
-            prompts = [FedPrompt(asked_row.prompt, shown, fed) for asked_row, shown, fed in known]
-            changed = changed_messages(prompts, self._target.oracle)
-            findings = [replace(finding, detail=changed.words, fix=changed.fix) for finding in findings]
+            if shown != fed and changed is not None:
+                found, row = f"{asked_row.name}: the chat is fed {fed} tokens, the preview has {shown}", asked_row.row
+                told = Finding("ML903", found, self._place, "", changed.words, row.to_jsonl(), "fed", fix=changed.fix)
+                findings.append(told)
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def counts(self) -> Result:
@@ -297,6 +296,12 @@ class ServerChecks:
             return Result(not_checked="the server shows neither ids nor their number")
         findings = [] if self._other is None else [self._other]
         accepted: Counter[str] = Counter()
+        prompts = [
+            FedPrompt(taken_row.asked.prompt, len(taken_row.asked.expected or ()), taken_row.count or 0)
+            for taken_row in counted_rows
+        ]
+        changed = changed_messages(prompts, self._target.oracle) if self._other is None else None
+        words, told_fix = (changed.words, changed.fix) if changed is not None and changed.is_told else ("", "")
         for taken_row in counted_rows if self._other is None else ():
             expected = len(taken_row.asked.expected or ())
             if taken_row.count == expected:
@@ -306,16 +311,9 @@ class ServerChecks:
                 accepted.update(explained)
                 continue
             found = f"{taken_row.asked.name}: {taken_row.count} prompt tokens"
-            fix = self._deviations.fix_of_kind(explained or ())
+            fix = told_fix or self._deviations.fix_of_kind(explained or ())
             row = taken_row.asked.row.to_jsonl()
-            findings.append(Finding("ML904", found, self._place, str(expected), row=row, fix=fix))
-        if findings and self._other is None and not any(finding.fix for finding in findings):
-            prompts = [
-                FedPrompt(one.asked.prompt, len(one.asked.expected or ()), one.count or 0) for one in counted_rows
-            ]
-            changed = changed_messages(prompts, self._target.oracle)
-            if changed.is_told:
-                findings = [replace(finding, detail=changed.words, fix=changed.fix) for finding in findings]
+            findings.append(Finding("ML904", found, self._place, str(expected), words, row, fix=fix))
         facts: tuple[tuple[str, str], ...] = ()
         if accepted:
             names = ", ".join(f"{name} ({number})" for name, number in accepted.items())

@@ -48,7 +48,7 @@ _CONTEXT = re.compile(
     r"|maximum context length|maximum model length|max_model_len|context_length_exceeded|prompt is too long",
     re.IGNORECASE,
 )
-"""The words of servers whose context is too small for a prompt: llama.cpp, vLLM, SGLang, OpenAI's API."""
+"""The words of servers whose context is too small for a prompt."""
 
 
 def is_about_context(words: str) -> bool:
