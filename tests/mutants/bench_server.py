@@ -10,7 +10,7 @@ from typing import Any
 
 from gallery import Artifact, mutant
 from golden_answers import golden_answers, write_golden_answers
-from local_server import CRASH, FORCED, Behaviour, has_calls, serving, space_for_an_empty_text, two_users
+from local_server import CRASH, FORCED, Behaviour, Ids, has_calls, serving, space_for_an_empty_text, two_users
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
@@ -278,6 +278,22 @@ def chats_of_nothing(artifact: Artifact) -> None:
     """Each chat is answered with an empty object."""
     artifact |= {"kind": "openai"}
     artifact["behaviour"].answer = lambda path: (200, b"{}") if path == "/v1/chat/completions" else None
+
+
+@mutant("ML932", says="tuned answers as recorded, and its log-probabilities moved by 0.4 nats at most")
+def an_older_adapter_under_a_name(artifact: Artifact) -> None:
+    """One of two adapters is an older one, whose greedy answers are the same."""
+
+    class Older(Behaviour):
+        """Moves the log-probabilities of one adapter."""
+
+        def _answer(self, prompt: Ids, data: dict[str, Any]) -> tuple[list[int], list[float], bool]:
+            ids, values, ended = super()._answer(prompt, data)
+            return ids, [value - 0.4 * (data.get("model") == "tuned") for value in values], ended
+
+    two_adapters(artifact, lambda ids, data: reworded(ids) if data.get("model") == "other" else ids)
+    artifact["precision"] = "fp32"
+    artifact["behaviour"] = Older(**vars(artifact["behaviour"]))
 
 
 @mutant("ML901", says="no answer has the ids of its prompt, or their number")

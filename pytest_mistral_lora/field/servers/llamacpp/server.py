@@ -61,6 +61,9 @@ _THINK, _END_OF_THOUGHT = "[THINK]", "[/THINK]"
 _NOT_PASSED = (404, 405)
 """The statuses of an endpoint that a gateway before the server does not have."""
 
+_LARGEST = 1 << 40
+"""What a setting that is a whole number is below."""
+
 _CERTAIN = 100.0
 """The bias of a token that a model shall say."""
 
@@ -118,9 +121,8 @@ class LlamaCpp(Server):
         loaded = await _adapters(client)
         scales = None if loaded is None else tuple((adapter.path, adapter.scale) for adapter in loaded)
         settings = props.default_generation_settings
-        # numbers in float32: 0.8 is shown as 0.800000011920929
-        given = {name: float(f"{value:.6g}") for name, value in settings.params.items() if type(value) is float}
-        given = {name: given.get(name, value) for name, value in settings.params.items()}
+        given = {name: _setting(settings.params.get(name)) for name in (*_SHOWN, *_NEUTRAL)}
+        given = {name: value for name, value in given.items() if value is not None}
         changed = tuple(name for name, value in _NEUTRAL.items() if given.get(name, value) != value)
         shown_defaults = [(name, given[name]) for name in (*_SHOWN, *changed) if name in given]
         defaults = (*shown_defaults, *((("n_ctx", settings.n_ctx),) if settings.n_ctx else ()))
@@ -227,6 +229,14 @@ class LlamaCpp(Server):
             return ServedPrompt(**unanswered(tokenized, place))
         ids = read_form(Tokens, tokenized, place).tokens
         return served_prompt(await self.chat(client, row, model), client, lambda _: ids)
+
+
+def _setting(value: Any) -> int | float | bool | None:
+    """Return a setting that is a number or a switch; None for anything else."""
+    if isinstance(value, float):
+        # in float32: 0.8 is shown as 0.800000011920929
+        return float(f"{value:.6g}")
+    return value if isinstance(value, int) and abs(value) < _LARGEST else None
 
 
 async def _adapters(client: ServerClient) -> list[LoadedAdapter] | None:
