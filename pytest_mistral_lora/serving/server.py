@@ -368,7 +368,13 @@ class Server:
         return chat_answer(found, client.place_of("/v1/chat/completions"))
 
     async def say(
-        self, client: ServerClient, request: Mapping[str, Any], model: str, *, is_stream: bool
+        self,
+        client: ServerClient,
+        request: Mapping[str, Any],
+        model: str,
+        *,
+        is_stream: bool,
+        settings: Mapping[str, Any] | None = None,
     ) -> ServedAnswer:
         """Return the greedy answer to a chat request, as clients send it: whole, or as a stream.
 
@@ -377,12 +383,14 @@ class Server:
             request: The messages, the tools and any other field, which takes precedence over those of `greedy`.
             model: The name of the model.
             is_stream: Whether the answer comes in parts.
+            settings: The settings in place of those of `greedy`; None for these.
 
         Raises:
             InputError: If the server does not answer, or its answer has another form.
         """
         place = client.place_of("/v1/chat/completions")
-        data = {"model": model, **self.greedy, **self.shown_ids(is_stream=is_stream), **request}
+        greedy = self.greedy if settings is None else settings
+        data = {"model": model, **greedy, **self.shown_ids(is_stream=is_stream), **request}
         answer = await client.post("/v1/chat/completions", {**data, "stream": is_stream})
         if not is_stream or not answer.is_ok:
             return chat_answer(answer, place)

@@ -428,3 +428,15 @@ def test_what_a_relay_does_to_an_answer_has_one_cause(
     findings = [finding for result in results.values() for finding in result.findings]
     assert {finding.rule for finding in findings} == rules, [finding.text() for finding in findings]
     assert re.search(says, "\n".join(finding.text() for finding in findings)), [one.text() for one in findings]
+
+
+@needs_llamacpp
+def test_a_default_that_changes_an_answer_is_found_without_transcripts(
+    llamacpp: str, probe: ServerFiles, oracle: Oracle
+) -> None:
+    few = tuple(answer for answer in FEW if answer.name in ("plain", "leading-spaces", "thinking"))
+    with served(probe.folder / "model.gguf", set={"sampling.penalty_repeat": 5.0}) as (_, address):
+        [finding, *_] = judged(address, oracle, given_answers=few)["decoding"].findings
+    assert "asked with the temperature 0 alone" in finding.found
+    assert "A default of the server changes the answer" in finding.fix
+    assert judged(llamacpp, oracle, given_answers=few)["decoding"].findings == ()

@@ -53,6 +53,10 @@ _EARLY_FIX = (
     "Find what ends the stream before the server does: the time limit or the buffer of a proxy or a gateway, or the "
     "server itself, which says so in its log."
 )
+_DEFAULTS_FIX = (
+    "A default of the server changes the answer, such as a penalty in generation_config.json or on its command line: "
+    "start it without, or have each client name its settings."
+)
 _LOST_FIX = "Find what drops parts of a stream: a proxy or a gateway between. Or ask for whole answers."
 _NO_PARSERS = "the parsers do not run: see the check `answered`"
 _TOO_SLOW = "not all of the known answers came: see the check `answered`"
@@ -231,7 +235,19 @@ class AnswerChecks:
             finding = self._finding(rule, forced, f"{way}: {fault.found}{name}", fault.expected)
             # one cause for each place of a cut
             findings.append(replace(finding, shape=f"{cause_of(way)}: {fault.part}{name}", fix=fault.fix))
+        if rule == "ML922":
+            findings += self._changed_by_defaults()
         return Result(tuple(self._first(findings)))
+
+    def _changed_by_defaults(self) -> Iterator[Finding]:
+        """Yield ML922 for each answer that a default of the server changes: a client seldom names each setting."""
+        for forced in self._said:
+            whole, plain = answered(forced.whole), answered(forced.plain)
+            if whole is None or plain is None or is_same_message(whole, plain):
+                continue
+            found = f"asked with the temperature 0 alone: {message_text(plain)}"
+            finding = self._finding("ML922", forced, found, f"as with each setting named: {message_text(whole)}")
+            yield replace(finding, shape="defaults", fix=_DEFAULTS_FIX)
 
     def same(self) -> Result:
         """ML931: an answer is the same message whole and as a stream, wherever the stream is cut."""
