@@ -45,7 +45,7 @@ _LONGEST_PAUSE = 5.0
 """The longest pause in seconds before a request to a server that asks to come back, and does not say when."""
 _SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
 """The most characters of a server's text in a message, of the text that is searched for it, and of a key."""
-_SLOW = "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600."
+SLOW = "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600."
 _BUSY_STEP = (
     "Ask again when the server has less to do, send fewer requests at once (--at-once 1), or raise its limit of "
     "requests."
@@ -271,6 +271,8 @@ class ServerClient:
         async with self._gate:
             began = time.monotonic()
             for attempt in count():
+                while (rest := self._free_at - time.monotonic()) > 0:
+                    await asyncio.sleep(rest)
                 if self._lost is not None:
                     raise self._lost
                 try:
@@ -278,7 +280,7 @@ class ServerClient:
                 except (TimeoutError, httpx.TimeoutException) as error:
                     found = f"no answer in {self.seconds:g} s"
                     self._late += 1
-                    step = self._other_scheme("https") or _SLOW
+                    step = self._other_scheme("https") or SLOW
                     late = NoAnswerError(found, place=place, next_step=step)
                     # a server that lets each request wait would keep the run for minutes a row
                     self._lost = late if self._late >= MOST_LATE else self._lost
@@ -305,13 +307,13 @@ class ServerClient:
                     if answer.status not in _BUSY or (not asks_later and attempt + 1 >= _TRIES):
                         return answer
                     if asks_later:
-                        await self._wait(answer, began, attempt, place)
+                        self._put_off(answer, began, attempt, place)
                         continue
                 await asyncio.sleep(0.2 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _wait(self, answer: Answer, began: float, attempt: int, place: Place) -> None:
-        """Wait until a busy server wants to be asked again; the other requests wait for it, too.
+    def _put_off(self, answer: Answer, began: float, attempt: int, place: Place) -> None:
+        """Put all requests off until a busy server wants to be asked again.
 
         Raises:
             NoAnswerError: If that is later than `BUSY_SECONDS` after the first try.
@@ -324,8 +326,6 @@ class ServerClient:
             sent = f"{counted(attempt + 1, 'request')} in {waited:.0f} s"
             raise NoAnswerError(f"{found}, after {sent}", place=place, next_step=_BUSY_STEP)
         self._free_at = max(self._free_at, time.monotonic() + pause)
-        while (rest := self._free_at - time.monotonic()) > 0:
-            await asyncio.sleep(rest)
 
     def _other_scheme(self, scheme: str) -> str:
         """Return the next step for a server that has never answered: try the address with the other scheme."""

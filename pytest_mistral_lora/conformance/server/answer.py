@@ -137,6 +137,13 @@ def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
         # the closing EOS, which a server may leave out
         if answer.text.strip() != golden.text.strip() or recorded_count - len(listed) not in (0, 1) or answer.calls:
             return []
+        # and tokens that end within a character
+        if any(step.id is not None for step in listed):
+            is_whole = [step.id for step in listed] == list(golden.completion_ids[: len(listed)])
+        else:
+            is_whole = "".join("".join(step.text.split()) for step in listed) == "".join(answer.text.split())
+        if not is_whole:
+            return []
         pairs = zip(listed, golden.logprobs, strict=False)
         return [abs(step.logprob - before) for step, before in pairs if isfinite(step.logprob)]
     apart = []

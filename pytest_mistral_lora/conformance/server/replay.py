@@ -115,8 +115,10 @@ class ReplayChecks:
         if all(outcome is None for outcome in outcomes):
             return f"{target.server.title} is not asked by ids"
         is_chat = any(answered(replayed.by_messages) for replayed in target.replayed)
-        # a server that reports its version is the server itself, and no gateway
-        if target.answers.facts.version or not is_chat or any(map(answered, outcomes)):
+        facts = target.answers.facts
+        # one that reports its version, its weights or its adapters is the server itself, and no gateway
+        is_itself = bool(facts.version or facts.precision) or facts.scales is not None
+        if is_itself or not is_chat or any(map(answered, outcomes)):
             return ""
         if any(isinstance(outcome, NoAnswerError) for outcome in outcomes):
             return ""
