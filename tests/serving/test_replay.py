@@ -632,8 +632,8 @@ def test_moved_log_probabilities_are_a_finding_of_each_kind_of_server(
 ) -> None:
     named = f"{kind}:{precision}" if precision else kind
     code, out, _ = check(named, **given, **moved(0.02))
-    # below the largest number of the table, the mean is judged, but not that of a few tokens: the list of hidden ids lacks
-    # those that end within a character
+    # below the largest number of the table, the mean is judged, but not that of a few tokens: a list of hidden ids that
+    # lacks those within a character is not compared
     assert "nats at most, 0.02 on average; fp32 explains 0.1 and 0.01" in out
     assert code == (kind != "openai"), out
     code, out, _ = check(named, **given, **moved(0.005))
