@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -171,9 +171,28 @@ def run(args: argparse.Namespace) -> int:
     judging = Judging.of(args, xfails=xfails)
     if not isinstance(target, ServerTarget):
         return judging.judge([target])
+    return judging.judge([_asked(target)])
+
+
+def _asked(target: ServerTarget) -> ServerTarget:
+    """Ask the server before it is judged, and show how far that is: the report has a display of its own."""
+    from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+
     progress = _AskedSoFar(target.url)
-    with progress.shown():
-        return judging.judge([replace(target, progress=progress.step)])
+    golden = target.golden
+    if target.adapter is not None and not golden and (target.adapter / TRANSCRIPTS).is_dir():
+        golden = (target.adapter / TRANSCRIPTS,)
+    shown = replace(target, progress=progress.step, golden=golden)
+    # the target keeps its error for the check that reports it
+    with progress.shown(), suppress(InputError):
+        rows = shown.answers.rows
+        if all(isinstance(asked_row.served, InputError) for asked_row in rows) or not shown.server.gives_answers:
+            return shown
+        if golden and shown.transcripts[0]:
+            _ = shown.replayed
+        if shown.asks_answers:
+            _ = shown.forced_answers
+    return shown
 
 
 def _is_kept(file: Path) -> bool:

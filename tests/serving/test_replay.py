@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import shlex
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -27,6 +30,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
 from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.serving import client as clients
+from pytest_mistral_lora.serving import replay as replays
 from pytest_mistral_lora.serving.answers import ListedStep, ServedAnswer
 from pytest_mistral_lora.serving.client import KEY
 from pytest_mistral_lora.serving.servers import SERVERS
@@ -721,3 +725,38 @@ def test_a_list_that_leaves_a_token_out_shows_no_moves(oracle: Oracle) -> None:
         for listed in (steps, hidden):
             cut = (*listed[:at], *listed[at + 1 :])
             assert moved_logprobs(golden, ServedAnswer(golden.text, steps=cut)) == [], at
+
+
+def test_a_terminal_has_a_bar_for_the_rows_and_for_the_transcripts(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        """A terminal."""
+
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert check()[0] == 0
+    # before the display of the checks
+    bars = terminal.getvalue().partition("\x1b")[0]
+    assert re.search(r"asking http://127\.0\.0\.1:\d+: .* 0/1 .*rows", bars), bars
+    assert re.search(r"asking http://127\.0\.0\.1:\d+: .* 0/3 .*transcripts", bars), bars
+    assert bars.endswith("\r")
+
+
+def test_transcripts_that_take_too_long_are_not_answered_and_the_others_are_judged(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replays, "REPLAY_SECONDS", 1.0)
+    seen = count()
+
+    def late(path: str) -> None:
+        # the prompts of the three transcripts, and then nothing
+        time.sleep(3 if path == "/completion" and next(seen) >= 2 else 0)
+
+    code, out, _ = check(answer=late)
+    assert (code, set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))) == (1, {"ML919"}), out
+    assert "not answered within 1 seconds for all transcripts" in out
+    assert re.search(r"answers by ids of .*: 2 exact of 3", out), out

@@ -45,7 +45,9 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         # the transcripts in the adapter's folder, and those that the user recorded
         name = name_of(target.adapter)
         places = [target.adapter / TRANSCRIPTS, *(folder / TRANSCRIPTS / name for folder in settings.golden_folders)]
-        target = replace(target, golden=tuple(place for place in places if place.is_dir()))
+        found = tuple(place for place in places if place.is_dir())
+        # its answers are those of the same target if nothing is added
+        target = replace(target, golden=found) if found else target
     judged = ServerChecks(target)
     cases = judged.cases()
     if target.adapter is None and not target.golden:
