@@ -123,7 +123,7 @@ def test_a_probe_for_vllm_is_served_with_the_flags_of_the_adapter_that_it_stands
     of_adapter, of_probe = (command(tmp_path / name / "serve.sh") for name in ("adapter", "probe"))
     assert of_probe[:3] == ["vllm", "serve", PROBE_MODEL]
     assert (option(of_probe, "--served-model-name"), "--enable-lora" in of_probe) == ("tuned", False)
-    for name in ("--tokenizer-mode", "--tool-call-parser", "--dtype", "--generation-config"):
+    for name in ("--tokenizer-mode", "--tool-call-parser", "--reasoning-parser", "--dtype", "--generation-config"):
         assert option(of_probe, name) == option(of_adapter, name)
     assert said_answers(probe.folder) == {"plain"}
     assert (probe.folder / "requirements.txt").is_file()
