@@ -400,6 +400,16 @@ def test_a_gateway_that_stays_busy_is_called_busy(sound: str, lab: Lab, check: C
     assert "Convert or merge" not in out
 
 
+def test_a_gateway_whose_server_has_ended_is_no_fault_of_the_engine(sound: str, lab: Lab, check: Check) -> None:
+    ended = (502, {"error": {"message": "bad gateway"}})
+    with serving(
+        Gateway(lab.oracle, upstream=sound, refused=lambda number, path: ended if number > 28 else None)
+    ) as url:
+        code, out = check(url)
+    assert (code, rules(out)) == (1, ["ML919"]), out
+    assert "fix:      The gateway gets no answer from the server behind it" in out
+
+
 def only_openai(number: int, path: str) -> tuple[int, dict[str, Any]] | None:
     """Refuse each path that is not of OpenAI's API."""
     return None if path.startswith("/v1/") else (404, {"detail": "Not Found"})
