@@ -14,7 +14,7 @@ from pytest_mistral_lora.conformance.server.moved import Moved
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records.judgement import TOLERANCES, widest_tolerance
+from pytest_mistral_lora.records.judgement import TOLERANCES
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.named_adapters import NamedAnswer
@@ -75,8 +75,9 @@ class NameChecks:
             return None  # the precision is not known, and the check of the answers has the number
         pairs = [(named.transcript, answered(named.outcome)) for named in self._of(name, name)]
         by_case = {golden.case: moved_logprobs(golden, answer) for golden, answer in pairs if answer is not None}
-        widest = widest_tolerance(self._precision, *(golden.precision for golden, _ in pairs))
-        moved = Moved(by_case, self._precision, widest)
+        both = [self._precision, *(golden.precision for golden, _ in pairs)]
+        precision = max(both, key=lambda known: TOLERANCES[known].margin)
+        moved = Moved(by_case, precision, TOLERANCES[precision])
         if moved.is_explained:
             return None
         found = f"{name} answers as recorded, and its {moved.numbers.partition(';')[0]}"

@@ -33,7 +33,7 @@ from pytest_mistral_lora.conformance.server.moved import Moved
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, NoAnswerError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text, widest_tolerance
+from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
 from pytest_mistral_lora.records.transcripts import Transcript
 
 if TYPE_CHECKING:
@@ -169,8 +169,9 @@ class ReplayChecks:
         precision, source = self._precision
         tolerance = None
         if not self._lacks_tolerance and not source.startswith("as recorded"):
-            recorded = {replayed.transcript.precision for replayed in self._target.replayed}
-            tolerance = widest_tolerance(precision, *recorded)
+            both = [precision, *(replayed.transcript.precision for replayed in self._target.replayed)]
+            precision = max(both, key=lambda name: TOLERANCES[name].margin)
+            tolerance = TOLERANCES[precision]
         pairs = [(replayed.transcript, answered(of(replayed))) for replayed in self._target.replayed]
         by_case = {golden.case: moved_logprobs(golden, answer) for golden, answer in pairs if answer is not None}
         return Moved(by_case, precision, tolerance)
