@@ -84,6 +84,10 @@ class InputError(MistralLoraError):
     exit_code = EXIT_BAD_INPUT
 
 
+class NoAnswerError(InputError):
+    """A request to a server that no answer came to: it is busy, too slow, or is not reached any more."""
+
+
 class RowError(InputError):
     """One chat row that cannot be used."""
 

@@ -67,7 +67,8 @@ def test_every_argument_is_declared() -> None:
         ("check", "--cache"), *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
         ("audit", "--output"),
         ("render", "--html"), ("import", "--to"),
-        ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("export", "--output"),
+        ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
+        ("export", "--output"),
         ("template", "--output"), ("doctor", "--gpu"),
         ("report-false-alarm", "--output"),
     }  # fmt: skip

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from pytest_mistral_lora.cli.judging import (
     Judging,
@@ -20,13 +24,21 @@ from pytest_mistral_lora.cli.verb import (
     PathArgument,
     Verb,
     add_tokenizer_option,
+    output_file,
     shown_path,
+    whole_number,
 )
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LOG_SECONDS = 30.0
+"""Time between two lines of a log about what a server was asked, in seconds."""
 
 _DESCRIPTION = """\
 Send the packaged rows to a running server, and compare its prompts with mistral-common: ids, text that becomes a
@@ -50,8 +62,10 @@ tokenizer and the transcripts of the folder. The key is that of the declared var
 Without a server, NAME-parsers=PYTHON gives the ids of the known answers to the parsers of the server that this Python
 has installed, if that kind has some: whole, token by token, and cut in two at each place.
 
-Each row is one short request (one token, greedy). The key of the server is read from MISTRAL_SERVER_KEY. Plain http
-goes to this machine alone."""
+Each row is one short request (one token, greedy). A server that answers HTTP 429 is asked again after the time that its
+header Retry-After names, for a minute at most. With --kept, the answers are written to a file as they come, and the
+same command goes on where it was stopped; remove the file to ask for everything again. The key of the server is read
+from MISTRAL_SERVER_KEY. Plain http goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +115,26 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=INPUT,
         metavar="FOLDER",
         help="folder that `export --probe` wrote, if its model is served and the server cannot be asked by ids",
+    )
+    parser.add_argument(
+        "--request-seconds",
+        type=whole_number,
+        default=0,
+        metavar="S",
+        help="limit of each request, for a server that loads its model at the first (default: 60 a row, 600 an answer)",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=whole_number,
+        default=4,
+        metavar="N",
+        help="most open requests (default: 4)",
+    )
+    parser.add_argument(
+        "--kept",
+        type=PathArgument("written", output_file(_is_kept)),
+        metavar="FILE",
+        help="file that keeps the answers, so that a check that was stopped goes on where it ended (JSON Lines)",
     )
     add_xfails_option(parser)
     add_rules_option(parser)
@@ -184,12 +218,44 @@ def _ask(args: argparse.Namespace, chosen: ServerChoice) -> int:
     _ = tokenizer.oracle  # a tokenizer that does not load is bad usage, not a fault of the server
     questions = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     questions["named_adapters"] = tuple(named)
+    limits = {"seconds": args.request_seconds, "at_once": args.at_once, "kept": args.kept}
+    questions |= {} if chosen.is_parsers else limits
     if args.answers or args.probe:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
     target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
     xfails = known_deviations(args.xfails, "--xfails")
     judging = Judging.of(args, xfails=xfails)
-    return judging.judge([_asked_with_progress(target) if isinstance(target, ServerTarget) else target])
+    if not isinstance(target, ServerTarget):
+        return judging.judge([target])
+    return judging.judge([_asked(target)])
+
+
+def _asked(target: ServerTarget) -> ServerTarget:
+    """Ask the server before it is judged, and show how far that is: the report has a display of its own."""
+    from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+
+    progress = _AskedSoFar(target.url)
+    golden = target.golden
+    if target.adapter is not None and not golden and (target.adapter / TRANSCRIPTS).is_dir():
+        golden = (target.adapter / TRANSCRIPTS,)
+    shown = replace(target, progress=progress.step, golden=golden)
+    # the target keeps its error for the check that reports it
+    with progress.shown(), suppress(InputError):
+        rows = shown.answers.rows
+        if all(isinstance(asked_row.served, InputError) for asked_row in rows) or not shown.server.gives_answers:
+            return shown
+        if golden and shown.transcripts[0]:
+            _ = shown.replayed
+        if shown.asks_answers:
+            _ = shown.forced_answers
+    return shown
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether an earlier check keeps its answers in a file, so that this one goes on with it."""
+    from pytest_mistral_lora.serving.kept import is_kept
+
+    return is_kept(file)
 
 
 def _refuse_questions(args: argparse.Namespace) -> None:
@@ -198,7 +264,7 @@ def _refuse_questions(args: argparse.Namespace) -> None:
     Raises:
         InputError: If one is given.
     """
-    for option in ("model", "rows", "adapter", "golden", "probe"):
+    for option in ("model", "rows", "adapter", "golden", "probe", "kept"):
         if getattr(args, option):
             raise InputError(f"--{option} only applies to a running server, not to parsers", place=args.server)
 
@@ -232,27 +298,55 @@ def _said_by(probe: Path) -> frozenset[str]:
     return said_answers(probe)
 
 
-def _asked_with_progress(target: ServerTarget) -> ServerTarget:
-    """Ask the server before it is judged, with a bar if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return target
-    from tqdm import tqdm
+class _AskedSoFar:
+    """Shows how much a server was asked: a bar on a terminal, and in a log a line each half minute."""
 
-    with tqdm(desc=f"asking {target.url}", unit="row", leave=False) as bar:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._asked, self._done, self._total = "", 0, 0
+        self._bar: tqdm[NoReturn] | None = None
+        self._is_bar = sys.stderr.isatty()
 
-        def step(count: int) -> None:
-            if bar.total != count:
-                # the rows, then the known answers
-                bar.reset(count)
-            bar.update()
+    def step(self, asked: str, total: int) -> None:
+        """Count an answer to one of the rows, the transcripts or the known answers."""
+        if (asked, total) != (self._asked, self._total):
+            self._asked, self._done, self._total = asked, 0, total
+            if self._is_bar:
+                from tqdm import tqdm
 
-        shown = replace(target, progress=step)
-        # the target keeps its error for check ML901, which reports it
-        with suppress(InputError):
-            _ = shown.answers
-            if shown.asks_answers:
-                _ = shown.forced_answers
-    return shown
+                self._bar = tqdm(desc=f"asking {self._url}", total=total, unit=f" {asked}", leave=False)
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+            if self._done == total:
+                # before the report is printed
+                self._bar.close()
+                self._bar = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show it until the end of the block."""
+        ended = threading.Event()
+        began = time.monotonic()
+
+        def write_lines() -> None:
+            while not ended.wait(LOG_SECONDS):
+                so_far = f"{self._done} of {self._total} {self._asked}" if self._asked else "no answer yet"
+                seconds = time.monotonic() - began
+                sys.stderr.write(f"asking {self._url}: {so_far} after {seconds:.0f} s\n")
+                sys.stderr.flush()
+
+        writer = threading.Thread(target=write_lines, daemon=True)
+        if not self._is_bar:
+            writer.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if writer.is_alive():
+                writer.join()
+            if self._bar is not None:
+                self._bar.close()
 
 
 VERB = Verb(

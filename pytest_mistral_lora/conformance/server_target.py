@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.records.known_answers import KnownAnswer
     from pytest_mistral_lora.records.transcripts import Transcript
+    from pytest_mistral_lora.serving.client import ServerClient
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
+    from pytest_mistral_lora.serving.kept import KeptAnswers
     from pytest_mistral_lora.serving.replay import Outcome, Replayed
     from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
@@ -78,12 +80,15 @@ class ServerAnswers:
         model: The model that answered.
         rows: The rows.
         left_out: The number of given rows that cannot be sent: see `NOT_ASKED`.
+        spelled: The ids of a text that spells the control tokens, as the server encodes it without parsing them; None
+            if it cannot be asked.
     """
 
     facts: ServerFacts
     model: str
     rows: tuple[AskedRow, ...]
     left_out: int = 0
+    spelled: tuple[int, ...] | None = None
 
 
 class NotServedError(InputError):
@@ -125,7 +130,11 @@ class ServerTarget(JudgedTarget):
         probe_answers: The names of the known answers that its model says, if the user states them; None if it is not
             stated.
         given_answers: Known answers to ask for in place of the packaged ones.
-        progress: Called with the number of rows after the answer to each; then with that of the known answers.
+        progress: Called after each answer with what is asked, `rows`, `transcripts` or `known answers`, and their
+            number.
+        seconds: The limit of a request, in seconds; 0 for that of the rows, and of the answers.
+        at_once: The most open requests.
+        kept: The file that keeps what the server answered, for a check that goes on where it was stopped; or None.
     """
 
     kind: str = "openai"
@@ -141,7 +150,10 @@ class ServerTarget(JudgedTarget):
     asks_answers: bool = False
     probe_answers: frozenset[str] | None = None
     given_answers: tuple[KnownAnswer, ...] = ()
-    progress: Callable[[int], object] = field(default=lambda rows: None, compare=False)
+    progress: Callable[[str, int], object] = field(default=lambda asked, total: None, compare=False)
+    seconds: float = 0.0
+    at_once: int = 4
+    kept: Path | None = None
 
     @KeptProperty
     def recognised(self) -> tuple[Server, str]:
@@ -223,8 +235,7 @@ class ServerTarget(JudgedTarget):
     async def _ask(self, server: Server) -> ServerAnswers:
         from pytest_mistral_lora.chat.row_files import scan_rows
         from pytest_mistral_lora.conformance.server.script import ask_script
-        from pytest_mistral_lora.records.addresses import require_url
-        from pytest_mistral_lora.serving.client import SECONDS, ServerClient
+        from pytest_mistral_lora.serving.client import SECONDS
         from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
@@ -238,19 +249,44 @@ class ServerTarget(JudgedTarget):
             raise InputError(found, place=error.place or place, expected=expected, next_step=step)
         rows = [asked_row.row for asked_row in asked_rows]
         prompts: Sequence[ServedPrompt | InputError]
+        spelled = None
         if isinstance(server, ScriptedServer):
             versions, prompts = ask_script(server.file, self.url, self.model, rows)
             model = self.model or "of the script"
             facts = ServerFacts(versions, (model,))
         else:
-            async with ServerClient(require_url(self.url), SECONDS) as client:
+            async with self.client(SECONDS) as client:
                 facts = await server.facts(client)
                 if not facts.version:
                     await require_kind(server, self.url)
                 model = self._chosen(facts)
-                prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
+                if client.kept is not None:
+                    kind = {"kind": server.name, "version": facts.version, "models": facts.models, "model": model}
+                    client.kept.open({"url": self.url, **kind})
+                prompts = await ask_prompts(server, client, rows, model, lambda: self.progress("rows", len(rows)))
+                spelled = await self._spelled(server, client)
         served = (replace(asked_row, served=prompt) for asked_row, prompt in zip(asked_rows, prompts, strict=True))
-        return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows))
+        return ServerAnswers(facts, model, tuple(served), len(read or asked_rows) - len(asked_rows), spelled)
+
+    async def _spelled(self, server: Server, client: ServerClient) -> tuple[int, ...] | None:
+        literals = [text for text in self.oracle.control_tokens.values() if not text.startswith("<SPECIAL")]
+        try:
+            return await server.plain_ids(client, " ".join(literals))
+        except InputError:  # the rows say so if it does not answer
+            return None
+
+    @KeptProperty
+    def _kept_answers(self) -> KeptAnswers | None:
+        from pytest_mistral_lora.serving.kept import KeptAnswers
+
+        return None if self.kept is None else KeptAnswers(self.kept)
+
+    def client(self, seconds: float) -> ServerClient:
+        """Return a connection to the server whose requests have a limit, unless the user has set one."""
+        from pytest_mistral_lora.records.addresses import require_url
+        from pytest_mistral_lora.serving.client import ServerClient
+
+        return ServerClient(require_url(self.url), self.seconds or seconds, self.at_once, self._kept_answers)
 
     def _chosen(self, facts: ServerFacts) -> str:
         """Return the name of the model to ask; with transcripts, the declared one, or the adapter served by its name.
@@ -322,12 +358,12 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._replay(self.transcripts[0], self.answers.model))
 
     async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
-        from pytest_mistral_lora.records.addresses import require_url
-        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.replay import SECONDS, replay
 
-        async with ServerClient(require_url(self.url), SECONDS) as client:
-            return await replay(self.server, client, transcripts, model)
+        async with self.client(SECONDS) as client:
+            return await replay(
+                self.server, client, transcripts, model, lambda: self.progress("transcripts", len(transcripts))
+            )
 
     def answer_without_grammar(self, transcript: Transcript) -> Outcome:
         """Ask for the answer to the messages of a transcript, free of the server's grammar; None if it has none.
@@ -338,11 +374,9 @@ class ServerTarget(JudgedTarget):
         return _awaited(self._ask_without_grammar(transcript, self.answers.model))
 
     async def _ask_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
-        from pytest_mistral_lora.records.addresses import require_url
-        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.replay import SECONDS, ask_without_grammar
 
-        async with ServerClient(require_url(self.url), SECONDS) as client:
+        async with self.client(SECONDS) as client:
             return await ask_without_grammar(self.server, client, transcript, self.oracle, model)
 
     @KeptProperty
@@ -357,9 +391,7 @@ class ServerTarget(JudgedTarget):
     async def _force(self, model: str) -> tuple[ForcedAnswer, ...]:
         from asyncio import timeout
 
-        from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.records.known_answers import known_answers
-        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.forced_answers import force_answers
         from pytest_mistral_lora.serving.replay import SECONDS
 
@@ -369,10 +401,10 @@ class ServerTarget(JudgedTarget):
         def done() -> None:
             nonlocal came
             came += 1
-            self.progress(len(fitting))
+            self.progress("known answers", len(fitting))
 
         try:
-            async with timeout(ANSWERS_SECONDS), ServerClient(require_url(self.url), SECONDS) as client:
+            async with timeout(ANSWERS_SECONDS), self.client(SECONDS) as client:
                 return await force_answers(
                     self.server, client, fitting, self.oracle, model, declared=self.probe_answers, done=done
                 )

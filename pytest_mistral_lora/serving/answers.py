@@ -57,6 +57,30 @@ class ServedCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedStep:
+    """A token of an answer as the server lists it with its log-probability.
+
+    Attributes:
+        id: The token's id; None if the server hides it.
+        text: Its text.
+        logprob: Its log-probability, in nats; nan if the server gives none.
+        best_id: The id of the likeliest token there; None if the server hides it.
+        best_text: The text of that one.
+    """
+
+    id: int | None
+    text: str
+    logprob: float
+    best_id: int | None
+    best_text: str
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the token is the likeliest one."""
+        return (self.id, self.text) == (self.best_id, self.best_text)
+
+
+@dataclass(frozen=True, slots=True)
 class ServedAnswer:
     """An answer that a server gave.
 
@@ -71,6 +95,10 @@ class ServedAnswer:
         prompt_count: The number of tokens of its prompt; None if the server does not report it.
         thinking: Its thinking.
         finish_reason: The reason why it ended, as the server names it; empty if it names none.
+        stop: The stop string that ended it, if the server names it; else empty.
+        steps: Its tokens as the server lists them with their log-probabilities; empty if it lists none. A list may
+            leave out tokens that end within a character, and one that a stop string cuts off.
+        is_whole: Whether it came to its end: False for a stream without the event that ends it.
         calls_read: Whether the server reads tool calls, which one without a parser leaves in the text.
         refused: The server's reason if it refuses the prompt; else empty.
         failed: The HTTP status and the server's words if the request fails; else empty.
@@ -86,6 +114,9 @@ class ServedAnswer:
     prompt_count: int | None = None
     thinking: str = ""
     finish_reason: str = ""
+    stop: str = ""
+    steps: tuple[ListedStep, ...] = ()
+    is_whole: bool = True
     calls_read: bool = True
     refused: str = ""
     failed: str = ""
@@ -161,7 +192,7 @@ def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
         ids = known if known and len(known) == len(listed) == count else None
     calls = choice.message.tool_calls or ()
     return ServedAnswer(
-        choice.message.content or "",
+        choice.message.text,
         None if ids is None else tuple(ids),
         logprobs_of(listed) if ids is not None and len(listed) == len(ids) else (),
         _first_tokens(listed),
@@ -171,7 +202,17 @@ def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
         prompt_count=chat.usage.prompt_tokens if chat.usage else None,
         thinking=choice.message.thinking,
         finish_reason=choice.finish_reason or "",
+        stop=choice.stop_reason if isinstance(choice.stop_reason, str) else "",
+        steps=tuple(map(_step, listed)),
     )
+
+
+def _step(token: ListedToken) -> ListedStep:
+    """Return a listed token with the likeliest one at its place."""
+    candidates = [one for one in (token, *(token.top_logprobs or ())) if one.logprob is not None]
+    best = max(candidates, key=lambda one: one.logprob or 0.0, default=token)
+    logprob = math.nan if token.logprob is None else token.logprob
+    return ListedStep(token.id, token.token or "", logprob, best.id, best.token or "")
 
 
 def streamed_answer(answer: Answer, place: Place) -> ServedAnswer:
@@ -189,7 +230,7 @@ def streamed_answer(answer: Answer, place: Place) -> ServedAnswer:
         return ServedAnswer(failed=f"in the stream: {str(words)[:_READ]}")
     parts = read_form(ChatStream, answer, place, key="events").events
     choices = [choice for part in parts for choice in part.choices]
-    texts = [choice.delta.content or "" for choice in choices]
+    texts = [choice.delta.text for choice in choices]
     thoughts = [choice.delta.thinking for choice in choices]
     reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
     ids = [token for choice in choices for token in choice.token_ids or ()]
@@ -201,6 +242,7 @@ def streamed_answer(answer: Answer, place: Place) -> ServedAnswer:
         ended=reason != "length",
         thinking="".join(thoughts),
         finish_reason=reason,
+        is_whole=answer.is_whole,
     )
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+from itertools import count, takewhile
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, NoAnswerError, counted
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.secrets import SERVER_KEY as KEY
 from pytest_mistral_lora.records.secrets import redacted, server_key
@@ -25,11 +29,25 @@ MOST_LATE = AT_ONCE
 """After so many requests in a row without an answer in time, no more are sent."""
 
 _LARGEST = 8 << 20
-_LAST_EVENT = "[DONE]"
+LAST_EVENT = "[DONE]"
+"""The data of the event that ends a stream."""
+
 _TRIES = 3
 _BUSY = (429, 502, 503, 504)
+_LIMITED = 429
+
+BUSY_SECONDS = 60.0
+"""The most time to wait for a server that asks to come back later, for each request, in seconds."""
+
+_LONGEST_PAUSE = 5.0
+"""The longest pause in seconds before a request to a server that asks to come back, and does not say when."""
 _SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
 """The most characters of a server's text in a message, of the text that is searched for it, and of a key."""
+SLOW = "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600."
+_BUSY_STEP = (
+    "Ask again when the server has less to do, send fewer requests at once (--at-once 1), or raise its limit of "
+    "requests."
+)
 _WITHOUT_TLS = "If the server has no certificate, write http:// (on this machine alone)."
 
 
@@ -41,11 +59,15 @@ class Answer:
         status: The HTTP status.
         data: The JSON value; of a stream, the list of the values of its events. None if the body is not JSON.
         text: The beginning of the body on one line, for messages: without the key.
+        retry_after: The seconds after which the server wants to be asked again; None if it does not say.
+        is_whole: Whether a stream came to its last event, `[DONE]`; True for any other answer.
     """
 
     status: int
     data: Any
     text: str
+    retry_after: float | None = None
+    is_whole: bool = True
 
     @property
     def is_ok(self) -> bool:
@@ -85,8 +107,8 @@ def _shown(text: str) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
 
 
-def _events(stream: str) -> Iterator[str]:
-    """Yield the data of each event of a stream, up to the event that ends it.
+def _data(stream: str) -> Iterator[str]:
+    """Yield the data of each event of a stream.
 
     An event has one line of data in each server that we know; lines of other fields are left out, except an error,
     which some send in a field of its own.
@@ -94,11 +116,26 @@ def _events(stream: str) -> Iterator[str]:
     # not splitlines(), which also splits at line separators within a text
     for line in stream.replace("\r\n", "\n").split("\n"):
         name, _, value = line.partition(":")
-        if name not in ("data", "error"):
-            continue
-        if value.strip() == _LAST_EVENT:
-            return
-        yield value if name == "data" else f'{{"error": {value}}}'
+        if name in ("data", "error"):
+            yield value if name == "data" else f'{{"error": {value}}}'
+
+
+def _events(stream: str) -> Iterator[str]:
+    """Yield the data of each event of a stream, up to the event that ends it."""
+    yield from takewhile(lambda event: event.strip() != LAST_EVENT, _data(stream))
+
+
+class AnswerStore(Protocol):
+    """Keeps answers, so that a request is not sent again: see `serving.kept`."""
+
+    def open(self, server: Mapping[str, Any]) -> None:
+        """Read what is kept of a server."""
+
+    def find(self, path: str, data: Any) -> Answer | None:
+        """Return the answer to a request; None if it is not kept."""
+
+    def add(self, path: str, data: Any, answer: Answer) -> None:
+        """Keep the answer to a request."""
 
 
 class _DroppedError(Exception):
@@ -116,15 +153,23 @@ class ServerClient:
     Attributes:
         url: The address, as `require_url` returns it.
         seconds: Limit of each request.
+        at_once: The most open requests.
+        kept: The answers of an earlier run, which are not asked for again; None to ask for all.
     """
 
     url: str
     seconds: float
+    at_once: int = AT_ONCE
+    kept: AnswerStore | None = field(default=None, repr=False)
     _open: httpx.AsyncClient | None = field(default=None, repr=False)
     _lost: InputError | None = field(default=None, repr=False)
     _has_answered: bool = field(default=False, repr=False)
     _late: int = field(default=0, repr=False)
-    _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE), repr=False)
+    _free_at: float = field(default=0.0, repr=False)
+    _gate: asyncio.Semaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._gate = asyncio.Semaphore(self.at_once)
 
     async def __aenter__(self) -> ServerClient:
         """Open the connections.
@@ -172,16 +217,29 @@ class ServerClient:
         return await self.post(path, None, method="GET")
 
     async def post(self, path: str, data: Any, *, method: str = "POST") -> Answer:
-        """Send JSON and return the answer; a busy server is asked again.
+        """Send JSON and return the answer; a busy server is asked again, when it wants to be.
 
         Raises:
-            InputError: If the server does not answer, is too slow, or its answer is too large.
+            NoAnswerError: If the server does not answer, is too slow, or stays busy.
+            InputError: If its answer is too large, or it refuses the key.
         """
+        known = self.kept.find(path, data) if self.kept is not None and method == "POST" else None
+        if known is not None:
+            return known
+        answer = await self._asked(path, data, method)
+        if self.kept is not None and method == "POST":
+            self.kept.add(path, data, answer)
+        return answer
+
+    async def _asked(self, path: str, data: Any, method: str) -> Answer:
         import httpx
 
         place = self.place_of(path)
         async with self._gate:
-            for attempt in range(_TRIES):
+            began = time.monotonic()
+            for attempt in count():
+                while (rest := self._free_at - time.monotonic()) > 0:
+                    await asyncio.sleep(rest)
                 if self._lost is not None:
                     raise self._lost
                 try:
@@ -189,16 +247,17 @@ class ServerClient:
                 except (TimeoutError, httpx.TimeoutException) as error:
                     found = f"no answer in {self.seconds:g} s"
                     self._late += 1
-                    late = InputError(found, place=place, next_step=self._other_scheme("https"))
+                    step = self._other_scheme("https") or SLOW
+                    late = NoAnswerError(found, place=place, next_step=step)
                     # a server that lets each request wait would keep the run for minutes a row
                     self._lost = late if self._late >= MOST_LATE else self._lost
                     raise late from error
                 except _DroppedError as error:
                     # its connection may have been idle, and closed by the server as the request was on its way
-                    if not self._has_answered or attempt + 1 == _TRIES:
+                    if not self._has_answered or attempt + 1 >= _TRIES:
                         raise self._failed(error.reason, place) from error
                 except httpx.ConnectError as error:
-                    if "[SSL" in str(error) or attempt + 1 == _TRIES:
+                    if "[SSL" in str(error) or attempt + 1 >= _TRIES:
                         # the next row does not need to wait as long
                         self._lost = self._no_connection(str(error))
                         raise self._lost from error
@@ -211,10 +270,29 @@ class ServerClient:
                             f"the server {'refuses the' if server_key() else 'asks for a'} key (HTTP {answer.status})"
                         )
                         raise InputError(found, place=place, next_step=f"Set its key: export {KEY}=…")
-                    if answer.status not in _BUSY or attempt + 1 == _TRIES:
+                    asks_later = answer.status == _LIMITED or answer.retry_after is not None
+                    if answer.status not in _BUSY or (not asks_later and attempt + 1 >= _TRIES):
                         return answer
+                    if asks_later:
+                        self._put_off(answer, began, attempt, place)
+                        continue
                 await asyncio.sleep(0.2 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _put_off(self, answer: Answer, began: float, attempt: int, place: Place) -> None:
+        """Put all requests off until a busy server wants to be asked again.
+
+        Raises:
+            NoAnswerError: If that is later than `BUSY_SECONDS` after the first try.
+        """
+        pause = min(0.2 * 2**attempt, _LONGEST_PAUSE) if answer.retry_after is None else answer.retry_after
+        waited = time.monotonic() - began
+        if waited + pause > BUSY_SECONDS:
+            asked = "" if answer.retry_after is None else f", Retry-After {answer.retry_after:g} s"
+            found = f"the server is busy (HTTP {answer.status}{asked}: {answer.error})"
+            sent = f"{counted(attempt + 1, 'request')} in {waited:.0f} s"
+            raise NoAnswerError(f"{found}, after {sent}", place=place, next_step=_BUSY_STEP)
+        self._free_at = max(self._free_at, time.monotonic() + pause)
 
     def _other_scheme(self, scheme: str) -> str:
         """Return the next step for a server that has never answered: try the address with the other scheme."""
@@ -224,7 +302,9 @@ class ServerClient:
 
     def _failed(self, error: Exception, place: Place) -> InputError:
         found = f"the connection failed: {type(error).__name__} {_shown(str(error))}"
-        return InputError(found, place=place, next_step=self._other_scheme("http"))
+        # an answer that came, and cannot be read, is the server's own
+        kind = InputError if isinstance(error, ValueError) else NoAnswerError
+        return kind(found, place=place, next_step=self._other_scheme("http"))
 
     def _no_connection(self, error: str) -> InputError:
         if "CERTIFICATE_VERIFY_FAILED" in error:
@@ -233,7 +313,7 @@ class ServerClient:
         if "[SSL" in error:
             return InputError(f"no secure connection: {error}", place=self.url, next_step=_WITHOUT_TLS)
         found = f"no server answers there{' any more' if self._has_answered else ''}"
-        return InputError(found, place=self.url, next_step="Start the server, or look at its address.")
+        return NoAnswerError(found, place=self.url, next_step="Start the server, or look at its address.")
 
     async def _send(self, method: str, path: str, data: Any) -> Answer:
         import httpx
@@ -261,4 +341,18 @@ class ServerClient:
             value = [json.loads(event) for event in _events(text)] if is_stream else json.loads(text)
         except (ValueError, RecursionError):  # not JSON, a number with too many digits, or too many levels
             value = None
-        return Answer(response.status_code, value, _shown(text))
+        retry_after = _seconds(response.headers.get("Retry-After", ""))
+        is_whole = not is_stream or any(event.strip() == LAST_EVENT for event in _data(text))
+        return Answer(response.status_code, value, _shown(text), retry_after, is_whole)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return the seconds that a header `Retry-After` has, as a number or as a time; None without one."""
+    try:
+        found = float(retry_after)
+    except ValueError:
+        try:
+            found = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(found, 0.0) if isfinite(found) else None

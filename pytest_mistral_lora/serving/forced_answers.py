@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving.answers import ServedAnswer
-from pytest_mistral_lora.serving.replay import Outcome, outcome_of
+from pytest_mistral_lora.serving.replay import PLAIN, Outcome, outcome_of
 from pytest_mistral_lora.serving.server import Server, SpokenAnswer, chat_request
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class ForcedAnswer:
         reason: Why it was not; empty if it was.
         whole: The answer to the request; None if it was not sent.
         stream: The answer to the same request as a stream; None if it was not sent.
+        plain: The whole answer to the request with only the temperature set; None if it was not sent.
         cuts: Streams of the same ids in other parts whose message differs from that of `stream`, by the way of cutting;
             only parsers can be given each.
     """
@@ -58,6 +59,7 @@ class ForcedAnswer:
     reason: str = ""
     whole: Outcome = None
     stream: Outcome = None
+    plain: Outcome = None
     cuts: Mapping[str, ServedAnswer] = field(default_factory=dict)
 
     @property
@@ -100,6 +102,8 @@ async def force_answers(
     said = [await asking.says(known) for known in answers[:_TRIED]]
     # nothing can be asked by ids, or the model knows none of the first
     asking.is_probe = any(said)
+    by_length = sorted(answers, key=lambda known: len(known.answer_ids(oracle)), reverse=True)
+    asking.asked_plainly = {known.name for known in by_length[:_TRIED]}
 
     async def force(known: KnownAnswer) -> ForcedAnswer:
         try:
@@ -120,6 +124,7 @@ class _Asking:
     model: str
     declared: Set[str] | None
     is_probe: bool = False
+    asked_plainly: Set[str] = frozenset()
 
     async def says(self, known: KnownAnswer) -> bool | None:
         """Return whether the model says an answer to the ids of its prompt; None if it cannot be asked by ids."""
@@ -157,6 +162,9 @@ class _Asking:
         if way == "forced" and ids is not None and not same_ids(ids, found.row_ids, self.oracle):
             return replace(found, reason=_NOT_ENFORCED)
         found = replace(found, way=way, whole=whole)
+        if way != "forced" and known.name in self.asked_plainly:
+            plain = self.server.say(self.client, request, self.model, is_stream=False, settings=PLAIN)
+            found = replace(found, plain=await outcome_of(plain))
         if way == "forced" and not self.server.streams_forced:
             return found
         return replace(

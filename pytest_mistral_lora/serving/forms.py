@@ -37,6 +37,7 @@ class ListedModel(Form):
 
     id: Name
     parent: Name | None = None
+    max_model_len: Count | None = None
 
 
 class ModelList(Form):
@@ -48,6 +49,7 @@ class ModelList(Form):
 class Candidate(Form):
     """One of the best tokens at a place."""
 
+    id: Count | None = None
     token: str | None = None
     logprob: Number | None = None
 
@@ -55,7 +57,6 @@ class Candidate(Form):
 class ListedToken(Candidate):
     """A token of an answer, with the best ones at its place."""
 
-    id: Count | None = None
     top_logprobs: ListOf[Candidate] | None = None
 
 
@@ -73,17 +74,40 @@ class ToolCall(Form):
     id: str | None = None
 
 
-class Thinking(Form):
-    """The text of a message and its thinking, which servers name differently."""
+class ContentChunk(Form):
+    """A part of a message whose content is a list: a text, or a thought, which may have parts, too."""
 
-    content: str | None = None
+    type: str
+    text: str | None = None
+    thinking: str | ListOf[ContentChunk] | None = None
+
+    @property
+    def thought(self) -> str:
+        """The thought; empty for any other part."""
+        if isinstance(self.thinking, list):
+            return "".join(part.text or "" for part in self.thinking)
+        return self.thinking or ""
+
+
+class Thinking(Form):
+    """The text of a message and its thinking, which servers name differently, or have as parts of the content."""
+
+    content: str | ListOf[ContentChunk] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
     @property
+    def text(self) -> str:
+        """The text; empty without it."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content if part.type == "text")
+        return self.content or ""
+
+    @property
     def thinking(self) -> str:
         """The thinking; empty without it."""
-        return self.reasoning_content or self.reasoning or ""
+        parts = self.content if isinstance(self.content, list) else ()
+        return self.reasoning_content or self.reasoning or "".join(part.thought for part in parts)
 
 
 class ChatMessage(Thinking):
@@ -103,6 +127,7 @@ class ChatChoice(Form):
 
     message: ChatMessage
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     logprobs: ListedTokens | None = None
     token_ids: Ids | None = None
     prompt_token_ids: Ids | None = None

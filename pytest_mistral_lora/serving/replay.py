@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, NoAnswerError
 from pytest_mistral_lora.records.transcripts import Transcript
 from pytest_mistral_lora.serving.answers import ServedAnswer
 from pytest_mistral_lora.serving.client import ServerClient
@@ -24,6 +25,9 @@ SECONDS = 600.0
 
 PLAIN = {"temperature": 0}
 """The settings that most clients use for a greedy answer."""
+
+REPLAY_SECONDS = 1800.0
+"""The most time for all transcripts, in seconds: each request has a limit of its own, and can use it up."""
 
 _T = TypeVar("_T")
 
@@ -42,6 +46,7 @@ class Replayed:
         prompt: The prompt that the server makes of the messages.
         again: The answer to the messages, asked a second time.
         plain: The answer to the messages with only the temperature set.
+        unlimited: The answer to the same request without a limit of tokens; None if an answer with one did not end.
         base: The answer of the base without its adapter to the recorded ids.
     """
 
@@ -51,40 +56,81 @@ class Replayed:
     prompt: ServedPrompt | InputError | None = None
     again: Outcome = None
     plain: Outcome = None
+    unlimited: Outcome = None
     base: Outcome = None
 
 
 async def replay(
-    server: Server, client: ServerClient, transcripts: Sequence[Transcript], model: str
+    server: Server,
+    client: ServerClient,
+    transcripts: Sequence[Transcript],
+    model: str,
+    done: Callable[[], object] = lambda: None,
 ) -> tuple[Replayed, ...]:
     """Ask a server for the answers to the prompts of transcripts, in order.
 
-    A failed request is an outcome and is not raised.
+    A failed request is an outcome and is not raised; so is each that was not answered within `REPLAY_SECONDS`.
+
+    Args:
+        server: The kind of server.
+        client: The connection.
+        transcripts: The transcripts.
+        model: The name of the model.
+        done: Called after each transcript.
     """
+    late = NoAnswerError(
+        f"not answered within {REPLAY_SECONDS:,.0f} seconds for all transcripts",
+        place=client.url,
+        next_step="Ask again when the server has less to do, or replay fewer transcripts: --golden FOLDER.",
+    )
+    found = [Replayed(transcript, late, late, late) for transcript in transcripts]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPLAY_SECONDS):
+            await _replay(server, client, found, model, done)
+    return tuple(found)
+
+
+async def _replay(
+    server: Server, client: ServerClient, found: list[Replayed], model: str, done: Callable[[], object]
+) -> None:
+    """Put the answers into a list, each when it has come."""
+    transcripts = [replayed.transcript for replayed in found]
     by_length = sorted(transcripts, key=lambda transcript: len(transcript.completion_ids), reverse=True)
     repeated = {transcript.case for transcript in by_length[:REPEATED]}
 
-    async def replay_one(transcript: Transcript) -> Replayed:
+    async def replay_one(index: int) -> None:
+        transcript = transcripts[index]
         row, ids, limit, greedy = transcript.row, transcript.prompt_ids, transcript.max_new_tokens, server.greedy
-        found = Replayed(
+        found[index] = Replayed(
             transcript,
             await outcome_of(server.complete(client, ids, model, limit, greedy)),
             await outcome_of(server.answer(client, row, model, limit, greedy)),
             await outcome_of(server.prompt(client, row, model)),
         )
-        if transcript.case not in repeated:
-            return found
-        again = await outcome_of(server.answer(client, row, model, limit, greedy))
-        return replace(found, again=again, plain=await outcome_of(server.answer(client, row, model, limit, PLAIN)))
+        if transcript.case in repeated:
+            again = await outcome_of(server.answer(client, row, model, limit, greedy))
+            plain = await outcome_of(server.answer(client, row, model, limit, PLAIN))
+            unlimited = None
+            if _ends_as(plain, found[index].by_messages):
+                # it ends by itself, and so does this one, unless the server has a limit
+                unlimited = await outcome_of(server.answer(client, row, model, None, PLAIN))
+            found[index] = replace(found[index], again=again, plain=plain, unlimited=unlimited)
+        done()
 
-    replayed = list(await asyncio.gather(*(replay_one(transcript) for transcript in transcripts)))
+    await asyncio.gather(*map(replay_one, range(len(transcripts))))
     # last, and one at a time: a server may cache the base's result for a prompt until the cache is reset
-    for index, result in enumerate(replayed):
+    for index, result in enumerate(found):
         if result.transcript.case in repeated:
             transcript = result.transcript
             base = server.base_answer(client, transcript.prompt_ids, model, transcript.max_new_tokens)
-            replayed[index] = replace(result, base=await outcome_of(base))
-    return tuple(replayed)
+            found[index] = replace(result, base=await outcome_of(base))
+
+
+def _ends_as(plain: Outcome, explicit: Outcome) -> bool:
+    """Return whether an answer to the plain settings is that to the explicit ones, and the model ends it."""
+    if not isinstance(plain, ServedAnswer) or not isinstance(explicit, ServedAnswer):
+        return False
+    return plain.finish_reason == "stop" and plain.text != "" and plain.text == explicit.text
 
 
 async def ask_without_grammar(

@@ -70,6 +70,8 @@ class ServerFacts:
         precision: The precision of its weights, a key of `TOLERANCES`; empty if it is not given.
         scales: Each loaded adapter, with its scale; None if the server does not list adapters.
         parents: The models that adapters name as their parents.
+        defaults: What a request gets that does not name a setting, by its name, as far as the server shows it.
+        changed: The defaults among them that change a greedy answer, or end it.
     """
 
     version: str
@@ -78,6 +80,8 @@ class ServerFacts:
     precision: str = ""
     scales: tuple[tuple[str, float], ...] | None = None
     parents: tuple[str, ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +313,9 @@ class Server:
         # an adapter has its base among the models
         adapters = {model.id: model.parent for model in models if model.parent}
         names, parents = tuple(model.id for model in models), tuple(dict.fromkeys(adapters.values()))
-        return ServerFacts(await self.version(client), names, tuple(adapters), parents=parents)
+        lengths = {model.max_model_len for model in models if model.max_model_len}
+        defaults = tuple(("max_model_len", length) for length in lengths)
+        return ServerFacts(await self.version(client), names, tuple(adapters), parents=parents, defaults=defaults)
 
     async def version(self, client: ServerClient) -> str:
         """Return the version of a server; empty if it is not given, or the server is of another kind.
@@ -343,7 +349,7 @@ class Server:
         return await client.post("/v1/chat/completions", data)
 
     async def answer(
-        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+        self, client: ServerClient, row: Row, model: str, limit: int | None, settings: Mapping[str, Any]
     ) -> ServedAnswer:
         """Return the answer to a row's messages before its last answer.
 
@@ -351,13 +357,13 @@ class Server:
             client: The connection.
             row: The conversation.
             model: The name of the model.
-            limit: Longest answer, in tokens.
+            limit: Longest answer, in tokens; None for the server's own limit.
             settings: Fields of the request, such as `greedy`.
 
         Raises:
             InputError: If the server does not answer, or its answer has another form.
         """
-        data = {"model": model, **chat_request(row), "max_tokens": limit, **settings}
+        data = {"model": model, **chat_request(row), **({} if limit is None else {"max_tokens": limit}), **settings}
         shown = {"logprobs": True, "top_logprobs": LISTED}
         found = await client.post("/v1/chat/completions", data | shown)
         if found.status in (400, 422, 500):
@@ -366,7 +372,13 @@ class Server:
         return chat_answer(found, client.place_of("/v1/chat/completions"))
 
     async def say(
-        self, client: ServerClient, request: Mapping[str, Any], model: str, *, is_stream: bool
+        self,
+        client: ServerClient,
+        request: Mapping[str, Any],
+        model: str,
+        *,
+        is_stream: bool,
+        settings: Mapping[str, Any] | None = None,
     ) -> ServedAnswer:
         """Return the greedy answer to a chat request, as clients send it: whole, or as a stream.
 
@@ -375,12 +387,14 @@ class Server:
             request: The messages, the tools and any other field, which takes precedence over those of `greedy`.
             model: The name of the model.
             is_stream: Whether the answer comes in parts.
+            settings: The settings in place of those of `greedy`; None for these.
 
         Raises:
             InputError: If the server does not answer, or its answer has another form.
         """
         place = client.place_of("/v1/chat/completions")
-        data = {"model": model, **self.greedy, **self.shown_ids(is_stream=is_stream), **request}
+        greedy = self.greedy if settings is None else settings
+        data = {"model": model, **greedy, **self.shown_ids(is_stream=is_stream), **request}
         answer = await client.post("/v1/chat/completions", {**data, "stream": is_stream})
         if not is_stream or not answer.is_ok:
             return chat_answer(answer, place)
@@ -391,6 +405,10 @@ class Server:
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the fields that make a server show the ids of an answer."""
         return {}
+
+    async def plain_ids(self, client: ServerClient, text: str) -> tuple[int, ...] | None:
+        """Return the ids of a text in which no letters are control tokens; None if the server cannot be asked."""
+        return None
 
     def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
         """Return the fields that free an answer of the server's grammar, and leave its prompt as it is.

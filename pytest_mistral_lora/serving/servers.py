@@ -14,7 +14,7 @@ from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.programs.registry import SERVERS_GROUP, Registry
 from pytest_mistral_lora.serving.answers import read_field
-from pytest_mistral_lora.serving.client import ServerClient
+from pytest_mistral_lora.serving.client import SLOW, ServerClient
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
 SERVERS = Registry(SERVERS_GROUP, "kind of server", Server, {Server.name: Server()})
@@ -127,7 +127,7 @@ async def recognise_server(url: str) -> tuple[Server, str]:
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:
-            if error.next_step:  # no server answers, or it refuses the key
+            if error.next_step and error.next_step != SLOW:  # no server answers, or it refuses the key
                 raise
             expected = error.expected or f"a server of a kind that is recognised: {', '.join(SERVERS)}"
             step = "Name its kind, NAME=URL, or give a script of your own: see docs/serving.md."

@@ -10,7 +10,7 @@ from typing import Any
 
 from gallery import Artifact, mutant
 from golden_answers import golden_answers, write_golden_answers
-from local_server import CRASH, FORCED, Behaviour, has_calls, serving, space_for_an_empty_text, two_users
+from local_server import CRASH, FORCED, Behaviour, Ids, has_calls, serving, space_for_an_empty_text, two_users
 from trained import copied, trained
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -317,6 +317,22 @@ def chats_of_nothing(artifact: Artifact) -> None:
     artifact["behaviour"].answer = lambda path: (200, b"{}") if path == "/v1/chat/completions" else None
 
 
+@mutant("ML932", says="tuned answers as recorded, and its log-probabilities moved by 0.4 nats at most")
+def an_older_adapter_under_a_name(artifact: Artifact) -> None:
+    """One of two adapters is an older one, whose greedy answers are the same."""
+
+    class Older(Behaviour):
+        """Moves the log-probabilities of one adapter."""
+
+        def _answer(self, prompt: Ids, data: dict[str, Any]) -> tuple[list[int], list[float], bool]:
+            ids, values, ended = super()._answer(prompt, data)
+            return ids, [value - 0.4 * (data.get("model") == "tuned") for value in values], ended
+
+    two_adapters(artifact, lambda ids, data: reworded(ids) if data.get("model") == "other" else ids)
+    artifact["precision"] = "fp32"
+    artifact["behaviour"] = Older(**vars(artifact["behaviour"]))
+
+
 @mutant("ML901", says="no answer has the ids of its prompt, or their number")
 def answers_without_a_number(artifact: Artifact) -> None:
     """The answers have a text, and neither ids nor the number of prompt tokens."""
@@ -400,10 +416,89 @@ def a_grammar_of_calls(artifact: Artifact) -> None:
     replayed(artifact, completion=constrained)
 
 
-@mutant("ML909", says="the answer ends early, as at a stop string")
+@mutant("ML908", says="the answers are as recorded, and their log-probabilities moved by 0.11 nats at most")
+def weights_that_answer_the_same(artifact: Artifact) -> None:
+    """The server has another revision of the base, whose greedy answers are the same."""
+    replayed(artifact, logprob=lambda value, at: value - 0.11)
+
+
+@mutant("ML909", says="By ids they did not move")
+def a_prompt_that_is_answered_the_same(artifact: Artifact) -> None:
+    """The chat has another prompt, whose greedy answers are the same."""
+
+    class Chats(Behaviour):
+        """Moves the log-probabilities of chats alone."""
+
+        def chat_answer(self, fed: tuple[int, ...], data: dict[str, Any]) -> dict[str, Any]:
+            answer = super().chat_answer(fed, data)
+            for step in (answer["choices"][0].get("logprobs") or {"content": []})["content"]:
+                step["logprob"] -= 0.11
+            return answer
+
+    replayed(artifact)
+    artifact["behaviour"] = Chats(**vars(artifact["behaviour"]))
+
+
+@mutant("ML909", says="the answer ends early, by a stop string")
 def a_stop_string(artifact: Artifact) -> None:
     """A proxy in front of the server ends each answer of a chat at its second token."""
-    replayed(artifact, completion=lambda ids, data: ids if by_ids(data) else (*ids[:2], 2))
+    replayed(artifact, completion=lambda ids, data: ids if by_ids(data) else ids[:2])
+
+
+@mutant("ML909", says="the client gets only the beginning of their text")
+def a_text_that_is_cut(artifact: Artifact) -> None:
+    """A stop string cuts the text of a chat, and leaves its token among the ids, as vLLM does."""
+
+    class Cutting(Behaviour):
+        """Cuts each text."""
+
+        def chat_answer(self, fed: tuple[int, ...], data: dict[str, Any]) -> dict[str, Any]:
+            answer = super().chat_answer(fed, data)
+            message = answer["choices"][0]["message"]
+            message["content"] = message["content"].partition(" it")[0]
+            return answer
+
+    artifact |= {"kind": "vllm", "precision": "fp32"}
+    replayed(artifact, scale=None)
+    artifact["behaviour"] = Cutting(**vars(artifact["behaviour"]))
+
+
+@mutant("ML906", says="where the server parses no control tokens")
+def markers_of_another_type(artifact: Artifact) -> None:
+    """The file has its control tokens as user-defined ones, which each text spells."""
+
+    class Typed(Behaviour):
+        """Encodes letters as control tokens."""
+
+        def respond(self, path: str, data: Any) -> tuple[int, Any]:
+            is_text = path == "/tokenize" and not data["parse_special"]
+            return (200, {"tokens": [INST]}) if is_text else super().respond(path, data)
+
+    artifact["behaviour"] = Typed(**vars(artifact["behaviour"]))
+
+
+@mutant("ML911", says="gets repeat_penalty 1.5, at temperature 0, too")
+def a_penalty_that_is_shown(artifact: Artifact) -> None:
+    """The server shows a penalty among its defaults, and these answers do not change by it."""
+
+    class Showing(Behaviour):
+        """Shows a default."""
+
+        def respond(self, path: str, data: Any) -> tuple[int, Any]:
+            status, found = super().respond(path, data)
+            params = {"repeat_penalty": 1.5, "temperature": 0.800000011920929}
+            return status, {**found, "default_generation_settings": {"params": params}} if path == "/props" else found
+
+    replayed(artifact)
+    artifact["behaviour"] = Showing(**vars(artifact["behaviour"]))
+
+
+@mutant("ML907", says="exceeds the available context size")
+def a_context_that_is_too_small(artifact: Artifact) -> None:
+    """The context of the server is smaller than a prompt."""
+    words = "request (300 tokens) exceeds the available context size (256 tokens), try increasing it"
+    given = {"refuses": lambda data: bool(data.get("tools")), "refusal": (400, words)}
+    artifact["behaviour"] = replace(artifact["behaviour"], **given)
 
 
 @mutant("ML909", says="a limit ends the answer after 3 tokens, and 64 were asked for")

@@ -1,14 +1,17 @@
 """llama.cpp's own HTTP server, from the wheel `xllamacpp`, on the loopback until its input ends.
 
-`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, and `repeat_penalty`. Or
-the options of `llama-server`, which the wheel has not: those that an exported serve.sh gives.
+`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, `template`, a file, and
+`set`, parameters of llama.cpp by their names, such as `sampling.penalty_repeat`. Or the options of `llama-server`,
+which the wheel has not: those that an exported serve.sh gives.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import xllamacpp
@@ -41,8 +44,11 @@ if "lora" in given:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(given["lora"], given.get("scale", 1.0))]
 if "loras" in given:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in given["loras"]]
-if "repeat_penalty" in given:
-    params.sampling.penalty_repeat = given["repeat_penalty"]
+if "template" in given:
+    params.chat_template = Path(given["template"]).read_text()
+for name, value in given.get("set", {}).items():
+    *parents, last = name.split(".")
+    setattr(functools.reduce(getattr, parents, params), last, value)
 server = xllamacpp.Server(params)
 sys.stdout.write(server.listening_address + "\n")
 sys.stdout.flush()

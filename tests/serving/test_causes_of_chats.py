@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from answer_server import Relay
 from derived_tekken import derived_oracle
 from gguf_files import write_gguf
 from golden_answers import transcript_of
 from llamacpp_process import BUILD, converted_model, needs_llamacpp, served
 from local_server import serving
+from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server.replay import CONSTRAINED, RIGHT_MODEL, RIGHT_PROMPT
+from pytest_mistral_lora.conformance.server.chat_causes import CONSTRAINED, RIGHT_MODEL, RIGHT_PROMPT
 from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.training.export.probe import plant
+from pytest_mistral_lora.training.generate.record import next_token_logprobs
 
 pytestmark = needs_llamacpp
 
@@ -42,11 +46,15 @@ def folder(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that says the answers, their transcripts, and a row."""
     folder = tmp_path_factory.mktemp("causes")
     plant(folder / "model", oracle, tuple(KNOWN.values()))
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
     for name, known in KNOWN.items():
         golden = folder / ("by-grammar" if name == BY_GRAMMAR else "right")
         golden.mkdir(exist_ok=True)
         ids = known.prompt_ids(oracle), known.answer_ids(oracle)
-        transcript_of(oracle, name, known.row, *ids).write(golden)
+        with torch.no_grad():
+            every = next_token_logprobs(model, *ids)
+        logprobs = tuple(every[at, token].item() for at, token in enumerate(ids[1]))
+        replace(transcript_of(oracle, name, known.row, *ids), logprobs=logprobs).write(golden)
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
     (folder / "one.jsonl").write_text(json.dumps(row) + "\n")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import gzip
 import json
 import re
@@ -25,10 +26,12 @@ import pytest
 from local_server import CRASH, FORCED, Behaviour, has_calls, serving, two_users
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.cli import main, serve_check
+from pytest_mistral_lora.errors import InputError, NoAnswerError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.addresses import require_url
 from pytest_mistral_lora.serving import client as clients
+from pytest_mistral_lora.serving.answers import chat_answer, streamed_answer
 from pytest_mistral_lora.serving.client import KEY, Answer, ServerClient
 
 Give = Callable[[str], tuple[int, bytes] | None]
@@ -179,10 +182,10 @@ def test_late_answers_in_a_row_end_the_run_and_one_that_comes_begins_the_count_a
 
     behaviour = Behaviour(oracle, answer=lambda path: time.sleep(1) if path == "/late" else (200, b"{}"))
     with serving(behaviour) as url:
-        assert set(asyncio.run(many(url, ["/late"] * 9))) == {"InputError"}
+        assert set(asyncio.run(many(url, ["/late"] * 9))) == {"NoAnswerError"}
         assert len(behaviour.seen) == clients.MOST_LATE
         mixed = asyncio.run(many(url, ["/late", "/late", "/late", "/now"] * 2))
-    assert mixed == ["InputError", "InputError", "InputError", "Answer"] * 2
+    assert mixed == ["NoAnswerError", "NoAnswerError", "NoAnswerError", "Answer"] * 2
 
 
 class KeepingHandler(BaseHTTPRequestHandler):
@@ -562,3 +565,64 @@ def test_the_events_of_a_stream_end_with_a_line_and_no_other_separator() -> None
     ]
     found = ['{"text": "a\u2028b\x85c"}', '{"error":  {"message": "no"}}']
     assert [event.strip() for event in clients._events("\r\n\r\n".join(lines))] == found
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_server_that_asks_to_come_back_later_is_waited_for(form: str, oracle: Oracle) -> None:
+    given = iter([(429, b'{"error": {"message": "slow down"}}')] * 2)
+    header = "0.3" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
+    behaviour = Behaviour(oracle, answer=lambda path: next(given, None), headers={"Retry-After": header})
+    start = time.monotonic()
+    with serving(behaviour) as url:
+        assert ask(url).is_ok
+    assert (len(behaviour.seen), 0.3 <= time.monotonic() - start < 20) == (3, True)
+
+
+def test_a_server_that_stays_busy_is_called_busy_and_its_words_are_shown(oracle: Oracle) -> None:
+    busy = (429, b'{"error": {"message": "slow down"}}')
+    behaviour = Behaviour(oracle, answer=lambda path: busy, headers={"Retry-After": "3600"})
+    with serving(behaviour) as url, pytest.raises(NoAnswerError, match="Retry-After 3600 s: slow down"):
+        ask(url)
+    assert len(behaviour.seen) == 1
+
+
+def test_the_content_of_an_answer_may_be_a_list_of_parts(oracle: Oracle) -> None:
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "It is"}, {"type": "text", "text": " Paris."}]},
+        {"type": "text", "text": "Paris"},
+        {"type": "text", "text": "."},
+    ]
+    body = {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}
+    answer = chat_answer(Answer(200, body, ""), Place.of("url"))
+    assert (answer.text, answer.thinking) == ("Paris.", "It is Paris.")
+    events = [{"choices": [{"delta": {"content": [part]}}]} for part in parts]
+    answer = streamed_answer(Answer(200, events, "", is_whole=False), Place.of("url"))
+    assert (answer.text, answer.thinking, answer.is_whole) == ("Paris.", "It is Paris.", False)
+
+
+def test_a_slow_check_says_how_far_it_is_in_a_log(
+    oracle: Oracle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_check, "LOG_SECONDS", 0.2)
+
+    def slowly(path: str) -> None:
+        time.sleep(0.1 if path == "/v1/chat/completions" else 0)
+
+    with serving(Behaviour(oracle, answer=slowly)) as url:
+        assert main(["serve-check", f"openai={url}", "--tokenizer", "spm-v3", "--at-once", "2"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("asking ")]
+    form = rf"asking {re.escape(url)}: (\d+ of \d+ rows|no answer yet) after \d+ s"
+    assert len(lines) >= 3
+    assert all(re.fullmatch(form, line) for line in lines), lines
+
+
+def test_the_limit_of_a_request_is_the_user_s(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
+    def late(path: str) -> None:
+        time.sleep(1.5 if path == "/v1/chat/completions" else 0)
+
+    with serving(Behaviour(oracle, answer=late)) as url:
+        words = ["serve-check", f"openai={url}", "--tokenizer", "spm-v3"]
+        assert main([*words, "--request-seconds", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "no answer in 1 s" in out
+    assert "give each request more time: --request-seconds 600" in out

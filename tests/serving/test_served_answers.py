@@ -123,7 +123,7 @@ def test_a_probe_for_vllm_is_served_with_the_flags_of_the_adapter_that_it_stands
     of_adapter, of_probe = (command(tmp_path / name / "serve.sh") for name in ("adapter", "probe"))
     assert of_probe[:3] == ["vllm", "serve", PROBE_MODEL]
     assert (option(of_probe, "--served-model-name"), "--enable-lora" in of_probe) == ("tuned", False)
-    for name in ("--tokenizer-mode", "--tool-call-parser", "--dtype", "--generation-config"):
+    for name in ("--tokenizer-mode", "--tool-call-parser", "--reasoning-parser", "--dtype", "--generation-config"):
         assert option(of_probe, name) == option(of_adapter, name)
     assert said_answers(probe.folder) == {"plain"}
     assert (probe.folder / "requirements.txt").is_file()
@@ -371,3 +371,72 @@ def test_a_folder_without_the_record_of_a_probe_is_bad_usage(tmp_path: Path) -> 
     (tmp_path / ANSWERS).write_text("[]")
     with pytest.raises(InputError, match="not a record of a probe"):
         said_answers(tmp_path)
+
+
+def cut(parts: list[bytes]) -> list[bytes]:
+    """End a stream in its middle."""
+    return parts[: len(parts) // 2]
+
+
+def without_reasons(parts: list[bytes]) -> list[bytes]:
+    """Leave the finish_reason out of a stream."""
+    return [re.sub(rb'"finish_reason": "\w+"', b'"finish_reason": null', part) for part in parts]
+
+
+def without_some(parts: list[bytes]) -> list[bytes]:
+    """Lose each fourth part of the texts."""
+    kept = [part for number, part in enumerate(parts) if number % 4 != 2 or b'"content": "' not in part]
+    return kept
+
+
+def harmless(parts: list[bytes]) -> list[bytes]:
+    """Put comments between the events, end lines as HTTP does, and leave the last event out."""
+    return [b": ping\r\n\r\n" + part.replace(b"\n", b"\r\n") for part in parts if b"[DONE]" not in part]
+
+
+@needs_llamacpp
+@pytest.mark.parametrize(
+    ("given", "rules", "says"),
+    [
+        ({"stream": cut}, {"ML921"}, r"the stream ends early: finish_reason None, and no event \[DONE\]"),
+        (
+            {"stream": without_reasons},
+            {"ML930", "ML931"},
+            r"finish_reason None\n  expected: as whole: finish_reason '(stop|tool_calls)'",
+        ),
+        ({"stream": without_some}, {"ML931"}, "parts of the stream are lost, such as"),
+        (
+            {"asks": lambda request: {**request, "stop": ["."]}},
+            {"ML923"},
+            r"ends early, by a stop string, which is in '\.",
+        ),
+        (
+            {"asks": lambda request: {**request, "max_tokens": 2}},
+            {"ML930"},
+            "finish_reason 'length'.* a limit of the server, or of a proxy",
+        ),
+        ({"stream": harmless}, set(), ""),
+    ],
+    ids=["cut", "no-reason", "lost", "stop", "limit", "harmless"],
+)
+def test_what_a_relay_does_to_an_answer_has_one_cause(
+    given: dict[str, Any], rules: set[str], says: str, llamacpp: str, oracle: Oracle
+) -> None:
+    plain = tuple(answer for answer in FEW if answer.name in ("plain", "call", "thinking"))
+    with serving(Relay(oracle, upstream=llamacpp, **given)) as url:
+        results = judged(url, oracle, given_answers=plain)
+    findings = [finding for result in results.values() for finding in result.findings]
+    assert {finding.rule for finding in findings} == rules, [finding.text() for finding in findings]
+    assert re.search(says, "\n".join(finding.text() for finding in findings)), [one.text() for one in findings]
+
+
+@needs_llamacpp
+def test_a_default_that_changes_an_answer_is_found_without_transcripts(
+    llamacpp: str, probe: ServerFiles, oracle: Oracle
+) -> None:
+    few = tuple(answer for answer in FEW if answer.name in ("plain", "leading-spaces", "thinking"))
+    with served(probe.folder / "model.gguf", set={"sampling.penalty_repeat": 5.0}) as (_, address):
+        [finding, *_] = judged(address, oracle, given_answers=few)["decoding"].findings
+    assert "asked with the temperature 0 alone" in finding.found
+    assert "A default of the server changes the answer" in finding.fix
+    assert judged(llamacpp, oracle, given_answers=few)["decoding"].findings == ()

@@ -91,7 +91,7 @@ def test_vllm_gets_the_mode_the_rank_and_the_names(
     assert (option(words, "--max-lora-rank"), option(words, "--tokenizer-mode")) == ("16", "mistral")
     assert option(words, "--lora-modules") == f"tuned={adapter}"
     assert (option(words, "--dtype"), option(words, "--generation-config")) == ("float32", "vllm")
-    assert "serve-check vllm=http://127.0.0.1:8000" in out
+    assert "serve-check vllm:fp32=http://127.0.0.1:8000" in out
     assert out.rpartition("check:")[2].strip() in (tmp_path / "to" / "README.md").read_text()
 
 
@@ -114,6 +114,50 @@ def test_vllm_needs_the_versions_that_answer_a_tekken_tokenizer_from_version_11_
         lines = [line for line in written["requirements.txt"].splitlines() if not line.startswith("#")]
         assert [str(Requirement(line)) for line in lines] == ["vllm==0.32.0", "mistral-common==1.12.0"]
         assert out.index("pip install -r requirements.txt") < out.index("sh serve.sh")
+
+
+REFUSED = "the setting json_schema, the reasoning_effort 'low', which the mistral-common of "
+
+
+@pytest.mark.parametrize(
+    ("name", "has_calls", "has_thinking", "starts"),
+    [
+        ("derived-v7", True, False, True),
+        ("derived-v11", False, False, True),
+        ("derived-v13", True, False, True),
+        ("derived-v13-thinking", True, True, True),
+        ("derived-v15", True, True, False),
+    ],
+)
+def test_an_export_says_what_does_not_work_before_a_server_is_started(
+    name: str, has_calls: bool, has_thinking: bool, starts: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    base = tmp_path / "base"
+    write_tiny_base(base, write_derived(name, tmp_path / "tokenizer", words=2000))
+    for kind in ("vllm", "llamacpp"):
+        code, out = export(capsys, base, "--to", kind, "--output", tmp_path / kind)
+        assert code == 0, out
+        page = (tmp_path / kind / "README.md").read_text()
+        for text in (out, page):
+            assert ("No tool call of v11 arrives: " in text) is not has_calls, text
+            assert (REFUSED in text) is (not starts and kind == "vllm"), text
+    words = command(tmp_path / "vllm" / "serve.sh")
+    assert ("--reasoning-parser" in words) is has_thinking
+    assert ("holds only after a thought" in (tmp_path / "vllm" / "README.md").read_text()) is has_thinking
+
+
+def test_vllm_starts_with_the_settings_that_its_mistral_common_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    file = write_derived("derived-v15", tmp_path / "tokenizer", words=2000)
+    data = json.loads(file.read_text())
+    effort = {**data["model_settings_builder"]["reasoning_effort"], "values": ["none", "high"]}
+    file.write_text(json.dumps({**data, "model_settings_builder": {"reasoning_effort": effort}}))
+    write_tiny_base(tmp_path / "base", file)
+    code, out = export(capsys, tmp_path / "base", "--to", "vllm", "--output", tmp_path / "to")
+    assert (code, "does not start" in out) == (0, False), out
 
 
 def test_vllm_takes_the_tokenizer_of_the_adapter_if_the_base_has_none(

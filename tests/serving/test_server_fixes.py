@@ -17,7 +17,7 @@ from pytest_mistral_lora.assertions import assert_served_as_trained
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
-from pytest_mistral_lora.conformance.server.replay import _FIXES
+from pytest_mistral_lora.conformance.server.chat_causes import _FIXES
 from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import EntryPointError

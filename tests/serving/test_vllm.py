@@ -24,7 +24,7 @@ from test_server_export import export, write_adapter, write_base
 from vllm_python import VLLM_PYTHON, needs_vllm
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server.replay import CONSTRAINED
+from pytest_mistral_lora.conformance.server.chat_causes import CONSTRAINED
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 SECONDS = 900

@@ -41,9 +41,11 @@ class AnswerServer(Behaviour):
 
     Attributes:
         change: Changes each message.
+        stream: Changes the events of a stream.
     """
 
     change: Change = nothing
+    stream: Callable[[list[bytes]], list[bytes]] = lambda parts: parts
 
     def __post_init__(self) -> None:
         # before any request: an oracle traces one conversation at a time, and requests come in threads
@@ -65,7 +67,7 @@ class AnswerServer(Behaviour):
             return super().respond(path, data)
         message = copy.deepcopy(self._messages[question(data)])
         self.change(message, data)
-        return 200, b"".join(events(message)) if data.get("stream") else completion(message, data)
+        return 200, b"".join(self.stream([*events(message)])) if data.get("stream") else completion(message, data)
 
 
 @dataclass
@@ -76,11 +78,13 @@ class Relay(Behaviour):
         upstream: The address of the real server.
         change: Changes each message.
         asks: Changes each chat request before it is passed on.
+        stream: Changes the events of a stream.
     """
 
     upstream: str = ""
     change: Change = nothing
     asks: Callable[[dict[str, Any]], dict[str, Any]] = lambda request: request
+    stream: Callable[[list[bytes]], list[bytes]] = lambda parts: parts
     passed: list[str] = field(default_factory=list)
 
     def respond(self, path: str, data: Any) -> tuple[int, Any]:
@@ -101,7 +105,7 @@ class Relay(Behaviour):
         if data.get("stream"):
             message = joined(content)
             self.change(message, data)
-            return 200, b"".join(events(message))
+            return 200, b"".join(self.stream([*events(message)]))
         answered = json.loads(content)
         choice = answered["choices"][0]
         message = {"content": "", "tool_calls": [], **choice["message"], "finish_reason": choice["finish_reason"]}

@@ -88,7 +88,12 @@ class Behaviour:
         if path == "/lora-adapters":
             return 200, [] if self.scale is None else [{"id": 0, "path": "lora.gguf", "scale": self.scale}]
         if path == "/tokenize":
-            return 200, {"tokens": json.loads(data["content"])}
+            # its rendered prompts are ids; any other text is encoded without control tokens
+            is_ids = data["parse_special"]
+            with _ENCODING:
+                return 200, {
+                    "tokens": json.loads(data["content"]) if is_ids else self.oracle.encode_text(data["content"])
+                }
         if path == "/completion":
             return 200, self._completed(tuple(data["prompt"]), data)
         if path == "/v1/completions":

@@ -16,7 +16,7 @@ from llamacpp_process import converted_model, needs_llamacpp, served, write_lora
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server.replay import RIGHT_MODEL
+from pytest_mistral_lora.conformance.server.chat_causes import RIGHT_MODEL
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.run import RunResult
@@ -106,7 +106,7 @@ def test_an_adapter_of_scale_0_is_loaded_and_not_applied(files: tuple[Path, Path
 def test_a_penalty_of_the_server_changes_the_answers_of_clients_and_not_those_that_are_judged(
     files: tuple[Path, Path], check: Check
 ) -> None:
-    with served(files[0], lora=str(files[1]), repeat_penalty=8.0) as (_, address):
+    with served(files[0], lora=str(files[1]), set={"sampling.penalty_repeat": 8.0}) as (_, address):
         code, out = check(address)
     assert code == 1
     assert fired(out) == {"ML911"}

@@ -9,11 +9,17 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.answer.comparison import (
+    STOPPED,
     AnswerFault,
     answer_faults,
+    ends_early,
+    finish_text,
     is_same_message,
+    lost_parts,
     message_text,
     replaced_fault,
+    stopped_at,
+    was_limited,
 )
 from pytest_mistral_lora.conformance.answer.deviations import AnswerDeviation, named_deviation
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -27,6 +33,10 @@ from pytest_mistral_lora.places import Place
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
+    from pytest_mistral_lora.serving.replay import Outcome
+
+STREAMED = "streamed"
+"""The way of an answer in parts."""
 
 _SHOWN = 8
 _NAMED = 6
@@ -39,6 +49,15 @@ _WAYS = {
 }
 _OF_SERVERS = ("ML922", "ML928", "ML930")
 """The rules of what a server adds to its parsers: its grammar, the ids of calls, and the finish_reason."""
+_EARLY_FIX = (
+    "Find what ends the stream before the server does: the time limit or the buffer of a proxy or a gateway, or the "
+    "server itself, which says so in its log."
+)
+_DEFAULTS_FIX = (
+    "A default of the server changes the answer, such as a penalty in generation_config.json or on its command line: "
+    "start it without, or have each client name its settings."
+)
+_LOST_FIX = "Find what drops parts of a stream: a proxy or a gateway between. Or ask for whole answers."
 _NO_PARSERS = "the parsers do not run: see the check `answered`"
 _TOO_SLOW = "not all of the known answers came: see the check `answered`"
 _NOT_THERE = "the server does not answer: see the check `there` of the subject `server`"
@@ -120,13 +139,34 @@ class AnswerChecks:
     def _faults_by_way(self, forced: ForcedAnswer) -> dict[str, list[AnswerFault]]:
         oracle = self._target.oracle
         ways = {way: answered(outcome) for way, outcome in forced.outcomes.items()}
-        by_way = {way: list(answer_faults(forced, served, oracle)) if served else [] for way, served in ways.items()}
+        by_way = {
+            way: list(answer_faults(forced, served, oracle)) if served and not self._breaks_off(forced, served) else []
+            for way, served in ways.items()
+        }
+        stopped = [fault for fault in by_way.get("whole", ()) if fault.part == STOPPED]
+        if stopped and by_way.get(STREAMED):
+            # a stream may hide its ids and their number
+            by_way[STREAMED] = stopped
+        if self._lost_parts(forced):
+            # its one finding is that of ML931
+            by_way[STREAMED] = []
         if any(fault.rule == "ML922" for faults in by_way.values() for fault in faults):
             # a stream may hide its ids: the grammar that replaces the whole answer replaces the streamed one
             for way, served in ways.items():
                 if served is not None and by_way[way]:
                     by_way[way] = [replaced_fault(forced, served, oracle)]
         return by_way
+
+    def _breaks_off(self, forced: ForcedAnswer, served: ServedAnswer) -> bool:
+        """Whether a stream ends before its answer does."""
+        return forced.way != "parsed" and served is forced.stream and ends_early(forced, served, self._target.oracle)
+
+    def _lost_parts(self, forced: ForcedAnswer) -> str:
+        """Return what a stream lacks of an answer that is right as a whole; empty if it lacks nothing."""
+        whole, stream = answered(forced.whole), answered(forced.stream)
+        if whole is None or stream is None or self._breaks_off(forced, stream):
+            return ""
+        return "" if list(answer_faults(forced, whole, self._target.oracle)) else lost_parts(whole, stream)
 
     def _deviation(self, forced: ForcedAnswer, fault: AnswerFault) -> AnswerDeviation | None:
         """Return the named deviation of a fault."""
@@ -162,6 +202,12 @@ class AnswerChecks:
         for forced in self._said:
             for way, outcome in forced.outcomes.items():
                 reason = no_answer(outcome)
+                served = answered(outcome)
+                if served is not None and self._breaks_off(forced, served):
+                    found = f"{way}: the stream ends early: {finish_text(served)}"
+                    found += "" if served.is_whole else ", and no event [DONE]"
+                    finding = self._finding("ML921", forced, found, "the end of the answer")
+                    findings.append(replace(finding, shape="the stream ends early", fix=_EARLY_FIX))
                 if reason:
                     expected = _expected(forced, self._target)
                     finding = self._finding("ML921", forced, f"{way}: {reason}", expected)
@@ -188,8 +234,20 @@ class AnswerChecks:
             name = f", a named deviation ({deviation.id}) that is not known of this version" if deviation else ""
             finding = self._finding(rule, forced, f"{way}: {fault.found}{name}", fault.expected)
             # one cause for each place of a cut
-            findings.append(replace(finding, shape=f"{cause_of(way)}: {fault.part}{name}"))
+            findings.append(replace(finding, shape=f"{cause_of(way)}: {fault.part}{name}", fix=fault.fix))
+        if rule == "ML922":
+            findings += self._changed_by_defaults()
         return Result(tuple(self._first(findings)))
+
+    def _changed_by_defaults(self) -> Iterator[Finding]:
+        """Yield ML922 for each answer that a default of the server changes: a client seldom names each setting."""
+        for forced in self._said:
+            whole, plain = answered(forced.whole), answered(forced.plain)
+            if whole is None or plain is None or is_same_message(whole, plain):
+                continue
+            found = f"asked with the temperature 0 alone: {message_text(plain)}"
+            finding = self._finding("ML922", forced, found, f"as with each setting named: {message_text(whole)}")
+            yield replace(finding, shape="defaults", fix=_DEFAULTS_FIX)
 
     def same(self) -> Result:
         """ML931: an answer is the same message whole and as a stream, wherever the stream is cut."""
@@ -197,11 +255,21 @@ class AnswerChecks:
             return Result(not_checked="no answer came both whole and as a stream")
         findings = []
         for forced, whole, stream in self._served:
-            for way, served in {"streamed": stream, **forced.cuts}.items():
-                if not is_same_message(whole, served):
-                    expected = f"as whole: {message_text(whole)}"
-                    finding = self._finding("ML931", forced, f"{way}: {message_text(served)}", expected)
-                    findings.append(replace(finding, shape=cause_of(way)))
+            is_short = was_limited(forced, whole, self._target.oracle) or stopped_at(forced, whole, self._target.oracle)
+            if is_short or self._breaks_off(forced, stream):
+                continue  # the finding of ML930, ML923 or ML921
+            lost = self._lost_parts(forced)
+            if lost:
+                found = f"{STREAMED}: parts of the stream are lost, such as {lost[:_SHOWN]!r}: {message_text(stream)}"
+                finding = self._finding("ML931", forced, found, f"as whole: {message_text(whole)}")
+                findings.append(replace(finding, shape="lost parts", fix=_LOST_FIX))
+                continue
+            for way, served in {STREAMED: stream, **forced.cuts}.items():
+                if is_same_message(whole, served):
+                    continue
+                of = message_text if message_text(served) != message_text(whole) else finish_text
+                finding = self._finding("ML931", forced, f"{way}: {of(served)}", f"as whole: {of(whole)}")
+                findings.append(replace(finding, shape=cause_of(way)))
         return Result(tuple(self._first(findings)))
 
     def _first(self, findings: list[Finding]) -> list[Finding]:
@@ -220,9 +288,7 @@ class AnswerChecks:
         found: dict[str, dict[str, list[str]]] = {}
         for forced in self._said:
             found[forced.known.name] = {
-                way: ["ML921"] if no_answer(outcome) else []
-                for way, outcome in forced.outcomes.items()
-                if outcome is not None
+                way: self._ml921(forced, outcome) for way, outcome in forced.outcomes.items() if outcome is not None
             }
         for forced, ways, fault in self.faults:
             deviation = self._known_deviation(forced, fault)
@@ -230,6 +296,13 @@ class AnswerChecks:
                 label = fault.rule if deviation is None else f"as {deviation.id}"
                 found[forced.known.name][way].append(label)
         return found
+
+    def _ml921(self, forced: ForcedAnswer, outcome: Outcome) -> list[str]:
+        """Return ML921 if an outcome is no answer, or ML931 if it lacks parts."""
+        served = answered(outcome)
+        if no_answer(outcome) or (served is not None and self._breaks_off(forced, served)):
+            return ["ML921"]
+        return ["ML931"] if outcome is forced.stream and self._lost_parts(forced) else []
 
     def _summary(self) -> str:
         """Return how many answers arrive as said, how they were forced, and the named deviations among them."""

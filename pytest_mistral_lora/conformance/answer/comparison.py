@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
 
 _SHOWN = 160
+STOPPED = "stopped"
+"""The part of a fault that a stop string makes."""
+
+_STOP_FIX = "Find the stop string that each chat gets: a field `stop` of a proxy or a gateway, or a preset."
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -29,6 +33,7 @@ class AnswerFault:
         part: The part: `text`, `thinking`, or another.
         said: The text or the thinking as said, for a named deviation.
         served: The same as served.
+        fix: What to look for, if the cause is known; else empty.
     """
 
     rule: str
@@ -37,6 +42,7 @@ class AnswerFault:
     part: str = field(default="", compare=False)
     said: str = field(default="", compare=False)
     served: str = field(default="", compare=False)
+    fix: str = field(default="", compare=False)
 
 
 def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> Iterator[AnswerFault]:
@@ -51,6 +57,11 @@ def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) ->
     if was_limited(forced, served, oracle):
         found = f"finish_reason 'length', behind {message_text(served)}: a limit of the server, or of a proxy before it"
         yield AnswerFault("ML930", found, " or ".join(sorted(_reasons(forced, message))), "finish_reason")
+        return
+    if rest := stopped_at(forced, served, oracle):
+        by = f"the stop string {served.stop!r}" if served.stop else f"a stop string, which is in {_shown(rest)}"
+        found = f"{message_text(served)}, which ends early, by {by}"
+        yield AnswerFault("ML923", found, _said_text(message), STOPPED, fix=_STOP_FIX)
         return
     if was_replaced(forced, served, oracle):
         yield replaced_fault(forced, served, oracle)
@@ -90,6 +101,56 @@ def was_limited(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> b
     return not served.calls and all(said.startswith(arrived) for said, arrived in texts)
 
 
+def stopped_at(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> str:
+    """Return the text behind the place at which a stop string ends an answer; empty if none does.
+
+    The server shows that the model did not say its end: its tokens, or their number, are only the first ones.
+    """
+    message = forced.known.message(oracle)
+    said, arrived = message.thinking + message.text, served.thinking + served.text
+    if forced.way == "forced" or not served.ended or served.calls or not said.startswith(arrived):
+        return ""
+    rest = said[len(arrived) :]
+    length = len(forced.row_ids)
+    if served.ids is not None:
+        is_beginning = served.ids == forced.row_ids[: min(len(served.ids), length - 1)]
+    else:
+        is_beginning = served.count is not None and served.count < length and oracle.eos_id not in _listed(served)
+    literals = oracle.control_tokens.values()
+    return rest if rest.strip() and is_beginning and not any(literal in said for literal in literals) else ""
+
+
+def _listed(served: ServedAnswer) -> list[int | None]:
+    return [step.id for step in served.steps]
+
+
+def ends_early(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> bool:
+    """Return whether a stream breaks off: it has no `finish_reason`, and no last event or only the first letters."""
+    if served.finish_reason:
+        return False
+    message = forced.known.message(oracle)
+    is_beginning = message.text.startswith(served.text) and message.thinking.startswith(served.thinking)
+    lacks_parts = (served.text, served.thinking) != (message.text, message.thinking) or bool(message.calls)
+    return not served.is_whole or (is_beginning and lacks_parts and len(served.calls) < max(len(message.calls), 1))
+
+
+def lost_parts(whole: ServedAnswer, stream: ServedAnswer) -> str:
+    """Return a letter of a right whole answer from which on its stream lacks parts; empty if none are lost."""
+
+    def letters(served: ServedAnswer) -> str:
+        return served.thinking + served.text + "".join(call.name + call.arguments for call in served.calls)
+
+    said, arrived = letters(whole), iter(letters(stream))
+    missing, wanted = "", next(arrived, None)
+    for letter in said:
+        if letter == wanted:
+            wanted = next(arrived, None)
+        else:
+            missing += letter
+    # letters that the whole answer lacks are not lost; white space is stripped, which is another fault
+    return "" if wanted is not None or not missing.strip() else missing
+
+
 def was_replaced(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> bool:
     """Return whether the model was made to say other ids than it does by itself.
 
@@ -122,6 +183,11 @@ def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
 
 def _parts(served: ServedAnswer) -> tuple[Any, ...]:
     return served.text, served.thinking, _served_calls(served), served.finish_reason
+
+
+def finish_text(served: ServedAnswer) -> str:
+    """Return the reason why an answer ended, as words."""
+    return f"finish_reason {served.finish_reason or None!r}"
 
 
 def _said_text(message: AnswerMessage) -> str:

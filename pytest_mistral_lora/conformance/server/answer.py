@@ -128,10 +128,27 @@ class AnswerJudge:
 
 
 def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
-    """Return the differences of log-probabilities up to the first different token, in nats; empty if unknown."""
+    """Return the differences of log-probabilities up to the first different token, in nats; empty if unknown.
+
+    Tokens whose ids are hidden are compared if the server lists as many, and the text is the recorded one.
+    """
+    if answer.ids is None:
+        listed, recorded_count = answer.steps, len(golden.completion_ids)
+        # the closing EOS, which a server may leave out
+        if answer.text.strip() != golden.text.strip() or recorded_count - len(listed) not in (0, 1) or answer.calls:
+            return []
+        # and tokens that end within a character
+        if any(step.id is not None for step in listed):
+            is_whole = [step.id for step in listed] == list(golden.completion_ids[: len(listed)])
+        else:
+            is_whole = "".join("".join(step.text.split()) for step in listed) == "".join(answer.text.split())
+        if not is_whole:
+            return []
+        pairs = zip(listed, golden.logprobs, strict=False)
+        return [abs(step.logprob - before) for step, before in pairs if isfinite(step.logprob)]
     apart = []
-    pairs = zip(answer.ids or (), golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
-    for token, recorded, logprob, before in pairs:
+    tokens = zip(answer.ids, golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
+    for token, recorded, logprob, before in tokens:
         if token != recorded:
             break
         if isfinite(logprob):

@@ -12,13 +12,15 @@ from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference
+from pytest_mistral_lora.conformance.server.changed_messages import FedPrompt, changed_messages
+from pytest_mistral_lora.conformance.server.chat_causes import fix_of
 from pytest_mistral_lora.conformance.server.deviations import (
     INJECTED,
     PromptDeviations,
     TakenRow,
     other_tokenizer_finding,
 )
-from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
+from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding, is_about_context
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import (
     NOT_ASKED,
@@ -29,7 +31,7 @@ from pytest_mistral_lora.conformance.server_target import (
     ServerTarget,
 )
 from pytest_mistral_lora.conformance.targets import Target, name_of
-from pytest_mistral_lora.errors import EntryPointError, InputError, RunnerError, TokenizerError, counted
+from pytest_mistral_lora.errors import EntryPointError, InputError, RunnerError, TokenizerError, and_more, counted
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
@@ -50,7 +52,9 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         # the transcripts in the adapter's folder, and those that the user recorded
         name = name_of(target.adapter)
         places = [target.adapter / TRANSCRIPTS, *(folder / TRANSCRIPTS / name for folder in settings.golden_folders)]
-        target = replace(target, golden=tuple(place for place in places if place.is_dir()))
+        found = tuple(place for place in places if place.is_dir())
+        # its answers are those of the same target if nothing is added
+        target = replace(target, golden=found) if found else target
     judged = ServerChecks(target)
     cases = judged.cases()
     if target.adapter is None and not target.golden:
@@ -208,6 +212,9 @@ class ServerChecks:
         # a server that fails every request is reachable, but proves nothing
         not_checked = _ALL_FAILED if self._all_failed and not findings else ""
         facts = [("server of", proof)]
+        if answers.facts.defaults:
+            settings = ", ".join(f"{name} {value}" for name, value in answers.facts.defaults)
+            facts.append(("defaults of", f"a request that does not name them gets {settings}"))
         newer = remark_of_program(server.title, self._target.served_version)
         if newer:
             facts.append(("known faults and deviations of", newer))
@@ -259,7 +266,7 @@ class ServerChecks:
 
     def injection(self) -> Result:
         """ML906: text never becomes a control token, unless no setting of a known server prevents it."""
-        findings: list[Finding] = []
+        findings: list[Finding] = [*self._typed()]
         known = 0
         for taken_row, explained in self._differing:
             injected = [*self._differences(taken_row, injected=True)]
@@ -273,16 +280,33 @@ class ServerChecks:
         facts = (("control tokens of", text),) if known else ()
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), facts=facts)
 
+    def _typed(self) -> Iterator[Finding]:
+        """Yield ML906 if letters become control tokens even where the server does not parse them."""
+        control = self._target.oracle.control_tokens
+        names = [control[token] for token in dict.fromkeys(self._target.answers.spelled or ()) if token in control]
+        if names:
+            shown = f"{', '.join(names[:_SHOWN])}{and_more(_SHOWN, len(names))}"
+            found = f"letters become {shown} where the server parses no control tokens"
+            expected = "letters: in the vocabulary of the served file the type of these tokens is not `control`"
+            yield Finding("ML906", found, self._place, expected, shape="typed", fix=fix_of(self._target, "typed"))
+
     def preview(self) -> Result:
         """ML903: the preview has as many ids as the prompt of a chat request."""
         if self._target.server.strength != "preview" or not self._shown:
             return Result(not_checked="the server shows the ids of the chat request itself, or none")
         findings = []
-        for taken_row in self._taken:
-            if taken_row.ids is not None and taken_row.count is not None and len(taken_row.ids) != taken_row.count:
-                sizes = f"the chat is fed {taken_row.count} tokens, the preview has {len(taken_row.ids)}"
-                found = f"{taken_row.asked.name}: {sizes}"
-                findings.append(Finding("ML903", found, self._place, row=taken_row.asked.row.to_jsonl()))
+        known = [
+            (taken_row.asked, len(taken_row.ids), taken_row.count)
+            for taken_row in self._taken
+            if taken_row.ids is not None and taken_row.count is not None
+        ]
+        prompts = [FedPrompt(asked_row.prompt, shown, fed) for asked_row, shown, fed in known]
+        changed = changed_messages(prompts, self._target.oracle)
+        for asked_row, shown, fed in known:
+            if shown != fed and changed is not None:
+                found, row = f"{asked_row.name}: the chat is fed {fed} tokens, the preview has {shown}", asked_row.row
+                told = Finding("ML903", found, self._place, "", changed.words, row.to_jsonl(), "fed", fix=changed.fix)
+                findings.append(told)
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def counts(self) -> Result:
@@ -290,16 +314,35 @@ class ServerChecks:
         hidden = [taken_row for taken_row in self._taken if taken_row.ids is None]
         if not hidden:
             return Result(not_checked="the server shows the ids, which prove more than their number")
-        counted = [taken_row for taken_row in hidden if taken_row.count is not None]
-        if not counted:
+        counted_rows = [taken_row for taken_row in hidden if taken_row.count is not None]
+        if not counted_rows:
             return Result(not_checked="the server shows neither ids nor their number")
         findings = [] if self._other is None else [self._other]
-        for taken_row in counted if self._other is None else ():
+        accepted: Counter[str] = Counter()
+        prompts = [
+            FedPrompt(taken_row.asked.prompt, len(taken_row.asked.expected or ()), taken_row.count or 0)
+            for taken_row in counted_rows
+        ]
+        changed = changed_messages(prompts, self._target.oracle) if self._other is None else None
+        words, told_fix = (changed.words, changed.fix) if changed is not None and changed.is_told else ("", "")
+        for taken_row in counted_rows if self._other is None else ():
             expected = len(taken_row.asked.expected or ())
-            if taken_row.count != expected:
-                found = f"{taken_row.asked.name}: {taken_row.count} prompt tokens"
-                findings.append(Finding("ML904", found, self._place, str(expected), row=taken_row.asked.row.to_jsonl()))
-        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+            if taken_row.count == expected:
+                continue
+            explained = self._deviations.explain_count(taken_row.asked, taken_row.count or 0)
+            if explained and not self._deviations.are_unknown(explained):
+                accepted.update(explained)
+                continue
+            found = f"{taken_row.asked.name}: {taken_row.count} prompt tokens"
+            fix = told_fix or self._deviations.fix_of_kind(explained or ())
+            row = taken_row.asked.row.to_jsonl()
+            findings.append(Finding("ML904", found, self._place, str(expected), words, row, fix=fix))
+        facts: tuple[tuple[str, str], ...] = ()
+        if accepted:
+            names = ", ".join(f"{name} ({number})" for name, number in accepted.items())
+            server = f"{self._target.server.title} {self._target.served_version}"
+            facts = (("numbers of", f"those of named deviations, known of {server}: {names}"),)
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), facts=facts)
 
     def refusals(self) -> Result:
         """ML907: the server refuses a prompt exactly if mistral-common does."""
@@ -318,7 +361,9 @@ class ServerChecks:
             else:
                 continue
             shape = cause_of(f"{found}, {expected}")
-            findings.append(Finding("ML907", f"{asked_row.name}: {found}", self._place, expected, row=row, shape=shape))
+            fix = fix_of(self._target, "context") if is_about_context(asked_row.served.refused) else ""
+            words = f"{asked_row.name}: {found}"
+            findings.append(Finding("ML907", words, self._place, expected, row=row, shape=shape, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
     def _differences(self, taken_row: TakenRow, *, injected: bool) -> Iterator[Finding]:

@@ -60,6 +60,13 @@ class PromptDeviations:
 
     def explain(self, asked_row: AskedRow, served: tuple[int, ...]) -> tuple[str, ...] | None:
         """Return the named deviations that explain the served ids of a prompt; None if they do not."""
+        return self._explain(asked_row, lambda ids: ids == served)
+
+    def explain_count(self, asked_row: AskedRow, count: int) -> tuple[str, ...] | None:
+        """Return the named deviations that explain the number of tokens of a prompt; None if they do not."""
+        return self._explain(asked_row, lambda ids: len(ids) == count)
+
+    def _explain(self, asked_row: AskedRow, is_served: Callable[[tuple[int, ...]], bool]) -> tuple[str, ...] | None:
         from pytest_mistral_lora.chat.templates.compare import compare
 
         template = self._template
@@ -79,7 +86,7 @@ class PromptDeviations:
             # nor may a server deviate by the template's own system prompt
             if named.differences or named.own_prompt or not named.deviations or named.template is None:
                 continue
-            if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == served:
+            if is_served(tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"])):
                 return named.deviations
         return None
 
@@ -92,6 +99,28 @@ class PromptDeviations:
             explained: The named deviations that explain a prompt.
         """
         return INJECTED in explained and self._target.server.reads_rendered_text and not self._unknown(explained)
+
+    def are_unknown(self, explained: Collection[str]) -> bool:
+        """Return whether a named deviation is not known of the server and its version."""
+        return bool(self._unknown(explained))
+
+    def fix_of_kind(self, explained: Collection[str]) -> str:
+        """Return the fix of prompts with named deviations that are not known of the server; empty without one."""
+        from pytest_mistral_lora.serving.servers import SERVERS
+
+        names = [name for name in explained if name != INJECTED] or list(explained)
+        kinds = [
+            server
+            for server in SERVERS.of_this_package()
+            if names and server.name != self._target.server.name and names[0] in server.known_deviations("prompts")
+        ]
+        if not kinds:
+            return ""
+        named = " or ".join(f"{server.name}@VERSION={self._target.url}" for server in kinds)
+        titles = " or ".join(server.title for server in kinds)
+        return (
+            f"It is the number of a named deviation ({names[0]}). If {titles} is behind this address, name it: {named}."
+        )
 
     def unknown_finding(
         self, asked_row: AskedRow, served: tuple[int, ...], explained: Collection[str]

@@ -23,6 +23,14 @@ _READ_LOG = (
 )
 
 
+_OF_GATEWAY = re.compile(r"HTTP 50[24]\b")
+"""The statuses of a gateway that gets no answer, or a broken one, from the server behind it."""
+
+_NOT_REACHED = (
+    "The gateway gets no answer from the server behind it: see whether it still runs, and how long it may take."
+)
+
+
 def cause_of(words: str) -> str:
     """Return the part of a server's words that is the same for each row, without numbers and quoted texts."""
     return re.sub(r"'[^']*'", "'…'", re.sub(r"[0-9]+", "#", words))[:_WORDS]
@@ -39,8 +47,22 @@ def failure_finding(name: str, words: str, place: Place, row: str) -> Finding:
     """
     # an exception without a message may come from the template
     fix = "" if _TEMPLATE_FAILED.search(words) or "without a reason" in words else _READ_LOG
+    fix = _NOT_REACHED if _OF_GATEWAY.match(words) else fix
     found = f"{name}: the request fails: {words}"
     return Finding("ML919", found, place, "an answer", row=row, shape=cause_of(words), fix=fix)
+
+
+_CONTEXT = re.compile(
+    r"available context size|context (?:length|window|size) (?:of|is|exceeded)|exceeds? (?:the |its )?(?:\w+ )?context"
+    r"|maximum context length|maximum model length|max_model_len|context_length_exceeded|prompt is too long",
+    re.IGNORECASE,
+)
+"""The words of servers whose context is too small for a prompt."""
+
+
+def is_about_context(words: str) -> bool:
+    """Return whether a server refuses a prompt because it is longer than its context."""
+    return _CONTEXT.search(words) is not None
 
 
 def answered(outcome: Outcome) -> ServedAnswer | None:

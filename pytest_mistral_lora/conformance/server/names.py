@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.server.answer import AnswerJudge
+from pytest_mistral_lora.conformance.server.answer import AnswerJudge, moved_logprobs
 from pytest_mistral_lora.conformance.server.failures import answered
+from pytest_mistral_lora.conformance.server.moved import Moved
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
@@ -62,11 +63,25 @@ class NameChecks:
         if error is not None:
             return Finding("ML932", f"{name}: {error.found}", Place.of(self._target.url), error.expected)
         if self._answers_as(name, name):
-            return None
+            return self._moved_fault(name)
         others = [other for other in self._others(name) if self._is_like(name, other)]
         as_others = " or ".join(self._title(other) for other in others)
         found = f"{name} answers as {as_others}" if others else f"{name} answers as no adapter that you named"
         return Finding("ML932", found, Place.of(self._target.url), f"the transcripts of {self._target.places_of(name)}")
+
+    def _moved_fault(self, name: str) -> Finding | None:
+        """Return the finding of a name whose right answers have other log-probabilities than the dtype explains."""
+        if not (self._target.precision or self._target.answers.facts.precision):
+            return None  # the precision is not known, and the check of the answers has the number
+        pairs = [(named.transcript, answered(named.outcome)) for named in self._of(name, name)]
+        by_case = {golden.case: moved_logprobs(golden, answer) for golden, answer in pairs if answer is not None}
+        both = [self._precision, *(golden.precision for golden, _ in pairs)]
+        precision = max(both, key=lambda known: TOLERANCES[known].margin)
+        moved = Moved(by_case, precision, TOLERANCES[precision])
+        if moved.is_explained:
+            return None
+        found = f"{name} answers as recorded, and its {moved.numbers.partition(';')[0]}"
+        return Finding("ML932", found, Place.of(self._target.url), moved.explained)
 
     def _others(self, name: str) -> Iterator[str]:
         yield from (other for other in self._target.named_transcripts if other != name)
@@ -107,12 +122,10 @@ class NameChecks:
         return asyncio.run(self._ask())
 
     async def _ask(self) -> list[NamedAnswer]:
-        from pytest_mistral_lora.records.addresses import require_url
-        from pytest_mistral_lora.serving.client import ServerClient
         from pytest_mistral_lora.serving.named_adapters import ask_names
         from pytest_mistral_lora.serving.replay import SECONDS
 
-        async with ServerClient(require_url(self._target.url), SECONDS) as client:
+        async with self._target.client(SECONDS) as client:
             return await ask_names(self._target.server, client, self._target.named_transcripts)
 
     @cached_property

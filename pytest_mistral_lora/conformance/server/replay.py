@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
-from pytest_mistral_lora.conformance.server.failures import answered, cause_of, failure_finding, no_answer
+from pytest_mistral_lora.conformance.server.chat_causes import (
+    CUT_TEXT,
+    HIDDEN_PROMPT,
+    RANDOM_FIX,
+    RIGHT_MODEL,
+    STOP_FIX,
+    ChatCauses,
+    fix_of,
+    judged_passes,
+    limit_of,
+    same_answer,
+)
+from pytest_mistral_lora.conformance.server.failures import (
+    answered,
+    cause_of,
+    failure_finding,
+    is_about_context,
+    no_answer,
+)
+from pytest_mistral_lora.conformance.server.moved import Moved
 from pytest_mistral_lora.conformance.server_target import ServerTarget
-from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.errors import InputError, NoAnswerError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
 from pytest_mistral_lora.records.transcripts import Transcript
@@ -22,37 +40,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.replay import Outcome, Replayed
 
-RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
-
-RIGHT_PROMPT = "By ids exact, by chat different, and the prompt is right"
-
-CONSTRAINED = (
-    f"{RIGHT_PROMPT}: without its grammar the server answers as recorded, so the grammar constrains the answer."
+_OTHER_WEIGHTS = (
+    "The weights differ from the recorded ones, such as by an older adapter, another alpha, rank or revision of the "
+    "base. Which cannot be told, because answers show their sum alone."
 )
-
-_CONSTRAINED_FIX = (
-    "Compare the answer with the schema of its tool: the grammar of a server may fix the order of keys, and refuse "
-    "those that the schema does not name. docs/serving.md lists what grammars change. The prompt needs no change."
-)
-
-MISREAD = f"{RIGHT_PROMPT}: the model says the recorded ids, and the server reads other calls in them."
-
-_ASK_ITSELF = (
-    "If a proxy or a gateway is in front of the server, ask the server itself, to see which of the two does it."
-)
-
-_CHANGED_FIX = f"Find what changes the messages of a chat, such as a system prompt by default. {_ASK_ITSELF}"
-
-_SETTINGS_FIX = (
-    f"Look for a setting that each chat request gets: a temperature, a penalty, a stop string. {_ASK_ITSELF}"
-)
-
-_FIXES = {
-    "misread": "Start the server with its parser of Mistral's tool calls.",
-    "limit": "Raise the limit, such as the context of the server.",
-    "no-adapter": "Start the server with the adapter, or serve the merged model.",
-}
-"""The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
 
 _UNREAD = "tool calls are compared by their ids alone, since the server left them in the text"
 
@@ -77,8 +68,8 @@ class ReplayChecks:
         return {
             # ML801 and ML802: the transcripts are readable, and their prompts have the tokenizer's ids
             "transcripts": lambda: Result(tuple(self._target.transcripts[1])),
-            "by-ids": partial(self.answers, "ML908", lambda replayed: replayed.by_ids),
-            "by-messages": partial(self.answers, "ML909", lambda replayed: replayed.by_messages),
+            "by-ids": self.by_ids,
+            "by-messages": self.by_messages,
             "first-logprobs": self.first_logprobs,
             "applied": self.applied,
             "greedy": self.greedy,
@@ -107,38 +98,116 @@ class ReplayChecks:
         stated = f"{self._target.server.name}:q4={self._target.url}"
         return f"no tolerance is known for weights in {precision}; to use another's: {stated}"
 
-    def answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
-        """ML908 and ML909: the server answers the recorded ids of a prompt, and the messages, as recorded."""
-        if rule == "ML908" and all(replayed.by_ids is None for replayed in self._target.replayed):
-            return Result(not_checked=f"{self._target.server.title} is not asked by ids")
+    def by_ids(self) -> Result:
+        """ML908: the recorded ids of each prompt are answered as recorded, with the recorded log-probabilities."""
+        if self._hides_answers:
+            return Result(not_checked=self._hides_answers)
+        return self._answers("ML908", lambda replayed: replayed.by_ids)
+
+    def by_messages(self) -> Result:
+        """ML909: the server answers the messages as recorded."""
+        return self._answers("ML909", lambda replayed: replayed.by_messages)
+
+    @cached_property
+    def _hides_answers(self) -> str:
+        """Why the answers to ids cannot be judged; empty if they can."""
+        target, outcomes = self._target, [replayed.by_ids for replayed in self._target.replayed]
+        if all(outcome is None for outcome in outcomes):
+            return f"{target.server.title} is not asked by ids"
+        is_chat = any(answered(replayed.by_messages) for replayed in target.replayed)
+        facts = target.answers.facts
+        # one that reports its version, its weights or its adapters is the server itself, and no gateway
+        is_itself = bool(facts.version or facts.precision) or facts.scales is not None
+        if is_itself or not is_chat or any(map(answered, outcomes)):
+            return ""
+        if any(isinstance(outcome, NoAnswerError) for outcome in outcomes):
+            return ""
+        return f"a gateway that passes no ids: it is not asked by ids. To them it answers: {no_answer(outcomes[0])}"
+
+    def _answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
+        """Return the result of the answers to ids, or to messages."""
         if self._lacks_tolerance:
-            return Result(not_checked=self._lacks_tolerance)
+            moved = self._moved(of)
+            return Result(not_checked=f"{self._lacks_tolerance}{moved.numbers and f'; {moved.numbers}'}")
         precision, source = self._precision
-        findings, tiers, moved, repeated = [], [], 0.0, 0
+        findings, tiers, repeated, unanswered = [], [], 0, 0
         for replayed in self._target.replayed:
             judged = self._judged(replayed.transcript, of(replayed), by_messages=rule == "ML909")
             if isinstance(judged, str):
-                findings.append(self._unjudged(rule, replayed.transcript, of(replayed), judged))
+                is_known = rule == "ML909" and self._is_unanswered_by_ids(of(replayed))
+                unanswered += is_known
+                findings += [] if is_known else [self._unjudged(rule, replayed.transcript, of(replayed), judged)]
                 continue
             tiers.append(judged.tier)
-            answer = answered(of(replayed))
-            moved = max([moved, *(moved_logprobs(replayed.transcript, answer) if answer else [])])
             if judged.passed:
-                continue
-            if rule == "ML909" and self._differs_by_ids(replayed):
+                findings += self._cut_texts(replayed) if rule == "ML909" else ()
+            elif rule == "ML909" and self._differs_by_ids(replayed):
                 repeated += 1
             else:
                 findings.append(self._different(rule, replayed, judged))
+        moved = self._moved(of)
+        is_known = rule == "ML909" and (repeated > 0 or not self._moved_by_ids.is_explained)
+        is_known = is_known or (bool(self._hides_answers) and bool(self.first_logprobs().findings))
+        if not findings and not is_known and not moved.is_explained:
+            findings.append(self._moved_finding(rule, moved))
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
-        text += f"; log-probabilities moved by {moved:.2g} nats at most" if moved else ""
+        text += f"; {moved.numbers}" if moved.numbers else ""
         text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in finding.detail for finding in findings) else ""
         name = "answers by ids of" if rule == "ML908" else "answers by messages of"
-        left_out = [f"same cause as ML908: {repeated} of {len(self._target.replayed)} differ by ids already"] * (
-            repeated > 0
-        )
-        left_out += [f"{_UNREAD}. {self._fix('misread')}"] * (rule == "ML909" and self._leaves_calls)
+        all_of = len(self._target.replayed)
+        left_out = [f"same cause as ML908: {repeated} of {all_of} differ by ids already"] * (repeated > 0)
+        left_out += [f"same cause as by ids: {unanswered} of {all_of} have no answer"] * (unanswered > 0)
+        left_out += [f"{_UNREAD}. {fix_of(self._target, 'misread')}"] * (rule == "ML909" and self._leaves_calls)
+        if moved.numbers and moved.tolerance is None:
+            stated = f"{self._target.server.name}:bf16={self._target.url}"
+            left_out.append(f"{moved.numbers}: not judged, since the server reports no precision; name it: {stated}")
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), ((name, text),))
+
+    def _moved(self, of: Callable[[Replayed], Outcome]) -> Moved:
+        """Return how far the log-probabilities of answers moved, beside what the precision explains."""
+        precision, source = self._precision
+        tolerance = None
+        if not self._lacks_tolerance and not source.startswith("as recorded"):
+            both = [precision, *(replayed.transcript.precision for replayed in self._target.replayed)]
+            precision = max(both, key=lambda name: TOLERANCES[name].margin)
+            tolerance = TOLERANCES[precision]
+        pairs = [(replayed.transcript, answered(of(replayed))) for replayed in self._target.replayed]
+        by_case = {golden.case: moved_logprobs(golden, answer) for golden, answer in pairs if answer is not None}
+        return Moved(by_case, precision, tolerance)
+
+    @cached_property
+    def _moved_by_ids(self) -> Moved:
+        return self._moved(lambda replayed: replayed.by_ids)
+
+    def _moved_finding(self, rule: str, moved: Moved) -> Finding:
+        """Return the finding of answers that are as recorded, with other log-probabilities."""
+        replayed = next(one for one in self._target.replayed if one.transcript.case == moved.furthest)
+        far = f"the answers are as recorded, and their {moved.numbers.partition(';')[0]}, most in {moved.furthest}"
+        if rule == "ML908":
+            causes = self._model_causes(replayed.transcript)
+            lines = [cause for cause, _ in causes] or [_OTHER_WEIGHTS]
+            fix = next((fix for _, fix in causes), "")
+        elif self._hides_answers:
+            lines, fix = [HIDDEN_PROMPT], ""
+        else:
+            lines, fix = self._causes.of_moved(replayed)
+        row = replayed.transcript.row.to_jsonl()
+        return Finding(rule, far, self._place, moved.explained, "\n".join(lines), row, fix=fix)
+
+    def _cut_texts(self, replayed: Replayed) -> Iterator[Finding]:
+        """Yield ML909 if the ids are the recorded ones, and the client gets only the beginning of their text."""
+        golden, answer = replayed.transcript, answered(replayed.by_messages)
+        # what a parser takes out of the text is judged as calls, or not here
+        if answer is None or answer.ids is None or answer.calls or answer.thinking:
+            return
+        if any(token in self._target.oracle.control_tokens for token in answer.ids[:-1]):
+            return
+        said, text = self._target.oracle.decode(answer.ids).strip(), answer.text.strip()
+        if said.startswith(text) and (rest := said[len(text) :]):
+            named = f"the stop string {answer.stop!r}" if answer.stop else f"a stop string, which is in {rest[:24]!r}"
+            detail = f"{CUT_TEXT}: it is cut by {named}. Ids alone are as recorded."
+            yield replace(self._finding("ML909", golden, f"answered {answer.text!r}", detail), fix=STOP_FIX)
 
     @property
     def _leaves_calls(self) -> bool:
@@ -163,28 +232,42 @@ class ReplayChecks:
         except InputError as error:
             return error.found
 
+    def _is_unanswered_by_ids(self, outcome: Outcome) -> bool:
+        """Whether a request has no answer for a reason for which one by ids has none: the check by ids reports it."""
+        by_ids = {_reason(replayed.by_ids) for replayed in self._target.replayed}
+        return not self._hides_answers and _shared(outcome) and _reason(outcome) in by_ids
+
     def _unjudged(self, rule: str, golden: Transcript, outcome: Outcome, reason: str) -> Finding:
+        row = golden.row.to_jsonl()
+        if isinstance(outcome, NoAnswerError):
+            found = f"{golden.case}: the request has no answer: {outcome.found}"
+            shape = cause_of(outcome.found)
+            return Finding("ML919", found, self._place, "an answer", row=row, shape=shape, fix=outcome.next_step)
         if outcome is not None and not isinstance(outcome, InputError) and outcome.failed:
-            return failure_finding(golden.case, outcome.failed, self._place, golden.row.to_jsonl())
-        return replace(self._finding(rule, golden, reason), shape=cause_of(reason))
+            return failure_finding(golden.case, outcome.failed, self._place, row)
+        fix = fix_of(self._target, "context") if is_about_context(reason) else ""
+        return replace(self._finding(rule, golden, reason), shape=cause_of(reason), fix=fix)
 
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
         return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
+        shape = ""
         if rule == "ML908":
             causes = self._model_causes(replayed.transcript)
-            lines = [*(cause for cause, _ in causes), *lines]
+            answer = answered(replayed.by_ids)
+            if answer is not None and (limit := limit_of(replayed.transcript, answer)):
+                causes = [(f"{limit[0].upper()}{limit[1:]}.", fix_of(self._target, "context"))]
+            lines = [*([cause for cause, _ in causes] or [_OTHER_WEIGHTS]), *lines]
             fix = next((fix for _, fix in causes), "")
         else:
-            causes_of_prompt, fix = self._prompt_causes(replayed, judged)
-            lines = [*causes_of_prompt, *lines]
-        return replace(self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines)), fix=fix)
-
-    def _fix(self, cause: str) -> str:
-        """Return the fix of a cause, in the options of this kind of server if it has words for it."""
-        return self._target.server.fixes("causes").get(cause, _FIXES[cause])
+            by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
+            of = self._causes.of_hidden(replayed) if isinstance(by_ids, str) else None
+            causes_of_prompt, fix = of or self._causes.of(replayed, judged.difference)
+            lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
+        finding = self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines))
+        return replace(finding, fix=fix, shape=shape)
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
         """Return the known properties of the served model that can change answers, with their fixes, likeliest first.
@@ -195,11 +278,14 @@ class ReplayChecks:
         facts, model = target.answers.facts, target.answers.model
         if facts.scales == () and golden.model["kind"] == "adapter":
             cause = "No adapter is loaded: the server lists none, and the transcripts are those of an adapter."
-            found.append((cause, self._fix("no-adapter")))
+            found.append((cause, fix_of(target, "no-adapter")))
         if model in facts.parents and golden.model["kind"] == "adapter":
             names = ", ".join(facts.adapters[:_SHOWN])
             cause = f"No adapter is asked: {model} is the parent of the adapters that the server lists: {names}."
             found.append((cause, "Ask for the adapter by its name: --model NAME."))
+        scaled = [f"{name} the scale {scale:g}" for name, scale in facts.scales or () if scale != 1]
+        if scaled:
+            found.append((f"The server has given the adapter {', '.join(scaled)} (ML910).", fix_of(target, "scale")))
         precision, source = self._precision
         if precision.startswith("q") and not source.startswith("as recorded"):
             cause = f"The weights are served in {precision}, {source}, and were recorded in {golden.precision}: "
@@ -208,66 +294,12 @@ class ReplayChecks:
             found.append((cause, fix))
         return found
 
-    def _prompt_causes(self, replayed: Replayed, judged: AnswerJudgement) -> tuple[list[str], str]:
-        """Return the known causes of a different answer to messages, and the fix if it is not that of the rule."""
-        by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
-        if isinstance(by_ids, str):
-            return [], ""
-        # the answer to the prompt's ids is as recorded: the cause is the prompt, the server, or what stands between
-        prompt, recorded, answer = replayed.prompt, replayed.transcript.prompt_ids, answered(replayed.by_messages)
-        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
-        if ids is not None and ids != recorded:
-            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
-            return [RIGHT_MODEL, f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
-        fed = None if answer is None else answer.prompt_count
-        if fed is not None and fed != len(recorded):
-            return [RIGHT_MODEL, f"prompt: {len(recorded)} tokens recorded, {fed} fed to the chat"], _CHANGED_FIX
-        if ids is None or answer is None:
-            return [RIGHT_MODEL], ""
-        cause, fix = self._chat_cause(replayed, answer, judged)
-        return [cause], fix
-
-    def _chat_cause(self, replayed: Replayed, answer: ServedAnswer, judged: AnswerJudgement) -> tuple[str, str]:
-        """Return the cause of an answer that differs only if it is asked by a chat with the right prompt, and the fix.
-
-        A grammar is the cause only if the same request without the grammar is answered as recorded.
-        """
-        golden = replayed.transcript
-        if judged.difference is None:
-            return MISREAD, self._fix("misread")
-        length = answer.count if answer.ids is None else len(answer.ids)
-        if not answer.ended and length is not None and length < golden.max_new_tokens:
-            found = (
-                f"a limit ends the answer after {counted(length, 'token')}, and {golden.max_new_tokens} were asked for"
-            )
-            return f"{RIGHT_PROMPT}: {found}.", f"{self._fix('limit')} {_ASK_ITSELF}"
-        if self._is_random:
-            return f"{RIGHT_PROMPT}: two answers to one request differ, so they are not greedy (ML911).", _SETTINGS_FIX
-        free = answered(self._target.answer_without_grammar(golden))
-        if free is not None and self._passes(golden, free):
-            return CONSTRAINED, _CONSTRAINED_FIX
-        if answer.ended and self._is_beginning(golden, answer):
-            return f"{RIGHT_PROMPT}: the answer ends early, as at a stop string.", _SETTINGS_FIX
-        return f"{RIGHT_PROMPT}: the chat changes the answer, and the model does not.", _SETTINGS_FIX
-
     @cached_property
-    def _is_random(self) -> bool:
-        """Whether an answer to messages differs from that to the same request again."""
-        pairs = [(answered(replayed.by_messages), answered(replayed.again)) for replayed in self._target.replayed]
-        return any(first and second and not _same_answer(first, second) for first, second in pairs)
+    def _causes(self) -> ChatCauses:
+        return ChatCauses(self._target, self._passes)
 
     def _passes(self, golden: Transcript, answer: ServedAnswer) -> bool:
-        judged = self._judged(golden, answer, by_messages=False)
-        return isinstance(judged, AnswerJudgement) and judged.passed
-
-    def _is_beginning(self, golden: Transcript, answer: ServedAnswer) -> bool:
-        """Whether an answer has the first tokens of the recorded one, or the first letters if its ids are hidden."""
-        eos = self._target.oracle.eos_id
-        ids = [token for token in answer.ids or () if token != eos]
-        recorded = [token for token in golden.completion_ids if token != eos]
-        if answer.ids is None:
-            return golden.text.startswith(answer.text)
-        return recorded[: len(ids)] == ids
+        return judged_passes(self._judged(golden, answer, by_messages=False))
 
     def first_logprobs(self) -> Result:
         """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
@@ -319,6 +351,8 @@ class ReplayChecks:
         both_answered = [(adapted, base) for adapted, base in pairs if adapted and base]
         if not both_answered:
             reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
+            failed = next((reason for one in self._target.replayed if (reason := no_answer(one.base))), "")
+            reason = f"the base was not answered: {failed}" if failed else reason
             return Result(tuple(findings), "" if findings else reason)
         same = 0
         for adapted, base in both_answered:
@@ -333,32 +367,55 @@ class ReplayChecks:
         facts = (("adapter of", f"it changes {len(both_answered) - same} of {len(both_answered)} answers of the base"),)
         return Result(tuple(findings), facts=facts)
 
+    def _changed_defaults(self) -> Iterator[Finding]:
+        """Yield ML911 if a default that the server shows changes each greedy answer, or ends it."""
+        facts = self._target.answers.facts
+        shown = ", ".join(f"{name} {value}" for name, value in facts.defaults if name in facts.changed)
+        if shown:
+            found = f"a request that does not name them gets {shown}, at temperature 0, too"
+            yield Finding("ML911", found, self._place, "defaults that leave a greedy answer as it is", shape="defaults")
+
     def greedy(self) -> Result:
         """ML911: a greedy answer repeats, and the server's defaults do not change it."""
         answers = [(replayed, answered(replayed.by_messages)) for replayed in self._target.replayed if replayed.again]
         repeated = [(replayed, answer) for replayed, answer in answers if answer]
+        findings = [*self._changed_defaults()]
         if not repeated:
-            return Result(not_checked="no messages were answered: see the check `by-messages`")
+            missing = "no messages were answered: see the check `by-messages`"
+            return Result(tuple(findings), "" if findings else missing)
         if self._lacks_tolerance:
-            return Result(not_checked=self._lacks_tolerance)
-        findings: list[Finding] = []
+            return Result(tuple(findings), "" if findings else self._lacks_tolerance)
         for replayed, answer in repeated:
-            for other, how in ((replayed.again, "asked twice"), (replayed.plain, "asked with the temperature 0 alone")):
+            asked = {
+                "asked twice": replayed.again,
+                "asked with the temperature 0 alone": replayed.plain,
+                "asked without a limit of tokens": replayed.unlimited,
+            }
+            for how, other in asked.items():
                 judged, given = self._judged(replayed.transcript, other, by_messages=True), answered(other)
                 if given is None:
-                    if isinstance(judged, str) and other is not None:
+                    if isinstance(judged, str) and other is not None and not _shared(other):
                         findings.append(self._unjudged("ML911", replayed.transcript, other, f"{how}: {judged}"))
                     continue
-                if _same_answer(given, answer):
+                if same_answer(given, answer):
                     continue
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
                 expected, text = (repr(side.text) if side.text else call_text(side) for side in (answer, given))
                 found = f"{replayed.transcript.case}: {how}, it answers {text}"
                 row = replayed.transcript.row.to_jsonl()
-                findings.append(Finding("ML911", found, self._place, expected, row=row))
+                fix = RANDOM_FIX if other is replayed.again else ""
+                if other is replayed.unlimited and not given.ended:
+                    fix = fix_of(self._target, "default-limit")
+                findings.append(Finding("ML911", found, self._place, expected, row=row, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
 
-def _same_answer(first: ServedAnswer, second: ServedAnswer) -> bool:
-    return (first.text, first.calls, first.ids) == (second.text, second.calls, second.ids)
+def _reason(outcome: Outcome) -> str:
+    """Return why a request has no answer, without what is of this request alone."""
+    return cause_of(outcome.found if isinstance(outcome, InputError) else no_answer(outcome))
+
+
+def _shared(outcome: Outcome) -> bool:
+    """Whether an outcome says nothing of what was asked: it would be the same for any request."""
+    return isinstance(outcome, NoAnswerError) or is_about_context(no_answer(outcome))

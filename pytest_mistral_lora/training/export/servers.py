@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.programs.facts import Fact, works
+from pytest_mistral_lora.programs.facts import Fact, fact, works
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import finished_folder, write_text
@@ -287,6 +287,18 @@ def script(lines: str, note: str = "") -> str:
 def wrapped(words: list[str]) -> str:
     """Return a command, an option a line."""
     return "exec" + "".join((" \\\n  " if word.startswith("-") else " ") + shlex.quote(word) for word in words)
+
+
+def remark_on_calls(fault: str, served: ServedModel) -> str:
+    """Return the remark on a server at which no trained tool call arrives.
+
+    Args:
+        fault: The id of the known fault.
+        served: The model, whose tokenizer writes each call with its id.
+    """
+    found = fact(fault)
+    version = served.oracle.version
+    return f"No tool call of {version} arrives: {found.symptom}. Way out: {found.way_out}."
 
 
 def check_command(served: ServedModel, kind: str, port: int) -> str:

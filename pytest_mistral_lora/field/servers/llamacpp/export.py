@@ -13,6 +13,7 @@ from pytest_mistral_lora.training.export.servers import (
     ServerExport,
     Written,
     check_command,
+    remark_on_calls,
     script,
     wrapped,
 )
@@ -63,6 +64,8 @@ class LlamaCppExport(ServerExport):
         ]
         if tekken:
             remarks.append("Hindi, Tamil, Thai and other text with combining marks gets other ids (ML915).")
+        if served.oracle.facts.writes_call_ids and served.oracle.facts.calls_as == "markers":
+            remarks.append(remark_on_calls("served-call-ids-in-another-order", served))
         # a build outside of Git, as in Python wheels, reports no number, and the deviations are known of numbers alone
         build = works("llamacpp-serves-exports").versions["llama.cpp"]
         check = check_command(served, f"llamacpp@{build}", 8080)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field
+
 from pytest_mistral_lora.serving.forms import Count, Form, Ids, ListedToken, ListOf, Number, PerToken
+
+
+class DefaultSettings(Form):
+    """The settings of a request that names none."""
+
+    params: dict[str, Any] = Field(default_factory=dict)
+    n_ctx: Count | None = None
 
 
 class Properties(Form):
     """`/props` of llama.cpp."""
 
     model_ftype: str | None = None
+    default_generation_settings: DefaultSettings = DefaultSettings()
 
 
 class LoadedAdapter(Form):

@@ -40,7 +40,29 @@ if TYPE_CHECKING:
 _PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
 """The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
 
+_NEUTRAL: Mapping[str, Any] = {
+    "repeat_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "dry_multiplier": 0,
+    "xtc_probability": 0,
+    "typical_p": 1,
+    "mirostat": 0,
+    "n_predict": -1,
+    "ignore_eos": False,
+}
+"""The settings of `/props` that change an answer at temperature 0, or end it, by the value that does not."""
+
+_SHOWN = ("temperature", "top_k", "top_p", "min_p")
+"""The settings of `/props` that a client replaces which asks for a greedy answer."""
+
 _THINK, _END_OF_THOUGHT = "[THINK]", "[/THINK]"
+
+_NOT_PASSED = (404, 405)
+"""The statuses of an endpoint that a gateway before the server does not have."""
+
+_LARGEST = 1 << 40
+"""What a setting that is a whole number is below."""
 
 _CERTAIN = 100.0
 """The bias of a token that a model shall say."""
@@ -93,11 +115,18 @@ class LlamaCpp(Server):
         """Return the build, the models, the precision and the adapters of a server."""
         facts = await super().facts(client)
         shown = await client.get("/props")
-        named = (shown.is_ok and read_form(Properties, shown, client.place_of("/props")).model_ftype) or ""
+        props = read_form(Properties, shown, client.place_of("/props")) if shown.is_ok else Properties()
+        named = props.model_ftype or ""
         precision = next((found for kind, found in _PRECISIONS.items() if re.search(rf"\b{kind}(_|\b)", named)), named)
         loaded = await _adapters(client)
         scales = None if loaded is None else tuple((adapter.path, adapter.scale) for adapter in loaded)
-        return replace(facts, precision=precision, scales=scales)
+        settings = props.default_generation_settings
+        given = {name: _setting(settings.params.get(name)) for name in (*_SHOWN, *_NEUTRAL)}
+        given = {name: value for name, value in given.items() if value is not None}
+        changed = tuple(name for name, value in _NEUTRAL.items() if given.get(name, value) != value)
+        shown_defaults = [(name, given[name]) for name in (*_SHOWN, *changed) if name in given]
+        defaults = (*shown_defaults, *((("n_ctx", settings.n_ctx),) if settings.n_ctx else ()))
+        return replace(facts, precision=precision, scales=scales, defaults=defaults, changed=changed)
 
     async def version(self, client: ServerClient) -> str:
         """Return the build of the server; empty if it was built outside of Git, and has no number."""
@@ -177,10 +206,19 @@ class LlamaCpp(Server):
         await client.post("/completion", {"prompt": list(ids), "n_predict": 0, "cache_prompt": False})
         return answer
 
+    async def plain_ids(self, client: ServerClient, text: str) -> tuple[int, ...] | None:
+        """Return the ids of a text that the server encodes without parsing control tokens."""
+        data = {"content": text, "add_special": False, "parse_special": False}
+        tokenized, place = await client.post("/tokenize", data), client.place_of("/tokenize")
+        return tuple(read_form(Tokens, tokenized, place).tokens) if tokenized.is_ok else None
+
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids of the rendered prompt, and the number that the chat reports."""
         rendered = await client.post("/apply-template", chat_request(row))
         place = client.place_of("/apply-template")
+        if rendered.status in _NOT_PASSED:
+            # a gateway passes the chat on, and not the endpoints of the server behind it
+            return served_prompt(await self.chat(client, row, model), client)
         if not rendered.is_ok:
             return ServedPrompt(**unanswered(rendered, place))
         text = read_form(RenderedPrompt, rendered, place).prompt
@@ -191,6 +229,14 @@ class LlamaCpp(Server):
             return ServedPrompt(**unanswered(tokenized, place))
         ids = read_form(Tokens, tokenized, place).tokens
         return served_prompt(await self.chat(client, row, model), client, lambda _: ids)
+
+
+def _setting(value: Any) -> int | float | bool | None:
+    """Return a setting that is a number or a switch; None for anything else."""
+    if isinstance(value, float):
+        # in float32: 0.8 is shown as 0.800000011920929
+        return float(f"{value:.6g}")
+    return value if isinstance(value, int) and abs(value) < _LARGEST else None
 
 
 async def _adapters(client: ServerClient) -> list[LoadedAdapter] | None:

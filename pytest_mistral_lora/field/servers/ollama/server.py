@@ -62,10 +62,11 @@ class Ollama(Server):
         return ServedPrompt(count=read_form(NativeChat, answer, place).prompt_eval_count, text=text)
 
     async def answer(
-        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+        self, client: ServerClient, row: Row, model: str, limit: int | None, settings: Mapping[str, Any]
     ) -> ServedAnswer:
         """Return the answer to a row's messages."""
-        answer = await client.post("/api/chat", _request(row, model, {**settings, "num_predict": limit}))
+        limited = settings if limit is None else {**settings, "num_predict": limit}
+        answer = await client.post("/api/chat", _request(row, model, limited))
         place = client.place_of("/api/chat")
         if not answer.is_ok:
             return ServedAnswer(**unanswered(answer, place))

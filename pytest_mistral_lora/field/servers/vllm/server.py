@@ -53,7 +53,7 @@ class Vllm(Server):
         yield from adapter_faults(folder, scales)
 
     async def answer(
-        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+        self, client: ServerClient, row: Row, model: str, limit: int | None, settings: Mapping[str, Any]
     ) -> ServedAnswer:
         """Return the answer to a row's messages, with its ids.
 

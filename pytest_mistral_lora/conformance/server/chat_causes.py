@@ -1,0 +1,255 @@
+"""The cause of a chat that differs from the answer to its prompt's ids: proven by the answers, or not named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.chat.diff import equal_beginning
+from pytest_mistral_lora.conformance.server.changed_messages import ASK_ITSELF, FedPrompt, changed_messages
+from pytest_mistral_lora.conformance.server.failures import answered
+from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.errors import InputError, counted
+from pytest_mistral_lora.records.judgement import AnswerJudgement, FirstDifference
+from pytest_mistral_lora.records.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.answers import ListedStep, ServedAnswer
+    from pytest_mistral_lora.serving.replay import Replayed
+
+RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
+
+_OTHER_PROMPT = "By ids they did not move: the model and adapter are right, the prompt is not."
+
+RIGHT_PROMPT = "By ids exact, by chat different, and the prompt is right"
+
+CONSTRAINED = (
+    f"{RIGHT_PROMPT}: without its grammar the server answers as recorded, so the grammar constrains the answer."
+)
+
+MISREAD = f"{RIGHT_PROMPT}: the model says the recorded ids, and the server reads other calls in them."
+
+HIDDEN_PROMPT = "It cannot be told whether the prompt or the weights differ, because the server is not asked by ids."
+
+CUT_TEXT = "The model says the recorded ids, and the client gets only the beginning of their text"
+
+_CONSTRAINED_FIX = (
+    "Compare the answer with the schema of its tool: the grammar of a server may fix the order of keys, and refuse "
+    "those that the schema does not name. docs/serving.md lists what grammars change. The prompt needs no change."
+)
+STOP_FIX = f"Find the stop string that each chat gets: a field `stop` of a gateway, or a preset. {ASK_ITSELF}"
+_LIMIT_FIX = (
+    "Find the limit that each chat gets: a field `max_tokens` of a gateway, or a preset. The same prompt by ids is "
+    f"answered to its end, so the context of the server is not the cause. {ASK_ITSELF}"
+)
+RANDOM_FIX = f"Find the temperature that each chat gets in place of 0, such as that of a preset. {ASK_ITSELF}"
+_SAMPLED_FIX = f"Find the setting of sampling that each chat gets: a penalty, a bias or a temperature. {ASK_ITSELF}"
+_UNTOLD_FIX = f"Compare the request that reaches the server with the one of a client, setting by setting. {ASK_ITSELF}"
+
+_RANDOM = "two answers to one request differ, so they are not greedy (ML911), as if a temperature is forced"
+
+_FIXES = {
+    "misread": "Start the server with its parser of Mistral's tool calls.",
+    "context": "The context of the server is too small: raise it. No template has a part in it.",
+    "typed": "Convert the model again: these tokens must be control tokens in its vocabulary.",
+    "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
+    "scale": "Give the adapter the scale 1.",
+    "no-adapter": "Start the server with the adapter, or serve the merged model.",
+}
+"""The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
+
+
+def fix_of(target: ServerTarget, cause: str) -> str:
+    """Return the fix of a cause, in the options of this kind of server if it has words for it."""
+    return target.server.fixes("causes").get(cause, _FIXES[cause])
+
+
+class ChatCauses:
+    """Finds why the chats of one server differ, though their prompts' ids are answered as recorded."""
+
+    def __init__(self, target: ServerTarget, passes: Callable[[Transcript, ServedAnswer], bool]) -> None:
+        """Keep the target.
+
+        Args:
+            target: The server.
+            passes: Returns whether an answer to messages is as recorded.
+        """
+        self._target = target
+        self._passes = passes
+
+    def of(self, replayed: Replayed, difference: FirstDifference | None) -> tuple[list[str], str]:
+        """Return the cause of a different answer to messages, as lines, and its fix; the rule's own if it is empty.
+
+        Args:
+            replayed: A transcript whose ids are answered as recorded.
+            difference: The first token that differs; None if the ids are the recorded ones.
+        """
+        prompt, recorded, answer = replayed.prompt, replayed.transcript.prompt_ids, answered(replayed.by_messages)
+        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+        if ids is not None and ids != recorded:
+            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
+            return [RIGHT_MODEL, f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
+        fed = self._fed_otherwise(replayed)
+        if fed is not None:
+            return [RIGHT_MODEL, *fed[0]], fed[1]
+        if ids is None or answer is None:
+            return [RIGHT_MODEL], ""
+        cause, fix = self._of_answer(replayed, answer, difference)
+        return [cause], fix
+
+    def of_moved(self, replayed: Replayed) -> tuple[list[str], str]:
+        """Return the cause of a right answer with other log-probabilities than by ids, as lines, and its fix."""
+        prompt, recorded = replayed.prompt, replayed.transcript.prompt_ids
+        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+        if ids is not None and ids != recorded:
+            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
+            return [_OTHER_PROMPT, f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
+        fed = self._fed_otherwise(replayed)
+        if fed is not None:
+            return [_OTHER_PROMPT, *fed[0]], fed[1]
+        words = "By ids they did not move. What changes them in a chat cannot be told: the prompt has as many tokens."
+        return [words], _UNTOLD_FIX
+
+    def of_hidden(self, replayed: Replayed) -> tuple[list[str], str]:
+        """Return the cause for a server that is not asked by ids, as lines, and its fix: see `of`."""
+        answer, golden = answered(replayed.by_messages), replayed.transcript
+        fed = self._fed_otherwise(replayed)
+        if fed is not None:
+            return fed
+        if answer is None:
+            return [], ""
+        found = limit_of(golden, answer)
+        if found:
+            return [f"{found[0].upper()}{found[1:]}."], _LIMIT_FIX
+        if self._is_random:
+            return [f"{_RANDOM[0].upper()}{_RANDOM[1:]}."], RANDOM_FIX
+        if answer.ended and self._is_beginning(golden, answer):
+            return [f"The answer ends early, by {self._stop_words(golden, answer)}, or by another model."], STOP_FIX
+        return [HIDDEN_PROMPT], ""
+
+    def _fed_otherwise(self, replayed: Replayed) -> tuple[list[str], str] | None:
+        """Return what changes the messages, and its fix, if the chat is fed another number of tokens; else None."""
+        answer, recorded = answered(replayed.by_messages), replayed.transcript.prompt_ids
+        fed = None if answer is None else answer.prompt_count
+        if fed is None or fed == len(recorded):
+            return None
+        changed = changed_messages(self._fed, self._target.oracle)
+        words, fix = ([changed.words], changed.fix) if changed is not None else ([], "")
+        return [f"prompt: {len(recorded)} tokens recorded, {fed} fed to the chat", *words], fix
+
+    @cached_property
+    def _fed(self) -> list[FedPrompt]:
+        """The prompts of the chats, with the number of tokens that each was fed."""
+        found = [
+            FedPrompt(asked_row.prompt, len(asked_row.expected), asked_row.served.count)
+            for asked_row in self._target.answers.rows
+            if asked_row.expected is not None
+            and not isinstance(asked_row.served, InputError)
+            and asked_row.served.count is not None
+        ]
+        for replayed in self._target.replayed:
+            answer, golden = answered(replayed.by_messages), replayed.transcript
+            if answer is not None and answer.prompt_count is not None:
+                asked = replace(golden.row, messages=golden.row.messages[: golden.row.assistant_groups()[-1][0]])
+                found.append(FedPrompt(asked, len(golden.prompt_ids), answer.prompt_count))
+        return found
+
+    def _of_answer(
+        self, replayed: Replayed, answer: ServedAnswer, difference: FirstDifference | None
+    ) -> tuple[str, str]:
+        """Return the cause of an answer that differs only if it is asked by a chat with the right prompt, and the fix.
+
+        A grammar is the cause only if the same request without the grammar is answered as recorded.
+        """
+        golden = replayed.transcript
+        if difference is None:
+            return MISREAD, fix_of(self._target, "misread")
+        limit = limit_of(golden, answer)
+        if limit:
+            return f"{RIGHT_PROMPT}: {limit}.", _LIMIT_FIX
+        if self._is_random:
+            return f"{RIGHT_PROMPT}: {_RANDOM}.", RANDOM_FIX
+        free = answered(self._target.answer_without_grammar(golden))
+        if free is not None and self._passes(golden, free):
+            return CONSTRAINED, _CONSTRAINED_FIX
+        if answer.ended and self._is_beginning(golden, answer) and not self._says_end(answer):
+            by = self._stop_words(golden, answer)
+            if answer.stop or answer.ids is not None or any(step.id is not None for step in answer.steps):
+                return f"{RIGHT_PROMPT}: the answer ends early, by {by}; the model did not say its end.", STOP_FIX
+            untold = "or by an end that is forced; which cannot be told, because the ids are hidden"
+            return f"{RIGHT_PROMPT}: the answer ends early, by {by}, {untold}.", STOP_FIX
+        if answer.ended and self._is_beginning(golden, answer):
+            words = "the model ends the answer early; whether by a bias or by another prompt cannot be told"
+            return f"{RIGHT_PROMPT}: {words}.", _UNTOLD_FIX
+        return self._sampled(golden, answer, difference)
+
+    def _sampled(self, golden: Transcript, answer: ServedAnswer, difference: FirstDifference) -> tuple[str, str]:
+        """Return the cause of an answer with another token, by the likeliest token at its place."""
+        step = answer.steps[difference.token] if difference.token < len(answer.steps) else None
+        token = difference.golden.id
+        listed = [one.id for one in answer.steps[: difference.token]]
+        is_aligned = answer.count is None or len(answer.steps) == answer.count
+        if step is None or token is None or not is_aligned or listed != list(golden.completion_ids[: len(listed)]):
+            reason = "because the server does not list the likeliest token where it differs"
+            return f"{RIGHT_PROMPT}: the chat changes the answer; how cannot be told, {reason}.", _UNTOLD_FIX
+        if step.is_best or not self._is_token(step, token):
+            words = "the chat changes the answer; how cannot be told, because the server lists the other token as the "
+            return f"{RIGHT_PROMPT}: {words}likeliest, as after a bias or another prompt.", _UNTOLD_FIX
+        before = (*golden.prompt_ids, *golden.completion_ids[: difference.token])
+        repeated = ", which occurs before, as a penalty for repetition does" if token in before else ""
+        words = f"the recorded token is the likeliest, and a setting of sampling takes another{repeated}"
+        return f"{RIGHT_PROMPT}: {words}.", _SAMPLED_FIX
+
+    def _is_token(self, step: ListedStep, token: int) -> bool:
+        if step.best_id is not None:
+            return step.best_id == token
+        return step.best_text.strip() == self._target.oracle.decode([token]).strip()
+
+    @cached_property
+    def _is_random(self) -> bool:
+        """Whether an answer to messages differs from that to the same request again."""
+        pairs = [(answered(replayed.by_messages), answered(replayed.again)) for replayed in self._target.replayed]
+        return any(first and second and not same_answer(first, second) for first, second in pairs)
+
+    def _is_beginning(self, golden: Transcript, answer: ServedAnswer) -> bool:
+        """Whether an answer has the first tokens of the recorded one, or the first letters if its ids are hidden."""
+        eos = self._target.oracle.eos_id
+        ids = [token for token in answer.ids or () if token != eos]
+        recorded = [token for token in golden.completion_ids if token != eos]
+        if answer.ids is None:
+            return golden.text.startswith(answer.text.removeprefix(" " * (self._target.oracle.kind == "spm")))
+        return recorded[: len(ids)] == ids
+
+    def _says_end(self, answer: ServedAnswer) -> bool:
+        """Whether the model itself ends an answer: the server lists its EOS."""
+        eos = self._target.oracle.eos_id
+        return eos in (answer.ids or ()) or any(step.id == eos for step in answer.steps)
+
+    def _stop_words(self, golden: Transcript, answer: ServedAnswer) -> str:
+        """Return a stop string as words: with the text that would follow, in which it is, if it is not named."""
+        if answer.stop:
+            return f"the stop string {answer.stop!r}"
+        text = answer.text.removeprefix(" " * (self._target.oracle.kind == "spm"))
+        follows = golden.text[len(text) :] if golden.text.startswith(text) else ""
+        return f"a stop string, which is in {follows[:24]!r}" if follows else "a stop string"
+
+
+def limit_of(golden: Transcript, answer: ServedAnswer) -> str:
+    """Return which limit ends an answer before the one that was asked for, as words; empty for none."""
+    length = answer.count if answer.ids is None else len(answer.ids)
+    if answer.ended or length is None or length >= golden.max_new_tokens:
+        return ""
+    tokens = counted(length, "token")
+    return f"a limit ends the answer after {tokens}, and {golden.max_new_tokens} were asked for"
+
+
+def same_answer(first: ServedAnswer, second: ServedAnswer) -> bool:
+    """Return whether two answers are the same to a client."""
+    return (first.text, first.calls, first.ids) == (second.text, second.calls, second.ids)
+
+
+def judged_passes(judgement: AnswerJudgement | str) -> bool:
+    """Return whether an answer could be judged, and is as recorded."""
+    return isinstance(judgement, AnswerJudgement) and judgement.passed
