@@ -64,12 +64,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(
             {
                 "exit_status": code,
-                "version": __version__,
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "libraries": [{**asdict(library), "state": library.state} for library in libraries],
+                **_machine([{**asdict(library), "state": library.state} for library in libraries], torch),
                 "extras": extras,
-                "torch": asdict(torch),
                 "hub": asdict(hub),
                 "faults": [asdict(fault) for fault in faults],
             }
@@ -85,6 +81,17 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _machine(libraries: Any, torch: TorchBuild) -> dict[str, Any]:
+    """Return the machine as plain JSON data."""
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": libraries,
+        "torch": asdict(torch),
+    }
+
+
 def _try_gpu(folder: Path) -> int:
     """Try the GPUs, and write the report; return 1 if a run on them failed.
 
@@ -95,6 +102,8 @@ def _try_gpu(folder: Path) -> int:
     require_extra("train")
     import torch
 
+    from pytest_mistral_lora.environment import installed_versions
+    from pytest_mistral_lora.environment.machine import torch_build
     from pytest_mistral_lora.records.files import require_new
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.gpu_trial.report import GpuReport
@@ -117,7 +126,7 @@ def _try_gpu(folder: Path) -> int:
     for targets in TARGETS if has_bf16 else ():
         display.phase(f"steps of 7B's shape, adapter on {targets}")
         shapes += measure(SEVEN_B, device="cuda", targets=targets)
-    report = GpuReport(results, shapes, display.seconds)
+    report = GpuReport(results, shapes, display.seconds, _machine(installed_versions(), torch_build()))
     report.write(folder)
     sys.stdout.write(f"{shown_path(folder)}\n")
     for name in report.failed:

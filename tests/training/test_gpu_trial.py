@@ -162,13 +162,16 @@ def test_the_page_and_the_json_have_every_run(tmp_path: Path) -> None:
         ShapeResult("this trainer", "attention", 0.1, 40_960.0, 21 << 30, 20 << 30, 5),
         ShapeResult("TRL", "attention", failed="not installed"),
     ]
-    report = GpuReport(results, shapes, 600.0)
+    gpu = {"name": "cuda:0 NVIDIA H100", "memory": 80 << 30}
+    torch_build = {"version": "2.13.0", "build": "CUDA 13.0", "devices": [gpu, {"name": "CPU", "memory": 0}]}
+    report = GpuReport(results, shapes, 600.0, {"version": "0.1", "torch": torch_build})
     assert report.failed == [TRIALS[0].name]
     report.write(tmp_path / "trial")
     data = json.loads((tmp_path / "trial" / JSON).read_text())
     assert [one["name"] for one in data["trials"]] == [trial.name for trial in TRIALS]
     assert data["shape"]["steps"][0]["waits"] == 5
     page = (tmp_path / "trial" / PAGE).read_text().splitlines()
+    assert "- cuda:0 NVIDIA H100, 80.00 GiB" in page
     tables = [line for line in page if line.startswith("|")]
     assert len(tables) == 2 + len(TRIALS) + 2 + len(shapes)
     assert "| fp32 | losses and gradients of the CPU | failed: a loss differs by 0.5 nats" in "\n".join(tables)

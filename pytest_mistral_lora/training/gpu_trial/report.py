@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora import __version__
-from pytest_mistral_lora.environment import installed_versions
-from pytest_mistral_lora.environment.machine import torch_build
 from pytest_mistral_lora.records.files import finished_folder, write_json, write_text
 from pytest_mistral_lora.training.gpu_trial.shape import SEVEN_B, ShapeResult
 from pytest_mistral_lora.training.gpu_trial.trials import TRIALS, TrialResult
@@ -27,11 +23,13 @@ class GpuReport:
         trials: The tiny runs.
         shapes: The steps of a large model's shape.
         seconds: The time of all.
+        machine: The machine and its libraries, as plain JSON data: `version` of this package, `torch` with its devices.
     """
 
     trials: Sequence[TrialResult]
     shapes: Sequence[ShapeResult]
     seconds: float
+    machine: Mapping[str, Any]
 
     @property
     def failed(self) -> list[str]:
@@ -40,13 +38,9 @@ class GpuReport:
         return [one.name for one in self.trials if one.outcome == "failed"] + ours
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON data, with the machine and the libraries."""
+        """Return the report as plain JSON data."""
         return {
-            "version": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "libraries": installed_versions(),
-            "torch": asdict(torch_build()),
+            **self.machine,
             "trials": [asdict(one) for one in self.trials],
             "shape": {
                 "config": dict(SEVEN_B.config),
@@ -58,12 +52,14 @@ class GpuReport:
 
     def page(self) -> str:
         """Return the report in Markdown."""
-        build = torch_build()
+        torch = self.machine["torch"]
         shows = {trial.name: trial.shows for trial in TRIALS}
-        devices = [device for device in build.devices if device.name.startswith("cuda")]
+        devices = [device for device in torch["devices"] if device["name"].startswith("cuda")]
         lines = ["# A GPU tried with pytest-mistral-lora", ""]
-        lines += [f"- {device.name}, {in_words(device.memory)}" for device in devices]
-        lines += [f"- torch {build.version}, built for {build.build}; pytest-mistral-lora {__version__}"]
+        lines += [f"- {device['name']}, {in_words(device['memory'])}" for device in devices]
+        lines += [
+            f"- torch {torch['version']}, built for {torch['build']}; pytest-mistral-lora {self.machine['version']}"
+        ]
         lines += [f"- {self.seconds:.0f} s in all", "", "## Tiny runs, beside the same run on the CPU", ""]
         lines += _table(
             ("run", "shows", "verdict", "loss, distance", "gradient norm, distance", "peak"),
