@@ -52,13 +52,13 @@ class GpuReport:
 
     def page(self) -> str:
         """Return the report in Markdown."""
-        torch = self.machine["torch"]
+        torch, own = self.machine["torch"], f"pytest-mistral-lora {self.machine['version']}"
         shows = {trial.name: trial.shows for trial in TRIALS}
         devices = [device for device in torch["devices"] if device["name"].startswith("cuda")]
         lines = ["# A GPU tried with pytest-mistral-lora", ""]
         lines += [f"- {device['name']}, {in_words(device['memory'])}" for device in devices]
         lines += [
-            f"- torch {torch['version']}, built for {torch['build']}; pytest-mistral-lora {self.machine['version']}"
+            f"- torch {torch['version']}, built for {torch['build']}; {own}"
         ]
         lines += [f"- {self.seconds:.0f} s in all", "", "## Tiny runs, beside the same run on the CPU", ""]
         lines += _table(
