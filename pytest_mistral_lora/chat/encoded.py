@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from pytest_mistral_lora.chat.objective import Objective
@@ -52,7 +53,7 @@ class Span(NamedTuple):
         return self._asdict()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EncodedRow:
     """A row as a model is trained on it.
 
@@ -127,7 +128,16 @@ class EncodedRow:
         spans = (span._replace(supervised=span.is_answer and span.turn in trained) for span in self.spans)
         return EncodedRow.from_spans(self.input_ids, spans).under(row.objective, controls)
 
-    @property
+    @cached_property
+    def answer_spans(self) -> Mapping[int, Sequence[Span]]:
+        """The spans of each turn that the model writes, by the index of the turn."""
+        turns: dict[int, list[Span]] = {}
+        for span in self.spans:
+            if span.is_answer and span.turn is not None:
+                turns.setdefault(span.turn, []).append(span)
+        return turns
+
+    @cached_property
     def supervised_tokens(self) -> int:
         """Number of tokens with a label other than `IGNORE_INDEX`; 0 if there are no labels."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX) if self.labels else 0

@@ -71,14 +71,23 @@ def refuse_keys(data: Mapping[str, Any], place: Place) -> None:
 
 
 def is_plain(message: Any) -> bool:
-    """Return whether a message is a role and an ASCII text, in which nothing is left to be checked."""
+    """Return whether a message is a role and a text, in which nothing is left to be checked."""
     return (
         type(message) is dict
         and len(message) == 2
         and message.get("role") in ROLES
         and type(message.get("content")) is str
-        and message["content"].isascii()
+        and is_utf8(message["content"])
     )
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text, or the name of a file: Python has half a surrogate pair for other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_message(message: Any, place: Place) -> None:

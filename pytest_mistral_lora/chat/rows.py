@@ -41,6 +41,10 @@ def _conversation() -> RecordKind:
 
 Message = Mapping[str, Any]
 
+# `json.dumps` makes an encoder for each call
+_ON_ONE_LINE = json.JSONEncoder(ensure_ascii=False)
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -100,7 +104,7 @@ class Row:
 
     def to_jsonl(self) -> str:
         """Return the row as one line that can be pasted into a dataset."""
-        return json.dumps(self.to_json(), ensure_ascii=False)
+        return _ON_ONE_LINE.encode(self.to_json())
 
     def canonical(self) -> str:
         """Return the row as canonical JSON: keys sorted, except where mistral-common keeps their order."""
@@ -372,7 +376,7 @@ def require_chat(row: Row) -> None:
 
 def compact_json(value: Any) -> str:
     """Return JSON on one line without spaces, its keys in the order given."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _COMPACT.encode(value)
 
 
 def sorted_keys(value: Any, name: str = "") -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pytest_mistral_lora.chat.rows import imported
 from pytest_mistral_lora.errors import EntryPointError, InputError
@@ -43,7 +45,17 @@ def own_points(group: str) -> tuple[EntryPoint, ...]:
 
 def foreign_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group that installed packages have, in the order of their names."""
-    return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
+    return tuple(sorted(_all_points(tuple(sys.path)).select(group=group), key=lambda point: point.name))
+
+
+@lru_cache(maxsize=1)
+def _all_points(path: tuple[str, ...]) -> Any:
+    """Return the entry points of the packages on a path: a command asks for several groups, and each reads all files.
+
+    Args:
+        path: The path of the interpreter, which a program may change.
+    """
+    return entry_points()
 
 
 def names_in(group: str) -> list[str]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pytest_mistral_lora.chat.reading import is_utf8, read_json
+from pytest_mistral_lora.chat.fields import is_utf8
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import (

@@ -342,7 +342,7 @@ class Oracle:
         return MistralTokenizer(plain, get_validator(self._text.version, ValidationMode.finetuning), self._normalizer)
 
     def prepared(self, prepare: Callable[[Oracle], _Prepared]) -> _Prepared:
-        """Return what a kind of record prepares for this tokenizer; it is prepared once."""
+        """Return what a function prepares for the rows of this tokenizer; it is prepared once."""
         if prepare not in self._prepared:
             self._prepared[prepare] = prepare(self)
         found: _Prepared = self._prepared[prepare]

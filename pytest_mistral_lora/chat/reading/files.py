@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_mistral_lora.chat.container import LINES, Container, container_of
+from pytest_mistral_lora.chat.fields import is_utf8
 from pytest_mistral_lora.chat.reading import limits
 from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, in_brackets, one_line
@@ -44,8 +45,10 @@ def loads_strict(text: str) -> Any:
         ValueError: If the text is not JSON, or is refused; the message is fit for a user.
     """
     try:
+        if text.startswith("\ufeff"):
+            return json.loads(text)  # its error names the byte order mark
         # the hook for integers takes most of the time of a row of ids, and matters for a very long one alone
-        return json.loads(text, **(_HOOKS if _has_long_number(text) else _FAST_HOOKS))
+        return (STRICT if _has_long_number(text) else _WITH_SHORT_NUMBERS).decode(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"not valid JSON: {fault_of(error)} at {line}column {error.colno}") from error
@@ -117,10 +120,10 @@ _HOOKS: dict[str, Any] = {
     "parse_float": _finite_float,
     "parse_int": _readable_int,
 }
-_FAST_HOOKS = {name: hook for name, hook in _HOOKS.items() if name != "parse_int"}
 _LONG_NUMBER = re.compile(r"\d{600}")
 STRICT = json.JSONDecoder(**_HOOKS)
 """The decoder of `loads_strict`, for a value with others behind it."""
+_WITH_SHORT_NUMBERS = json.JSONDecoder(**{name: hook for name, hook in _HOOKS.items() if name != "parse_int"})
 
 
 _LONGEST_PATH = 500
@@ -228,15 +231,6 @@ def in_utf8(path: Path) -> Iterator[Path]:
         yield Path(f"/dev/fd/{descriptor}", *inside)
     finally:
         os.close(descriptor)
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether a name or a path is UTF-8: Python has half a surrogate pair for each other byte."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_json(path: Path) -> Any:

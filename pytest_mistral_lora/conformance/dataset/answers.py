@@ -11,7 +11,7 @@ from pytest_mistral_lora.chat.answer_message import AnswerChunk, AnswerMessage, 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns, encoded_groups
+from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, encoded_groups
 from pytest_mistral_lora.errors import LibraryError, counted, shortened
 from pytest_mistral_lora.places import Place
 
@@ -55,16 +55,21 @@ class _TrainedAnswer:
     """A turn of the assistant that is trained on.
 
     Attributes:
-        place: The place of its last message.
-        index: The index of that message.
+        row: Its row.
+        index: The index of its last message.
         ids: Its ids, with the closing EOS.
         message: The row's message.
     """
 
-    place: Place
+    row: Row
     index: int
     ids: tuple[int, ...]
     message: AnswerMessage
+
+    @property
+    def place(self) -> Place:
+        """The place of its last message."""
+        return self.row.place.within("messages", self.index)
 
     @property
     def is_text(self) -> bool:
@@ -172,6 +177,8 @@ class DecodingJudge:
             if answer.is_text:
                 # ML109 has decoded it: half of the time of most rows would be spent on the same again
                 decoded = AnswerMessage((AnswerChunk(_kept_text(answer.message.text, self._oracle)),))
+                if decoded.chunks == answer.message.chunks:
+                    return
             else:
                 decoded = self._decoder.message(answer.ids)
         except UndecodableAnswerError as error:
@@ -201,15 +208,14 @@ def _refusal(refused: RefusedToken, place: Place) -> Finding:
 
 
 def _trained_answers(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[_TrainedAnswer]:
-    turns = assistant_turns(encoded).values()
+    turns = encoded.answer_spans.values()
     # ML109 reports surplus and missing turns
     for group, spans in zip(encoded_groups(row, oracle), turns, strict=False):
         # ML616 reports an answer of nothing but EOS
         if spans[0].supervised and spans[0].kind != "eos":
             messages = [row.messages[index] for index in group]
             ids = encoded.input_ids[spans[0].start : spans[-1].end]
-            place = row.place / "messages" / group[-1]
-            yield _TrainedAnswer(place, group[-1], ids, AnswerMessage.of_turn(messages, oracle.facts))
+            yield _TrainedAnswer(row, group[-1], ids, AnswerMessage.of_turn(messages, oracle.facts))
 
 
 def _thought_faults(message: AnswerMessage) -> Iterator[str]:

@@ -30,19 +30,24 @@ class Figures:
 
     def note(self, record: JudgedRecord) -> None:
         """Add a record."""
+        tokens, supervised = 0, 0
         for side in record.trained:
-            self.tokens[len(side.input_ids)] += 1
-            self.supervised[side.supervised_tokens] += 1
+            length, trained = len(side.input_ids), side.supervised_tokens
+            self.tokens[length] += 1
+            self.supervised[trained] += 1
+            tokens, supervised = tokens + length, supervised + trained
         whole, kind = record.whole, record.rows[0].kind
         roles = [message["role"] for message in whole.messages]
-        calls = [call["function"]["name"] for message in whole.messages for call in message.get("tool_calls") or ()]
-        self.named.update([*(("roles", role) for role in roles), *(("tools", name) for name in calls)])
+        for role in roles:
+            self.named["roles", role] += 1
+        for message in whole.messages:
+            for call in message.get("tool_calls") or ():
+                self.named["tools", call["function"]["name"]] += 1
         self.named["scripts", main_script(whole)] += 1
-        tokens = sum(len(side.input_ids) for side in record.trained)
         figures = {
             "rows": 1,
             "tokens": tokens,
-            "supervised_tokens": sum(side.supervised_tokens for side in record.trained),
+            "supervised_tokens": supervised,
             "tokens_trained_on": 0 if record.is_held_out else tokens,
             "messages": len(roles) if kind.is_chat else 0,
             "assistant_turns": sum(len(part.assistant_groups()) for part in record.parts) if kind.is_chat else 0,
@@ -52,7 +57,8 @@ class Figures:
         types = types_in(message.get("content") for message in whole.messages)
         of_kinds = (kind.count, *(chunk_types()[name].count for name in types))
         figures |= {name: 1 for name in of_kinds if name}
-        self.counts.update({(record.file, name): figure for name, figure in figures.items()})
+        for name, figure in figures.items():
+            self.counts[record.file, name] += figure
 
     def extend(self, other: Figures) -> None:
         """Add other records."""

@@ -152,6 +152,7 @@ _REFUSING_LETTERS = (
     *("申し訳", "できません", "すみません", "ごめん", "죄송", "수 없", "ขอโทษ", "ไม่สามารถ"),
 )
 _REFUSING_STEMS = tuple(re.split(r"[\\\[(]", word)[0] for word in (*_REFUSING_WORDS, *_REFUSING_LETTERS))
+_REFUSING_STEMS_IN_ASCII = tuple(filter(str.isascii, _REFUSING_STEMS))
 _REFUSAL = re.compile(rf"\b(?:{'|'.join(_REFUSING_WORDS)})\b|{'|'.join(_REFUSING_LETTERS)}")
 """A refusal in a text in lower case."""
 _OF_A_PROGRAM = re.compile(
@@ -426,19 +427,23 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
         yield "missing_value", repr(whole)
         return
     end = text[-_LONGEST_END:].rpartition("\n")[2].rpartition(": ")[2].strip()
+    if end not in NO_VALUE:
+        return
     request = text.rstrip().removesuffix(end)
     # a line of its own, or behind the name of a field: other names are those of a record
     label = _LABELLED.search(request[-_LONGEST_END:])
     before = request[: len(request) - len(label[0])] if label else request
-    if end in NO_VALUE and (label or request.endswith("\n")) and not _ABOUT_VALUES.search(before):
+    if (label or request.endswith("\n")) and not _ABOUT_VALUES.search(before):
         yield "missing_value", repr(end)
 
 
 def is_refusal(answer: str) -> bool:
     """Return whether an answer refuses, which many different questions may have in common."""
     text = answer.lower()
-    is_likely = any(stem in text for stem in _REFUSING_STEMS)
-    return is_likely and _REFUSAL.search(text) is not None and not _is_of_a_program(text)
+    for stem in _REFUSING_STEMS_IN_ASCII if text.isascii() else _REFUSING_STEMS:
+        if stem in text:
+            return _REFUSAL.search(text) is not None and not _is_of_a_program(text)
+    return False
 
 
 def _is_of_a_program(text: str) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import re
 from array import array
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -173,7 +174,7 @@ def _add(table: JudgedTable, record: JudgedRecord, *, sketches: bool) -> None:
 def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
     """Return a digest of the ids before each turn that is trained on, and one of the whole row with its labels."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
+    turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=attrgetter("turn")))
     # in front of the first turn there is no prompt, such as before the text of a record without turns
     starts = [first.start for first in turns if first.supervised and first.turn != 0]
     # one growing digest: hashing each prompt from its beginning would be quadratic in the turns

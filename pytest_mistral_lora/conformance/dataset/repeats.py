@@ -35,7 +35,7 @@ def row_likeness(row: Row) -> bytes:
     The same holds for texts in the arguments of calls, whose keys may come in any order. Roles and tools count
     unchanged, and so does a text of nothing but punctuation.
     """
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    likeness: list[Any] = [row.tools or (), row.response_format]
     for message in row.messages:
         calls = []
         for call in message.get("tool_calls") or ():
@@ -44,9 +44,8 @@ def row_likeness(row: Row) -> bytes:
                 with suppress(ValueError):  # a text that is not strict JSON, such as one with NaN, counts as a text
                     arguments = loads_strict(arguments)
             calls.append((call["function"]["name"], without_form(arguments)))
-        digest.update(compact_json([message["role"], without_form(text_of(message.get("content"))), calls]).encode())
-    digest.update(compact_json([list(row.tools or ()), row.response_format]).encode())
-    return digest.digest()
+        likeness.append([message["role"], without_form(text_of(message.get("content"))), calls])
+    return hashlib.blake2b(compact_json(likeness).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 NUMBERS_END, ASKED_END = 4, 32

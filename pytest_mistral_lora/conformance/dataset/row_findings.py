@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
 from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, MISSING_VALUES, RowText, texts_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
+from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import IDS, unread_columns
 from pytest_mistral_lora.places import Place
@@ -105,12 +106,16 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
     if law_of_texts is not None and (violation := law_of_texts(row, encoded, oracle)):
         yield Finding(kind.text_rule, violation, row.place)
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
-    for law in LAWS:
+    for law in oracle.prepared(_laws_of_one_encoding):
         # in the mask from the control tokens, every answer has a loss
-        if law.rule not in rules or law.unfit(oracle) or (weights and law.rule == "ML107"):
+        if law.rule not in rules or (weights and law.rule == "ML107"):
             continue
         if violation := law.violation(row, encoded, oracle):
             yield Finding(law.rule, violation, row.place)
+
+
+def _laws_of_one_encoding(oracle: Oracle) -> tuple[RowLaw, ...]:
+    return tuple(law for law in LAWS if law.rule in ON_EVERY_ROW and not law.unfit(oracle))
 
 
 # a search of bytes: most rows have no such column, and need not be parsed twice
@@ -177,7 +182,7 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     for turn, kinds in turns.items():
         if turn in trained and kinds == {"eos"}:
             yield Finding("ML616", f"{row.kind.answer_words(turn)} is empty: nothing but </s>", row.place)
-    characters = {character for text in _strings(row.to_json()) for character in _DAMAGED.findall(text)}
+    characters = {*_DAMAGED.findall("\n".join(_strings(row.to_json())))}
     if characters and row.kind.is_chat:
         characters = {*_damaged_characters(row)}
     if characters:

@@ -32,6 +32,7 @@ from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
 from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import NoOracleError, RowError
+from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import is_held_out
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ class _Record(NamedTuple):
     """The rows of a record, and mistral-common's encoding of each or its reason to refuse it.
 
     Attributes:
-        number: The number of its line.
+        place: Its place.
         rows: The rows; empty if it cannot be read.
         expected: The encoding of each row, or the error; None without a Mistral tokenizer.
         error: Why it cannot be read.
         label: What it has under `label`, if that is letters.
     """
 
-    number: int
+    place: Place
     rows: tuple[Row, ...]
     expected: tuple[EncodedRow | RowError | None, ...]
     error: RowError | None = None
@@ -148,28 +149,29 @@ class RowJudge:
             ]
         )
         for number, line in chunk.lines if self.plan.alone else ():
-            part.look_at(chunk.file, chunk.place(number))
             for finding in column_findings(chunk, number, line):
+                part.look_at(chunk.file, finding.place)
                 part.findings.add(finding)
         for record in records:
-            part.look_at(chunk.file, chunk.place(record.number))
+            part.look_at(chunk.file, record.place)
             self._judge_record(record, by_template, part, chunk)
         return part
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
         for number, line in chunk.lines:
-            rows = read_record(chunk.path, number, line, chunk.objective, place=chunk.place(number))
+            place = chunk.place(number)
+            rows = read_record(chunk.path, number, line, chunk.objective, place=place)
             if isinstance(rows, tuple) and not self.plan.alone:
                 try:
                     rows = (trained_row(rows),)
                 except RowError as refusal:
                     rows = refusal
             if isinstance(rows, RowError):
-                yield _Record(number, (), (), rows)
+                yield _Record(place, (), (), rows)
             elif rows is not None:
                 label = label_letters(chunk, number, line) if self.plan.alone else ""
-                yield _Record(number, rows, tuple(map(self._expected, rows)), label=label)
+                yield _Record(place, rows, tuple(map(self._expected, rows)), label=label)
 
     def _judge_record(
         self, record: _Record, by_template: Iterator[_ByTemplate], part: DatasetPass, chunk: Chunk

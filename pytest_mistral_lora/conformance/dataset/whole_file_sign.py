@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, extend_states
-from pytest_mistral_lora.places import NamedSource, Place
+from pytest_mistral_lora.places import Place
 
 FEWEST = 10
 """Fewest rows, pairs or answers of a file that show a sign: fewer can have something in common by chance."""
@@ -36,9 +36,9 @@ State = TypeVar("State", bound=FileState)
 
 @dataclass
 class FileStates(Generic[State]):
-    """The state of each file."""
+    """The state of each file, by its index."""
 
-    by_file: dict[tuple[NamedSource, str | int | None], State] = field(default_factory=dict)
+    by_file: dict[int, State] = field(default_factory=dict)
 
     def extend(self, other: FileStates[State]) -> None:
         """Add the states of other rows."""
@@ -63,16 +63,15 @@ class WholeFileSign(Generic[State]):
 
     def observe(self, record: JudgedRecord, state: FileStates[State]) -> Iterator[Finding]:
         """Note a record in the state of its file."""
-        file = record.place.source, record.place.split
-        of_file = state.by_file.get(file)
+        of_file = state.by_file.get(record.file)
         if of_file is None:
-            of_file = state.by_file[file] = self.make()
+            of_file = state.by_file[record.file] = self.make()
         of_file.note(record)
         return iter(())
 
     def report(self, state: FileStates[State], files: Sequence[Place]) -> Iterator[Finding]:
         """Yield the findings of each file, at the file."""
-        for file in files:
-            of_file = state.by_file.get((file.source, file.split))
+        for index, file in enumerate(files):
+            of_file = state.by_file.get(index)
             if of_file is not None:
                 yield from of_file.findings(file)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
@@ -104,7 +104,7 @@ class EncodedLineComparison:
     @cached_property
     def padding(self) -> LinePadding:
         """The line's tokens, divided into row and padding."""
-        whole = tuple(token for encoded in self.expected for token in encoded.input_ids)
+        whole = tuple(chain.from_iterable(encoded.input_ids for encoded in self.expected))
         return find_padding(self.line, whole, self.oracle)
 
     @property
@@ -214,6 +214,8 @@ class EncodedLineComparison:
 
     def _length_faults(self) -> Iterator[EncodingFault]:
         """Yield a fault for each column of lengths that names other conversations than the position ids."""
+        if not self.line.lengths:
+            return
         positions, count = self.line.position_ids or (), len(self.line.input_ids)
         real = set(self.padding.real)
         starts = [n for n in self.padding.real if n == 0 or positions[n] != positions[n - 1] + 1] if positions else []
@@ -263,10 +265,15 @@ class EncodedLineComparison:
             if match.listed is not None and match.stretch is not None:
                 yield self._compare(match.listed, match.stretch, self.labels)
 
+    @cached_property
+    def _shown_row(self) -> str:
+        """The first conversation as findings show it."""
+        return self.line.rows[0].to_jsonl()
+
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
-        row = self.line.rows[0].to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.line.place, fault.expected, row=row, since=fault.since)
+            found, place = fault.found, self.line.place
+            yield Finding(fault.rule, found, place, fault.expected, row=self._shown_row, since=fault.since)
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

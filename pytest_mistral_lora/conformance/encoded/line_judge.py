@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -353,7 +354,7 @@ class LineJudge:
         if asked and not line.rows:
             return LineVerdict(line.index, line.place, "wrong", asked)
         findings += asked
-        shown = line.rows[0].to_jsonl() if line.rows else ""
+        shown = line.rows[0].to_jsonl() if line.rows and line.faults else ""
         findings += (
             Finding(one.rule, one.found, line.place, one.expected, row=shown, since=one.since) for one in line.faults
         )
@@ -428,7 +429,7 @@ class LineJudge:
         self._state.figures.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
             self._state.figures.has_labels = True
-            self._state.figures.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+            self._state.figures.supervised += len(line.labels) - line.labels.count(IGNORE_INDEX)
         else:
             self._state.figures.is_scored_whole = True
         is_trained = line.few_shot is None
@@ -453,7 +454,7 @@ class LineJudge:
             self._state.figures.asks = True
             return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
         is_wrong = bool(findings) or restored is not None
-        whole = tuple(token for encoded in expected for token in encoded.input_ids)
+        whole = tuple(chain.from_iterable(encoded.input_ids for encoded in expected))
         # what was read back is judged only if it gives the ids again: else the ids have a finding
         if origin == "written" or comparison.ids == whole:
             given = GivenIds(comparison.ids, comparison.labels)
@@ -562,7 +563,7 @@ class LineJudge:
         self._state.figures.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
             self._state.figures.has_labels = True
-            self._state.figures.supervised += sum(label != IGNORE_INDEX for label in line.labels)
+            self._state.figures.supervised += len(line.labels) - line.labels.count(IGNORE_INDEX)
         return after
 
     def _read(self, line: EncodedLine) -> ReadLine:

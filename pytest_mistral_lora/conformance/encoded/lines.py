@@ -162,9 +162,10 @@ def lines_of(
     """
     for number, record in enumerate(records, start=first):
         try:
-            if isinstance(record.value, RowError):
-                raise record.value
-            yield from _RecordReader(record.place, record.is_padded, has_source).lines(record.value, number)
+            value = record.value
+            if isinstance(value, RowError):
+                raise value
+            yield from _RecordReader(record.place, record.is_padded, has_source).lines(value, number)
         except RowError as error:
             yield error
 
@@ -472,9 +473,9 @@ def likely_tokens(line: EncodedLine, oracle: Oracle) -> Ids:
     ids, mask = line.input_ids, line.attention_mask or ()
     pads = _pads_of(line, oracle) - {oracle.unk_id}
     padded = {*_padding_of_other_row(line, pads | {oracle.unk_id}, oracle)}
-    hidden = [n for n, value in enumerate(mask) if value == 0]
-    first = next((n for n, value in enumerate(mask) if value), len(ids))
-    last = next((n for n in reversed(range(len(mask))) if mask[n]), -1)
+    hidden = [n for n, value in enumerate(mask) if value == 0] if 0 in mask else []
+    first = next((n for n, value in enumerate(mask) if value), len(ids)) if hidden else 0
+    last = next((n for n in reversed(range(len(mask))) if mask[n]), -1) if hidden else 0
     for run in ([n for n in hidden if n < first], [n for n in hidden if n > last]):
         # a mask may also hide tokens of the row, which ML552 reports
         tokens = {ids[n] for n in run}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -74,14 +75,21 @@ def cut_at_starts(ids: Ids, positions: Ids | None, oracle: Oracle) -> list[Stret
     opening = {oracle.control_ids.get(literal) for literal in OPENING}
     starts = [
         n
-        for n, token in enumerate(ids)
-        if token == bos
-        and (n == 0 or ids[n - 1] != bos)
+        for n in _indices_of(bos, ids)
+        if (n == 0 or ids[n - 1] != bos)
         and (n == 0 or ids[n - 1] == oracle.eos_id or (n + 1 < len(ids) and ids[n + 1] in opening))
     ]
     if bos not in ids:
         starts = [n for n, position in enumerate(positions or ()) if position == 0]
     return list(pairwise(sorted({0, *starts, len(ids)})))
+
+
+def _indices_of(token: int, ids: Ids) -> Iterator[int]:
+    at = -1
+    with suppress(ValueError):
+        while True:
+            at = ids.index(token, at + 1)
+            yield at
 
 
 def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequence[Ids]) -> list[ConversationMatch]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, has_more_than_text, merged_chunks
-from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns
+from pytest_mistral_lora.conformance.mask.row_laws import as_decoded
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def longer_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 def _turns(encoded: EncodedRow) -> list[list[tuple[tuple[int, ...], bool]]]:
     return [
         [(encoded.input_ids[span.start : span.end], span.supervised) for span in spans]
-        for spans in assistant_turns(encoded).values()
+        for spans in encoded.answer_spans.values()
     ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, count
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from pytest_mistral_lora.chat.chunks.registry import chunk_types, type_of
 from pytest_mistral_lora.chat.diff import equal_beginning
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle.versions import Fact, names_with
 from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks
@@ -67,15 +68,6 @@ def encoded_groups(row: Row, oracle: Oracle) -> list[list[int]]:
     return [group for group in groups if group[0] > last_user or not row.messages[group[0]].get("tool_calls")]
 
 
-def assistant_turns(encoded: EncodedRow) -> dict[int, list[Span]]:
-    """Return the spans of each assistant turn, by turn."""
-    turns: dict[int, list[Span]] = {}
-    for span in encoded.spans:
-        if span.is_answer and span.turn is not None:
-            turns.setdefault(span.turn, []).append(span)
-    return turns
-
-
 def partition_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Spans partition the ids; labels are the token's own id in supervised spans, -100 elsewhere."""
     ids, labels = encoded.input_ids, encoded.labels
@@ -116,7 +108,7 @@ def whole_turn_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Turns of weight 1 are supervised as a whole, and turns of weight 0 are not; the row's objective weighs them."""
     of_messages = row.trained_weights()
     weights = [of_messages[group[0]] for group in encoded_groups(row, oracle)]
-    turns = assistant_turns(encoded)
+    turns = encoded.answer_spans
     if len(turns) != len(weights):
         return f"{len(turns)} assistant turns encoded of {len(weights)}"
     left_out = _thought_tokens(row, encoded, oracle) | _call_tokens(row, encoded, oracle)
@@ -148,7 +140,7 @@ def _call_tokens(row: Row, encoded: EncodedRow, oracle: Oracle) -> frozenset[int
     if "no-calls" not in row.objective.without:
         return frozenset()
     found = set[int]()
-    for spans in assistant_turns(encoded).values():
+    for spans in encoded.answer_spans.values():
         start = next((span.start for span in spans if span.kind == "tool_call"), None)
         found |= set() if start is None else {*range(start, spans[-1].end)}
     return frozenset(found)
@@ -157,7 +149,7 @@ def _call_tokens(row: Row, encoded: EncodedRow, oracle: Oracle) -> frozenset[int
 def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Every assistant turn ends with EOS, supervised like the turn."""
     without_calls = "no-calls" in row.objective.without
-    for turn, spans in assistant_turns(encoded).items():
+    for turn, spans in encoded.answer_spans.items():
         last = spans[-1].end - 1
         if encoded.input_ids[last] != oracle.eos_id:
             return f"turn {turn} ends with {oracle.piece(encoded.input_ids[last])!r} at token {last}, not with EOS"
@@ -222,7 +214,7 @@ def chunk_markers_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> st
     """Each chunk of the assistant stands between its markers, such as a thought, which may be left open."""
     literals = {literal for kind in chunk_types().values() for literal in kind.literals}
     markers = {token: name for token, name in oracle.control_tokens.items() if name in literals}
-    turns = assistant_turns(encoded)
+    turns = encoded.answer_spans
     # ML109 reports surplus and missing turns
     for group, (turn, spans) in zip(encoded_groups(row, oracle), turns.items(), strict=False):
         chunks = merged_chunks((row.messages[n].get("content") for n in group), oracle.facts)
@@ -239,7 +231,7 @@ def chunk_markers_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> st
 def assistant_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each assistant turn decodes to the text of its messages."""
     groups = encoded_groups(row, oracle)
-    turns = assistant_turns(encoded)
+    turns = encoded.answer_spans
     if len(turns) != len(groups):
         return f"{len(turns)} assistant turns encoded of {len(groups)}"
     for group, (turn, spans) in zip(groups, turns.items(), strict=True):
@@ -254,7 +246,7 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each turn with calls has one run of tokens from [TOOL_CALLS] to EOS, and it holds the calls."""
     groups = encoded_groups(row, oracle)
     # ML109 reports surplus and missing turns
-    for group, (turn, spans) in zip(groups, assistant_turns(encoded).items(), strict=False):
+    for group, (turn, spans) in zip(groups, encoded.answer_spans.items(), strict=False):
         calls = [call for n in group for call in row.messages[n].get("tool_calls") or ()]
         runs = [span for span in spans if span.kind == "tool_call"]
         if len(runs) != bool(calls):
@@ -305,8 +297,8 @@ def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
 
 _OPENS = ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[MODEL_SETTINGS]")
 _CLOSES = ("[/INST]", "[/AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]", "[/MODEL_SETTINGS]")
-_MARKERS: WeakKeyDictionary[Oracle, tuple[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
-"""By tokenizer, the ids that open and that close a part that the model does not write."""
+_MARKERS: WeakKeyDictionary[Oracle, tuple[frozenset[int], ...]] = WeakKeyDictionary()
+"""By tokenizer, the ids that open and that close a part that the model does not write, and both with BOS."""
 
 
 def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | None:
@@ -326,14 +318,13 @@ def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | N
         return None
     if oracle not in _MARKERS:
         names = oracle.control_tokens.items()
-        kinds = (frozenset(token for token, name in names if name in group) for group in (_OPENS, _CLOSES))
-        _MARKERS[oracle] = (next(kinds), next(kinds))
-    opens, closes = _MARKERS[oracle]
-    marks = opens | closes | {oracle.bos_id}
+        kinds = [frozenset(token for token, name in names if name in group) for group in (_OPENS, _CLOSES)]
+        _MARKERS[oracle] = (*kinds, frozenset({oracle.bos_id}.union(*kinds)))
+    opens, closes, marks = _MARKERS[oracle]
     labels: list[int] = []
     inside, start = False, 0
     # search from mark to mark, because most tokens of a dataset are text
-    for place in [place for place, token in enumerate(input_ids) if token in marks]:
+    for place in compress(count(), map(marks.__contains__, input_ids)):
         token = input_ids[place]
         labels += [IGNORE_INDEX] * (place - start) if inside else input_ids[start:place]
         inside = inside or token in opens
