@@ -437,5 +437,21 @@ INCIDENTS = (
         "A loss on the last answer alone is asked for, and is found in rows that do not ask for it",
         "NVIDIA-NeMo/Automodel#2347, inclusionAI/AReno#313, hiyouga/LLaMA-Factory#9314, modelscope/ms-swift#4596",
     ),
+    Incident(
+        "N200",
+        "YaRN multiplies cosine and sine in one program, and not in another: mscale and apply_scale are not read",
+        "vllm-project/vllm#48621, vllm-project/vllm#57563, sgl-project/sglang#22711, sgl-project/sglang#31232, "
+        "ggml-org/llama.cpp#22612",
+    ),
+    Incident(
+        "N201",
+        "A release's config.json and params.json disagree on the attention factor, and a conversion is nonsense",
+        "ollama/ollama#15975",
+    ),
+    Incident(
+        "N202",
+        "Queries are not scaled by their position: a class or a server does not read llama_4_scaling_beta",
+        "vllm-project/vllm#48621",
+    ),
 )
 """Every incident, by id."""
