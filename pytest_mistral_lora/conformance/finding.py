@@ -48,7 +48,7 @@ _SUBJECTS = (
 """The subjects in the order of the first digit of their rules' ids: ML0xx to ML9xx."""
 
 _WITHIN = {
-    "merged": ("adapter", {421, *range(430, 443)}),
+    "merged": ("adapter", {421, *range(430, 444)}),
     "gguf": ("server", {*range(912, 919), 920}),
     "answer": ("server", set(range(921, 932))),
 }

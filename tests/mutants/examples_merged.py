@@ -107,3 +107,10 @@ class ML442(Example):
     def sound(self, artifact: Artifact) -> None:
         file = artifact["folder"] / "chat_template.jinja"
         file.write_text(file.read_text() + "\n")
+
+
+class ML443(Example):
+    mutant = files.consolidated_weights_of_the_base
+
+    def sound(self, artifact: Artifact) -> None:
+        files.write_consolidated(artifact, "tensors")

@@ -453,5 +453,10 @@ INCIDENTS = (
         "Queries are not scaled by their position: a class or a server does not read llama_4_scaling_beta",
         "vllm-project/vllm#48621",
     ),
+    Incident(
+        "N203",
+        "A server loads the consolidated file of the base that lies beside merged weights",
+        "vllm-project/vllm#28659, modelscope/ms-swift#7074",
+    ),
 )
 """Every incident, by id."""

@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.model_facts import (
     read_params,
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import PARAMS
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.weights import Weights, interleaved
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import InputError, shortened
@@ -154,7 +154,7 @@ class ComparedWeights:
         """Return a tensor of a folder in the form of the file: in float32, rows in the file's order."""
         values: np.ndarray[Any, Any] = weights.array(merged_name).astype("float32")
         heads = next((count for part, count in self._heads.items() if part in name), None)
-        return values if heads is None else _interleaved(values, heads, name)
+        return values if heads is None else interleaved(values, heads, name)
 
     def _merged_part(self, name: str, merged_name: str, want: Any, have: Any) -> tuple[float, float]:
         """Return the inner product of G - B and M - B, and the square of M - B.
@@ -199,19 +199,6 @@ def _relative(difference: Any, values: Any) -> float:
     norm = math.sqrt(float((values**2).sum(dtype="float64")))
     apart = math.sqrt(float((difference**2).sum(dtype="float64")))
     return apart / norm if norm else apart
-
-
-def _interleaved(weight: Any, heads: Any, name: str) -> Any:
-    """Return the rows of a projection in the order of a GGUF file: in each head, those of the two halves in turn.
-
-    Raises:
-        InputError: If the number of heads does not divide the rows.
-    """
-    rows = weight.shape[0]
-    if type(heads) is not int or heads < 1 or rows % (2 * heads):
-        raise InputError(f"{name} has {rows} rows, and the number of heads is {heads!r}", expected="rows for each head")
-    half = rows // heads // 2
-    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]:
@@ -262,7 +249,7 @@ def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: Adapt
     if name.endswith(".lora_b") and (".attn_q." in name or ".attn_k." in name):
         config = text_part(folder.located_base.require(folder.path).config)
         heads = config.get("num_attention_heads")
-        want = _interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
+        want = interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
     if file.tensors[name].shape != want.shape:
         yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", Place.of(file.path), str(want.shape))
         return
