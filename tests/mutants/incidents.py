@@ -458,5 +458,10 @@ INCIDENTS = (
         "A server loads the consolidated file of the base that lies beside merged weights",
         "vllm-project/vllm#28659, modelscope/ms-swift#7074",
     ),
+    Incident(
+        "N204",
+        "A server scales a rank-stabilised adapter by alpha / r: it is too weak by the root of the rank",
+        "sgl-project/sglang#40835, NVIDIA/TensorRT-LLM#1668",
+    ),
 )
 """Every incident, by id."""
