@@ -49,7 +49,7 @@ _SUBJECTS = (
 
 _WITHIN = {
     "merged": ("adapter", {421, *range(430, 444)}),
-    "gguf": ("server", {*range(912, 919), 920}),
+    "gguf": ("server", {*range(912, 919), 920, *range(933, 938)}),
     "answer": ("server", set(range(921, 932))),
 }
 """Subjects whose rules have ids in the range of another subject: that subject, and the numbers."""
