@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import text_part, tie_flags
@@ -20,7 +20,7 @@ DEFAULT_THETA = 10_000.0
 """The base of the rotary embedding that all readers of a GGUF file, and transformers for most classes, take."""
 
 _ROPE = ("rope_parameters", "rope_scaling")
-"""The rotary embedding in `config.json`: transformers 5 writes the first, transformers 4 the second, and 5 reads both."""
+"""The rotary embedding in `config.json`: transformers 5 writes the first and reads both, version 4 has the second."""
 
 _SCALE_BY_DEFAULT = ("ministral3", "mistral4")
 _OF_DEFAULT_THETA = ("mistral", "ministral", "llama")
@@ -190,13 +190,14 @@ def rope_part(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
 def spelling_conflicts(config: Mapping[str, Any]) -> Iterator[tuple[Stated, Stated]]:
     """Yield each value that `config.json` has in both spellings of the rotary embedding, with two different values."""
     text = {**config, **text_part(config)}
-    parts = [text.get(key) for key in _ROPE]
-    if not all(isinstance(part, dict) and part for part in parts):
+    new, old = (text.get(key) for key in _ROPE)
+    if not isinstance(new, dict) or not isinstance(old, dict):
         return
-    new, old = ({("rope_type" if key == "type" else key): value for key, value in part.items()} for part in parts)
-    for key in sorted(new.keys() & old.keys()):
-        if not _is_alike(new[key], old[key]):
-            yield tuple(Stated(part[key], f"{name}.{key}") for name, part in zip(_ROPE, (new, old), strict=True))
+    values = [{("rope_type" if key == "type" else key): value for key, value in part.items()} for part in (new, old)]
+    for key in sorted(values[0].keys() & values[1].keys()):
+        if not _is_alike(values[0][key], values[1][key]):
+            first, second = (Stated(part[key], f"{name}.{key}") for name, part in zip(_ROPE, values, strict=True))
+            yield first, second
 
 
 def read_params(file: Path) -> Mapping[str, Any]:
@@ -229,12 +230,13 @@ def facts_of_params(params: Mapping[str, Any]) -> StatedFacts:
     yarn, moe = params.get("yarn"), params.get("moe")
     if isinstance(moe, Mapping) and "expert_hidden_dim" in moe:
         found.pop(_MLP, None)
-    is_scaled = isinstance(yarn, Mapping) and bool(yarn)
-    _put_scaling(found, "yarn" if is_scaled else "default", "yarn", "given" if is_scaled else "missing")
+    scaling = yarn if isinstance(yarn, Mapping) else {}
+    _put_scaling(found, "yarn" if scaling else "default", "yarn", "given" if scaling else "missing")
     found.pop(ATTENTION_FACTOR, None)
-    if is_scaled and isinstance(yarn.get("apply_scale"), bool) and _is_number(yarn.get("factor")):
-        factor = _mscale(yarn["factor"]) if yarn["apply_scale"] else 1.0
-        found[ATTENTION_FACTOR] = Stated(factor, "yarn.apply_scale", shown(yarn["apply_scale"]), _effect(factor))
+    scales, factor = scaling.get("apply_scale"), scaling.get("factor")
+    if isinstance(scales, bool) and _is_number(factor):
+        number = _mscale(factor) if scales else 1.0
+        found[ATTENTION_FACTOR] = Stated(number, "yarn.apply_scale", shown(scales), _effect(number))
     if LLAMA_4_BETA not in found:
         found[LLAMA_4_BETA] = Stated(0, "llama_4_scaling", "missing")
     return _without_latent(found, params.get("kv_lora_rank"))
@@ -269,7 +271,7 @@ def facts_of_gguf(fields: Mapping[str, Any], architecture: str) -> StatedFacts:
     # what readers make of these two is not known here
     is_plain = not any(f"{prefix}.{name}" in fields for name in ("attn_factor", "yarn_attn_factor"))
     if kind == "yarn" and is_plain and _is_number(factor) and (written is None or _is_number(written)):
-        number = _mscale(factor) / (_mscale(factor, written) if written else 1.0)
+        number = _mscale(factor) / (1.0 if written is None or not written else _mscale(factor, written))
         found[ATTENTION_FACTOR] = Stated(number, key, "missing" if written is None else f"{written:g}", _effect(number))
     if LLAMA_4_BETA not in found:
         found[LLAMA_4_BETA] = Stated(0, f"{architecture}.attention.temperature_scale", "missing")
@@ -318,12 +320,11 @@ def _factor_of_rope(rope: Mapping[str, Any]) -> float | None:
     factor, given = rope.get("factor"), rope.get("attention_factor")
     if given is not None:
         return float(given) if _is_number(given) else None
-    scales = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not _is_number(factor) or not all(scale is None or _is_number(scale) for scale in scales):
+    scale, others = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not _is_number(factor) or not all(one is None or _is_number(one) for one in (scale, others)):
         return None
-    if all(scales):
-        return _mscale(factor, scales[0]) / _mscale(factor, scales[1])
-    return _mscale(factor)
+    # transformers takes a zero for a missing value
+    return _mscale(factor, scale) / _mscale(factor, others) if scale and others else _mscale(factor)
 
 
 def _shown_scale(rope: Mapping[str, Any]) -> str:
@@ -341,7 +342,7 @@ def _mscale(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -180,7 +180,9 @@ def converted(rope: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rope", [MINISTRAL_3, DEVSTRAL_2, MEDIUM])
 def test_a_conversion_agrees_with_both_configurations(rope: dict[str, Any]) -> None:
-    config, params = next(pair for pair in RELEASES.values() if pair[0].get("text_config", {}).get("rope_parameters") == rope)
+    config, params = next(
+        pair for pair in RELEASES.values() if pair[0].get("text_config", {}).get("rope_parameters") == rope
+    )
     stored = facts_of_gguf(converted(rope), "mistral3")
     assert not list(contradictions(stored, facts_of_config(config)))
     assert not list(contradictions(stored, facts_of_params(params)))
@@ -189,7 +191,10 @@ def test_a_conversion_agrees_with_both_configurations(rope: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("fields", "found"),
     [
-        ({"rope.scaling.yarn_log_multiplier": 0.0}, "yarn_log_multiplier is 0: cosine and sine are multiplied by 1.277"),
+        (
+            {"rope.scaling.yarn_log_multiplier": 0.0},
+            "log_multiplier is 0: cosine and sine are multiplied by 1.277",
+        ),
         ({"rope.scaling.yarn_log_multiplier": None}, "yarn_log_multiplier is missing: cosine and sine"),
         ({"attention.temperature_scale": None}, "mistral3.attention.temperature_scale is missing"),
         ({"attention.temperature_length": 8192}, "mistral3.attention.temperature_length is 8192"),

@@ -23,13 +23,13 @@ _NO_MODEL = "no model folder to compare with: name it with --mistral-base"
 
 
 def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a GGUF file, or of a file that names one; for an unreadable file, only the one that says so."""
+    """Yield the checks of a GGUF file, or of a file that names one; if it is unreadable, only the one that says so."""
     if isinstance(target, ModelFileTarget):
         from pytest_mistral_lora.serving.servers import SERVERS
 
         for server in SERVERS.of_this_package():
-            cases = imported(server.model_file_checks)(target) if server.model_file_checks else {}
-            for case, judge in cases.items():
+            of_server = imported(server.model_file_checks)(target) if server.model_file_checks else {}
+            for case, judge in of_server.items():
                 yield Check(target, "gguf", case, judge)
         return
     try:
@@ -95,7 +95,9 @@ class GgufChecks:
     @property
     def cases_of_readers(self) -> list[str]:
         """The checks that only rules of readers report to."""
-        return list(dict.fromkeys(rule.case for rule in RULES.of("gguf") if rule.case not in (*_OWN_CASES, *_OF_MODEL_FILES)))
+        return list(
+            dict.fromkeys(rule.case for rule in RULES.of("gguf") if rule.case not in (*_OWN_CASES, *_OF_MODEL_FILES))
+        )
 
     def read_by(self, case: str) -> Result:
         """The rules of readers that report to a check."""

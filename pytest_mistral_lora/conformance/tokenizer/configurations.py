@@ -101,7 +101,11 @@ def _reader_of(name: str, wanted: set[str], text: TextModel, reads: frozenset[st
         return f"{name} in rope_parameters, where {text.name} reads it"
     newest = newest_read_keys()
     for model in TEXT_MODELS.values():
-        if model.attention == text.attention and model.mlp == text.mlp and wanted <= newest.get(model.name, frozenset()):
+        if (
+            model.attention == text.attention
+            and model.mlp == text.mlp
+            and wanted <= newest.get(model.name, frozenset())
+        ):
             since = f", in transformers {model.since} or later" if model.since else ""
             return f'"model_type": "{model.model_type}": {model.name} reads it{since}'
     return "no such key: no class of this layout reads it"

@@ -94,7 +94,8 @@ def read_modelfile(path: Path, text: str) -> Modelfile:
     """
     found = Modelfile(path, tuple(_commands(path, text.removeprefix("\ufeff"))))
     if found.last("from") is None:
-        raise InputError("has no FROM", place=path, expected="FROM and the GGUF file, the folder or the model's name")
+        expected = "FROM and the GGUF file, the folder or the model's name"
+        raise InputError("has no FROM", place=str(path), expected=expected)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.diff import TokenDiff
@@ -216,7 +217,7 @@ def _deviates(row: Row, oracle: Oracle) -> bool:
     texts = [str(one["content"]) for one in prompt]
     spelled = any(literal in text for literal in oracle.control_tokens.values() for text in texts)
     roles = [one["role"] for one in prompt]
-    joined = any(first == second == "system" for first, second in zip(roles, roles[1:], strict=False))
+    joined = any(first == second == "system" for first, second in pairwise(roles))
     padded = any(text != text.rstrip() for text, role in zip(texts, roles, strict=True) if role == "assistant")
     return spelled or joined or padded
 

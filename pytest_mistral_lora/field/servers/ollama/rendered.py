@@ -42,7 +42,9 @@ def rendered(template: str, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list
         given = {"template": template, "rows": [list(row) for row in rows]}
         (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
         words = [_program(), folder / "given.json", folder / "answers.json"]
-        ended = run_limited(words, seconds=_SECONDS, folder=folder, environment=_ENVIRONMENT, limits=_RUN, output=folder)
+        ended = run_limited(
+            words, seconds=_SECONDS, folder=folder, environment=_ENVIRONMENT, limits=_RUN, output=folder
+        )
         if ended.code:
             raise InputError(f"the program that renders Go templates {ended.reason}", place=str(_PROGRAM))
         answers = read_json(folder / "answers.json")
@@ -65,7 +67,7 @@ def _program() -> Path:
     # Go keeps what it has compiled of its own library below the home folder: a build takes a minute without
     homes = {name: os.environ[name] for name in ("HOME", "XDG_CACHE_HOME", "GOCACHE") if os.environ.get(name)}
     environment = {**_ENVIRONMENT, "HOME": str(folder), **homes, "PATH": str(Path(go).parent)}
-    words = [go, "build", "-o", program, _PROGRAM]
+    words = [go, "build", "-o", str(program), str(_PROGRAM)]
     ended = run_limited(words, seconds=_SECONDS_OF_BUILD, folder=folder, environment=environment, limits=_BUILD)
     if ended.code:
         raise InputError(f"go build {ended.reason}", place=str(_PROGRAM))
