@@ -99,6 +99,9 @@ multiplier. They are compared as the number by which cosine and sine are multipl
 file, which may hold an equal head.
 """
 
+_LARGEST = 1e300
+"""Numbers from here on are taken for no numbers."""
+
 _REQUIRED_IN_GGUF = ("block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon")
 _SCALED = ("yarn", "linear")
 """Types of scaling whose keys are compared: the others are stored in a form of each format."""
@@ -223,10 +226,10 @@ def facts_of_params(params: Mapping[str, Any]) -> StatedFacts:
             found[fact.title] = Stated(value, fact.params)
     if isinstance(window := params.get("sliding_window"), list):
         # a window for each layer of a group, null where a layer has none
-        widths = {width for width in window if width is not None}
+        widths = [width for width in window if width is not None]
         found.pop(_WINDOW)
-        if len(widths) <= 1:
-            found[_WINDOW] = Stated(next(iter(widths), None), "sliding_window", shortened(window))
+        if all(width == widths[0] for width in widths):
+            found[_WINDOW] = Stated(widths[0] if widths else None, "sliding_window", shortened(window))
     yarn, moe = params.get("yarn"), params.get("moe")
     if isinstance(moe, Mapping) and "expert_hidden_dim" in moe:
         found.pop(_MLP, None)
@@ -271,8 +274,10 @@ def facts_of_gguf(fields: Mapping[str, Any], architecture: str) -> StatedFacts:
     # what readers make of these two is not known here
     is_plain = not any(f"{prefix}.{name}" in fields for name in ("attn_factor", "yarn_attn_factor"))
     if kind == "yarn" and is_plain and _is_number(factor) and (written is None or _is_number(written)):
-        number = _mscale(factor) / (1.0 if written is None or not written else _mscale(factor, written))
-        found[ATTENTION_FACTOR] = Stated(number, key, "missing" if written is None else f"{written:g}", _effect(number))
+        divisor = 1.0 if written is None or not written else _mscale(factor, written)
+        state = "missing" if written is None else shown(written)
+        if divisor:
+            found[ATTENTION_FACTOR] = Stated(_mscale(factor) / divisor, key, state, _effect(_mscale(factor) / divisor))
     if LLAMA_4_BETA not in found:
         found[LLAMA_4_BETA] = Stated(0, f"{architecture}.attention.temperature_scale", "missing")
     return found
@@ -324,7 +329,8 @@ def _factor_of_rope(rope: Mapping[str, Any]) -> float | None:
     if not _is_number(factor) or not all(one is None or _is_number(one) for one in (scale, others)):
         return None
     # transformers takes a zero for a missing value
-    return _mscale(factor, scale) / _mscale(factor, others) if scale and others else _mscale(factor)
+    divisor = _mscale(factor, others) if scale and others else 1.0
+    return _mscale(factor, scale if scale and others else 1.0) / divisor if divisor else None
 
 
 def _shown_scale(rope: Mapping[str, Any]) -> str:
@@ -343,7 +349,8 @@ def _mscale(factor: float, scale: float = 1.0) -> float:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # a file can have an integer of thousands of digits, which is no float, and a NaN
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _is_alike(first: Any, second: Any) -> bool:

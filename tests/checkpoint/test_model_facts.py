@@ -214,6 +214,25 @@ def test_a_field_of_another_value_is_one_difference(fields: dict[str, Any], foun
     assert all(found in one for one in differ)
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "4", [4], {"a": 4}, True, 0, -1.0])
+def test_no_value_of_a_file_ends_the_comparison(value: Any) -> None:
+    config, params = RELEASES["ministral-3-3b"]
+    text = config["text_config"]
+    broken_rope = {key: value for key in text["rope_parameters"] if key != "rope_type"}
+    broken = dict.fromkeys((*SMALL["config"], "sliding_window", "model_type", "tie_word_embeddings"), value)
+    for rope in (value, {**text["rope_parameters"], **broken_rope}, {"rope_type": value}):
+        for spelling in ("rope_parameters", "rope_scaling"):
+            one = {**config, "text_config": {**text, **broken, spelling: rope}}
+            yarn = dict.fromkeys(params["yarn"], value)
+            two = {**dict.fromkeys(params, value), "sliding_window": [value, None], "yarn": yarn}
+            for other in (params, two, {"yarn": value, "llama_4_scaling": value, "moe": value}):
+                places = Place.of("config.json"), Place.of("params.json")
+                assert all(str(finding) for finding in configuration_findings(one, places[0], other, places[1]))
+            fields = {key: value for key in converted(MINISTRAL_3) if not key.endswith("type")}
+            stored = facts_of_gguf({**converted(MINISTRAL_3), **fields}, "mistral3")
+            assert all(found.as_found for found, _ in contradictions(stored, facts_of_config(one)))
+
+
 def test_the_older_spelling_states_the_same() -> None:
     new, _ = RELEASES["ministral-3-3b"]
     text = dict(new["text_config"])

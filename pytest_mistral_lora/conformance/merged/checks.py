@@ -245,9 +245,7 @@ class MergedChecks:
         place = Place.of(self._given.path / "config.json")
         try:
             findings = list(structure.own_findings(self._config, self._weights, place))
-            params = self._given.path / PARAMS
-            given = read_params(inside(self._given.path, PARAMS)) if params.exists() else {}
-            findings += configuration_findings(self._config, place, given, Place.of(params) if given else None)
+            findings += self._configuration_findings(place)
         except InputError:
             return Result(not_checked=_UNREADABLE)
         try:
@@ -261,6 +259,16 @@ class MergedChecks:
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))
+
+    def _configuration_findings(self, place: Place) -> Iterator[Finding]:
+        """Yield the findings of the tokenizer's folder about both configurations, and of one that cannot be read."""
+        params, given = Place.of(self._given.path / PARAMS), {}
+        if (self._given.path / PARAMS).exists():
+            try:
+                given = read_params(inside(self._given.path, PARAMS))
+            except InputError as error:
+                yield Finding("ML243", error.found, params, "Mistral's own configuration, or no such file")
+        yield from configuration_findings(self._config, place, given, params if given else None)
 
     def names_and_shapes(self) -> Result:
         """Check that the tensors have the base's names and shapes."""
