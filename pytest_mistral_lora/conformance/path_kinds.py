@@ -18,7 +18,6 @@ from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.formats.importers import is_yaml, may_declare
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
-from pytest_mistral_lora.programs.other_files import model_file
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign
 
@@ -162,7 +161,7 @@ def _file(path: Path) -> RecognisedPath:
         return RecognisedPath(path, "tokenizer", "a tokenizer file (Tekken)")
     if ".model" in path.suffixes:
         return RecognisedPath(path, "tokenizer", "a tokenizer file (SentencePiece)")
-    if title := model_file(path.name, head.decode("utf-8", "replace")):
+    if title := _model_file(path, head):
         return RecognisedPath(path, "gguf", title)
     if answer := file_answer(path, head):
         raise _unknown(path, *answer)
@@ -181,7 +180,14 @@ def makes_a_model(path: Path) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    return not head.startswith(b"GGUF") and bool(model_file(path.name, head.decode("utf-8", "replace")))
+    return not head.startswith(b"GGUF") and bool(_model_file(path, head))
+
+
+def _model_file(path: Path, head: bytes) -> str:
+    """Return the title of a file by which a server makes a model; empty if it is none."""
+    from pytest_mistral_lora.programs.other_files import model_file
+
+    return model_file(path.name, head.decode("utf-8", "replace"))
 
 
 def _lines(path: Path) -> RecognisedPath:
