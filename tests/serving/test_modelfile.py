@@ -108,7 +108,7 @@ def test_the_verb_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "ML933" in out
 
 
-@pytest.mark.gallery
+@pytest.mark.slow
 class TestRenderedByGo:
     """What needs Go, which takes a minute to compile its own library for the first time."""
 
