@@ -20,12 +20,13 @@ def consolidated_file_of_the_base(artifact: Artifact) -> None:
         save_file(artifact["before"], artifact[one] / "consolidated.safetensors")
 
 
-def write_consolidated(artifact: Artifact, numbers: str, **changed: Any) -> None:
+def write_consolidated(artifact: Artifact, numbers: str, dtype: torch.dtype | None = None, **changed: Any) -> None:
     """Write the tensors under `numbers` in Mistral's own format, as Mistral converts them.
 
     Args:
         artifact: The bench's artifact.
         numbers: `tensors` for the merged model's, `before` for the base's.
+        dtype: Their precision; None for that of the model.
         changed: Tensors to put in place of those of the format.
     """
     config, found = artifact["config"], {}
@@ -38,7 +39,7 @@ def write_consolidated(artifact: Artifact, numbers: str, **changed: Any) -> None
             if inner in HEADS:
                 heads = config[HEADS[inner]]
                 tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-        found[f"{plain}.weight"] = tensor.contiguous().clone()
+        found[f"{plain}.weight"] = tensor.to(dtype or tensor.dtype).contiguous().clone()
     save_file({**found, **changed}, artifact["folder"] / "consolidated.safetensors")
 
 
@@ -60,6 +61,12 @@ HEADS = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key
 def consolidated_weights_of_the_base(artifact: Artifact) -> None:
     """Mistral's own file has the base's numbers."""
     write_consolidated(artifact, "before")
+
+
+@mutant("ML443", "N203", says="is not model.layers.")
+def consolidated_weights_of_the_base_in_another_precision(artifact: Artifact) -> None:
+    """Mistral's own file has the base's numbers, and another precision than the merged model."""
+    write_consolidated(artifact, "before", dtype=torch.float32)
 
 
 @mutant("ML443", "N203", says="has shape (1,)")
