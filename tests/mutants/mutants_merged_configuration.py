@@ -270,3 +270,9 @@ def write_bos(folder: Path) -> None:
 def params_of_another_model(artifact: Artifact) -> None:
     """Mistral's own configuration has another base of the rotary embedding."""
     (artifact["folder"] / "params.json").write_text(json.dumps({"rope_theta": 10_000.0}))
+
+
+@mutant("ML243")
+def params_cut_off(artifact: Artifact) -> None:
+    """Mistral's own configuration was not copied whole."""
+    (artifact["folder"] / "params.json").write_text('{"rope_theta": ')

@@ -262,7 +262,8 @@ class MergedChecks:
 
     def _configuration_findings(self, place: Place) -> Iterator[Finding]:
         """Yield the findings of the tokenizer's folder about both configurations, and of one that cannot be read."""
-        params, given = Place.of(self._given.path / PARAMS), {}
+        params = Place.of(self._given.path / PARAMS)
+        given: Mapping[str, Any] = {}
         if (self._given.path / PARAMS).exists():
             try:
                 given = read_params(inside(self._given.path, PARAMS))
