@@ -31,6 +31,8 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 MODEL_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+PARAMS = "params.json"
+"""Mistral's own configuration: servers that know Mistral's format read it, and transformers does not."""
 TEMPLATE = "chat_template.jinja"
 OLD_TEMPLATE = "chat_template.json"
 PROCESSOR_CONFIG = "processor_config.json"
@@ -51,6 +53,7 @@ LIMITS = {
     ADDED_TOKENS: 16 * _MIB,
     MODEL_CONFIG: 16 * _MIB,
     GENERATION_CONFIG: 16 * _MIB,
+    PARAMS: 16 * _MIB,
     OLD_TEMPLATE: 16 * _MIB,
     PROCESSOR_CONFIG: 16 * _MIB,
     PREPROCESSOR_CONFIG: 16 * _MIB,

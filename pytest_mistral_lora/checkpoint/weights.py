@@ -307,3 +307,23 @@ def write_safetensors(
         output.write(len(text).to_bytes(8, "little") + text)
         for name in shapes:
             output.write(tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def interleaved(weight: Any, heads: Any, name: str) -> Any:
+    """Return the rows of a query's or key's projection in the order of a GGUF file and of Mistral's own format.
+
+    In each head, the rows of its two halves come in turn: there, the rotary embedding turns neighbours.
+
+    Args:
+        weight: The matrix in transformers' order, of shape (heads * width, …).
+        heads: The number of heads, as a file has it.
+        name: The name of the tensor, for the error.
+
+    Raises:
+        InputError: If the number of heads does not divide the rows.
+    """
+    rows = weight.shape[0]
+    if type(heads) is not int or heads < 1 or rows % (2 * heads):
+        raise InputError(f"{name} has {rows} rows, and the number of heads is {heads!r}", expected="rows for each head")
+    half = rows // heads // 2
+    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)

@@ -17,10 +17,11 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import (
     AdapterTarget,
     GgufTarget,
+    ModelFileTarget,
     TrainerTarget,
     WatchedTarget,
 )
-from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath
+from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, makes_a_model
 from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED_TRAINING,
@@ -272,7 +273,8 @@ class NamedPaths:
 
     def _gguf(self, path: Path, judge: Target | None, name: _Names) -> Target:
         folders = tuple(self.adapters)
-        return GgufTarget(name(path), path, oracle_name=self.oracle, judge=judge, base=self.base, folders=folders)
+        kind = ModelFileTarget if makes_a_model(path) else GgufTarget
+        return kind(name(path), path, oracle_name=self.oracle, judge=judge, base=self.base, folders=folders)
 
     def _servers(self, judge: Target, name: _Names) -> Iterator[Target]:
         for server in self.servers:
@@ -337,6 +339,7 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
     RunnerTarget: ("runner",),
     AdapterTarget: ("adapter", "manifest", "transcript", "user transcripts"),
     GgufTarget: ("gguf",),
+    ModelFileTarget: ("gguf",),
     ServerTarget: ("server", "answer"),
     ParsersTarget: ("answer",),
     TrainerTarget: ("trainer",),

@@ -48,8 +48,8 @@ _SUBJECTS = (
 """The subjects in the order of the first digit of their rules' ids: ML0xx to ML9xx."""
 
 _WITHIN = {
-    "merged": ("adapter", {421, *range(430, 443)}),
-    "gguf": ("server", {*range(912, 919), 920}),
+    "merged": ("adapter", {421, *range(430, 444)}),
+    "gguf": ("server", {*range(912, 919), 920, *range(934, 939)}),
     "answer": ("server", set(range(921, 932))),
 }
 """Subjects whose rules have ids in the range of another subject: that subject, and the numbers."""

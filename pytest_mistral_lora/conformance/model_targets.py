@@ -196,6 +196,35 @@ class GgufTarget(Target):
         return CheckpointTokenizer(found.oracle.path)
 
 
+@dataclass(frozen=True)
+class ModelFileTarget(GgufTarget):
+    """A file by which a server makes a model: it names a GGUF file or a folder, a template and settings."""
+
+    @property
+    def model_file(self) -> Path:
+        """The file."""
+        return self.path or Path(self.name)
+
+    @cached_property
+    def named(self) -> Path | None:
+        """The GGUF file or folder that it names; None if it names none that is here."""
+        from pytest_mistral_lora.programs.other_files import path_in
+
+        return path_in(self.model_file)
+
+    @property
+    def file(self) -> Path:
+        """The GGUF file that it names, or else the file itself, which holds no model."""
+        return self.named if self.named is not None and self.named.is_file() else self.model_file
+
+    @cached_property
+    def model(self) -> BaseFolder | None:
+        """The folder that it names, or else that of the run."""
+        if self.named is not None and self.named.is_dir():
+            return BaseFolder(self.named)
+        return GgufTarget.model.func(self)  # type: ignore[attr-defined, no-any-return]
+
+
 MODEL_PLACE, TOKENIZER_PLACE = (Place(NamedSource(name, is_value=True)) for name in ("model", "processing_class"))
 """The names of the two in a trainer, as places of findings."""
 

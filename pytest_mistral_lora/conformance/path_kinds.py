@@ -26,7 +26,7 @@ KINDS = {
     "rows": "rows (JSON Lines with messages)",
     "encoded": "encoded rows (records with input_ids, labels, of a file or a folder)",
     "adapter": "a folder of an adapter or merged model (adapter_config.json, manifest.json)",
-    "gguf": "a GGUF file of a model or an adapter",
+    "gguf": "a GGUF file of a model or an adapter, or a file by which a server makes a model of one",
     "tokenizer": "a checkpoint or tokenizer folder (tekken.json, tokenizer.json, tokenizer.model), or such a file",
 }
 """The kinds of paths to check, each with its marks."""
@@ -161,6 +161,8 @@ def _file(path: Path) -> RecognisedPath:
         return RecognisedPath(path, "tokenizer", "a tokenizer file (Tekken)")
     if ".model" in path.suffixes:
         return RecognisedPath(path, "tokenizer", "a tokenizer file (SentencePiece)")
+    if title := _model_file(path, head):
+        return RecognisedPath(path, "gguf", title)
     if answer := file_answer(path, head):
         raise _unknown(path, *answer)
     container = container_of(head, path)
@@ -169,6 +171,23 @@ def _file(path: Path) -> RecognisedPath:
     if container == Container(LINES):
         return _lines(path)
     return _converted(path)
+
+
+def makes_a_model(path: Path) -> bool:
+    """Return whether a file is one by which a server makes a model: it names a GGUF file, and is none."""
+    try:
+        with opened(path) as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return not head.startswith(b"GGUF") and bool(_model_file(path, head))
+
+
+def _model_file(path: Path, head: bytes) -> str:
+    """Return the title of a file by which a server makes a model; empty if it is none."""
+    from pytest_mistral_lora.programs.other_files import model_file
+
+    return model_file(path.name, head.decode("utf-8", "replace"))
 
 
 def _lines(path: Path) -> RecognisedPath:

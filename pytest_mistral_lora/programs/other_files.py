@@ -14,13 +14,15 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading import is_folder
+from pytest_mistral_lora.chat.reading import is_folder, read_bounded
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.programs.registry import own_field
 
 
@@ -36,15 +38,17 @@ class OtherFile:
         name: The pattern of its name, as for `fnmatch`; empty for any name.
         lines: Regular expressions, each of which finds a line of its text.
         folder: The regular expression whose first group finds the folder that its text names; empty if it names none.
+        makes_a_model: Whether a server makes a model by it, and has checks of it (`Server.model_file_cases`).
     """
 
     title: str
-    step: str
+    step: str = ""
     keys: Sequence[str] = ()
     entry_key: str = ""
     name: str = ""
     lines: Sequence[str] = ()
     folder: str = ""
+    makes_a_model: bool = False
 
     def has_keys(self, config: Mapping[Any, Any]) -> bool:
         """Return whether a mapping has the keys of this file; False if the file is named by its text."""
@@ -88,4 +92,33 @@ def text_of_a_program(name: str, text: str) -> tuple[str, str] | None:
         name: The name of the file.
         text: Its text, or the first part of it.
     """
-    return next(((file.title, file.step_for(text)) for file in other_files() if file.has_lines(name, text)), None)
+    files = (file for file in other_files() if not file.makes_a_model and file.has_lines(name, text))
+    return next(((file.title, file.step_for(text)) for file in files), None)
+
+
+def model_file(name: str, text: str) -> str:
+    """Return the title of a file by which a server makes a model; empty if it is none.
+
+    Args:
+        name: The name of the file.
+        text: Its text, or the first part of it.
+    """
+    return next((file.title for file in other_files() if file.makes_a_model and file.has_lines(name, text)), "")
+
+
+def path_in(path: Path) -> Path | None:
+    """Return the file or folder that a file by which a server makes a model names, if it is here.
+
+    Args:
+        path: The file; a relative path in it starts at its folder.
+    """
+    try:
+        text = read_bounded(path).decode("utf-8", "replace")
+    except InputError:
+        return None
+    for file in other_files():
+        if file.makes_a_model and file.folder and (found := re.search(file.folder, text, re.MULTILINE)):
+            with suppress(OSError, ValueError, RuntimeError):
+                named = path.parent / Path(found[1].strip('"')).expanduser()
+                return named if named.exists() else None
+    return None

@@ -211,6 +211,8 @@ class Server:
             versions that have it by its name. None if none are known. Like `words`, it is of this class alone: a
             subclass is another program, with options and versions that are not those of its parent.
         exporter: Where what writes the files that serve a model is, `module:object`; empty if nothing does.
+        model_file_checks: Where the function is that returns the checks of a file by which it makes a model, by name,
+            `module:object`; empty if it has no such file.
     """
 
     name: ClassVar[str] = "openai"
@@ -227,6 +229,7 @@ class Server:
     words: ClassVar[Path | None] = None
     deviations: ClassVar[Path | None] = None
     exporter: ClassVar[str] = ""
+    model_file_checks: ClassVar[str] = ""
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,
         "top_p": 1,

@@ -98,7 +98,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "float16": {"dtype": torch.float16},
 }
 
-NOTED = ("dora", "bias-of-lora", "bias-all", "patterns", "saved-modules", "new-tokens", "replicated-layers")
+NOTED = ("dora", "bias-of-lora", "bias-all", "rslora", "patterns", "saved-modules", "new-tokens", "replicated-layers")
 """What PEFT loads, and vLLM refuses or leaves out."""
 
 

@@ -44,7 +44,7 @@ def test_files_that_are_read_or_harmless_stay_quiet(tmp_path: Path) -> None:
     assert other_files(tmp_path).not_checked == ""
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "modeling_mistral.py", "pytorch_model.bin", "params.json"])
+@pytest.mark.parametrize("name", ["vocab.json", "modeling_mistral.py", "pytorch_model.bin", "other_params.json"])
 def test_another_file_is_named(name: str, tmp_path: Path) -> None:
     assert other_files(made(tmp_path, *READ, name)).not_checked == f"no rule reads {name}"
 

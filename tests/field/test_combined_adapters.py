@@ -58,7 +58,8 @@ def configure(folder: Path, **values: object) -> None:
 
 def scales(folder: Path, base: Path) -> list[str]:
     verdict = judge(folder, base=base)
-    assert not verdict.findings
+    # a server that knows no rsLoRA is named for each such scale
+    assert {finding.rule for finding in verdict.findings} <= {"ML426"}
     return [line for line in str(verdict).splitlines() if line.startswith("scale of")]
 
 

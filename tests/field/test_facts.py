@@ -265,5 +265,5 @@ def test_a_trainer_newer_than_every_fact_about_it_is_remarked_where_its_versions
 def test_a_program_newer_than_every_fact_about_it_is_remarked() -> None:
     assert remark_of_program("vLLM", "0.33.0") == "seen with 0.32.0, you run 0.33.0: not checked"
     assert remark_of_program("llama.cpp", "b11550-8b3f1c2") == "seen with 11549, you run b11550-8b3f1c2: not checked"
-    for title, running in (("vLLM", "0.32.0"), ("vLLM", "0.31"), ("vLLM", ""), ("SGLang", "9.0"), ("TRL", "1.16.0")):
+    for title, running in (("vLLM", "0.32.0"), ("vLLM", "0.31"), ("vLLM", ""), ("Ollama", "9.0"), ("TRL", "1.16.0")):
         assert remark_of_program(title, running) == ""

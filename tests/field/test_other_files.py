@@ -54,12 +54,9 @@ ANSWERED: list[tuple[str, str, str, list[str]]] = [
         "a dataset_info.json of LLaMA-Factory",
         ["mistral-lora import {path} --dataset own --to rows.jsonl"],
     ),
-    ("Modelfile", "FROM ./model.gguf\nTEMPLATE x\n", "a Modelfile of Ollama", ["mistral-lora check FOLDER"]),
     ("train.py", "from trl import SFTTrainer\n", "a script that uses TRL", ["audit --runner trl --config trl.yaml"]),
     ("tune.py", "import axolotl.cli\n", "a script that uses Axolotl", ["audit --runner axolotl --config axolotl.yaml"]),
     ("merge.yaml", "merge_method: ties\n", "a configuration of mergekit", ["name those"]),
-    ("Modelfile.q4", "FROM {folder}\n", "a Modelfile of Ollama", ["mistral-lora check {folder}"]),
-    ("model.txt", "FROM ./a.gguf\nPARAMETER stop x\n", "a Modelfile of Ollama", ["mistral-lora check FOLDER"]),
 ]
 
 
@@ -81,13 +78,29 @@ def test_the_table_of_files_is_sound() -> None:
     assert files
     for file in files:
         assert bool(file.keys or file.entry_key) != bool(file.lines), file.title
-        assert not file.folder or "FOLDER" in file.step, file.title
+        assert file.makes_a_model == (not file.step), file.title
+        assert not file.folder or file.makes_a_model or "FOLDER" in file.step, file.title
 
 
 def test_a_line_or_a_name_alone_is_not_enough() -> None:
     assert file_answer(Path("notes.txt"), b"FROM here\n") is None
-    assert file_answer(Path("Modelfile"), b"no line of it\n") is None
-    assert file_answer(Path("Modelfile"), b"FROM " + b"x" * 5000 + b"\0\n") is not None
+    assert other_files.model_file("notes.txt", "FROM here\n") == ""
+    assert other_files.model_file("Modelfile", "no line of it\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Modelfile", "FROM ./model.gguf\nTEMPLATE x\n"),
+        ("Modelfile.q4", "# ours\n  from mistral\n"),
+        ("my.modelfile", "FROM x\n"),
+        ("model.txt", "FROM ./a.gguf\nparameter stop x\n"),
+        ("Modelfile", "FROM " + "x" * 5000 + "\0\n"),
+    ],
+)
+def test_a_file_that_makes_a_model_is_known_by_its_lines(name: str, text: str) -> None:
+    assert other_files.model_file(name, text) == "a Modelfile of Ollama"
+    assert file_answer(Path(name), text.encode()) is None
 
 
 @pytest.fixture
@@ -106,6 +119,6 @@ def no_field(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_the_table_files_of_programs_are_not_known() -> None:
     assert configuration_answer(Path("merge.yaml"), {"merge_method": "ties"}) is None
     assert configuration_answer(Path("a.yaml"), {"base_model": "x", "datasets": []}) is None
-    assert file_answer(Path("Modelfile"), b"FROM x\n") is None
+    assert other_files.model_file("Modelfile", "FROM x\n") == ""
     assert configuration_answer(Path("a.yaml"), {"compute_environment": "x"}) is not None
     assert file_answer(Path("a.py"), b"import trl\n") == file_answer(Path("a.py"), b"import json\n")

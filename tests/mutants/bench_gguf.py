@@ -25,7 +25,8 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.model_targets import GgufTarget
+from pytest_mistral_lora.conformance.model_targets import GgufTarget, ModelFileTarget
+from pytest_mistral_lora.field.servers.ollama.go_template import go_template
 
 FIELD = "tokenizer.ggml."
 
@@ -69,6 +70,7 @@ class GgufBench:
             "adapter_fields": adapter_fields(lora),
             "adapter_tensors": adapter_tensors(numbers(folder / "lora", "adapter_model.safetensors"), config),
             "bytes": lambda data: data,
+            "modelfile": None,
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
@@ -83,6 +85,9 @@ class GgufBench:
         targets = [GgufTarget(one.name, one, base=folder / "base", folders=folders) for one in (model, adapter)]
         if not artifact["compared"]:
             targets = [GgufTarget(model.name, model)]
+        if artifact["modelfile"] is not None:
+            (folder / "Modelfile").write_text("\n".join(artifact["modelfile"]) + "\n")
+            targets = [ModelFileTarget("Modelfile", folder / "Modelfile", base=folder / "merged")]
         settings = Settings(20, None, "cpu", True, (), False, folder)
         return [finding for check in collect(targets, settings) for finding in check.run().findings]
 
@@ -110,3 +115,20 @@ def small_change(artifact: Artifact) -> None:
     save_file(merged, folder / "merged" / WEIGHTS)
     artifact["tensors"] = model_tensors({name: one.numpy() for name, one in merged.items()}, config)
     artifact["kind"] = "Q8_0"
+
+
+def take_modelfile(artifact: Artifact, **commands: str | None) -> None:
+    """Judge a Modelfile of the merged model, as the export writes it, in place of the GGUF files.
+
+    Args:
+        artifact: The bench's artifact.
+        commands: Lines to put in place of those of the export, by `source`, `template`, `penalty`, `context`, `more`.
+            None leaves a line out.
+    """
+    lines = {
+        "source": "FROM ./merged.gguf",
+        "template": f'TEMPLATE """{go_template(oracle())}"""',
+        "penalty": "PARAMETER repeat_penalty 1",
+        "context": "PARAMETER num_ctx 512",
+    }
+    artifact["modelfile"] = [line for line in {**lines, **commands}.values() if line is not None]

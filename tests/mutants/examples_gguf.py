@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import mutants_gguf_modelfile as modelfile
 import mutants_gguf_tokenizer as tokenizer
 import mutants_gguf_weights as weights
-from bench_gguf import setting, small_change, take_tekken
+from bench_gguf import setting, small_change, take_modelfile, take_tekken
 from gallery import Artifact, Example
 
 
@@ -68,3 +69,38 @@ class ML920(Example):
     def sound(self, artifact: Artifact) -> None:
         setting(artifact, "eot_token_id", 2)
         setting(artifact, "fim_sep_token_id", 1 << 20)
+
+
+class ML938(Example):
+    mutant = modelfile.model_of_another_name
+
+    def sound(self, artifact: Artifact) -> None:
+        take_modelfile(artifact)
+
+
+class ML934(Example):
+    mutant = modelfile.template_of_chatml
+
+    def sound(self, artifact: Artifact) -> None:
+        take_modelfile(artifact)
+
+
+class ML935(Example):
+    mutant = modelfile.answers_end_at_a_full_stop
+
+    def sound(self, artifact: Artifact) -> None:
+        take_modelfile(artifact, more="PARAMETER stop [INST]")
+
+
+class ML936(Example):
+    mutant = modelfile.stop_of_another_family
+
+    def sound(self, artifact: Artifact) -> None:
+        take_modelfile(artifact, more="PARAMETER stop </s>")
+
+
+class ML937(Example):
+    mutant = modelfile.context_left_to_the_server
+
+    def sound(self, artifact: Artifact) -> None:
+        take_modelfile(artifact, context="PARAMETER num_ctx 512")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mutants_merged_changes as changes
 import mutants_merged_configuration as configuration
 import mutants_merged_files as files
+import torch
 from bench_merged import HEAD, K1, NORM, Q1, changed
 from gallery import Artifact, Example
 
@@ -107,3 +108,10 @@ class ML442(Example):
     def sound(self, artifact: Artifact) -> None:
         file = artifact["folder"] / "chat_template.jinja"
         file.write_text(file.read_text() + "\n")
+
+
+class ML443(Example):
+    mutant = files.consolidated_weights_of_the_base
+
+    def sound(self, artifact: Artifact) -> None:
+        files.write_consolidated(artifact, "tensors", dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mutants_tokenizer_configurations as configurations
 import mutants_tokenizer_derivatives as derivatives
 import mutants_tokenizer_files as files
 import mutants_tokenizer_settings as settings
@@ -316,3 +317,17 @@ class ML242(Example):
     def sound(self, artifact: Artifact) -> None:
         settings.with_images(artifact, preprocessor__patch_size={"height": 28, "width": 28})
         artifact["config"]["image_token_index"] = 10
+
+
+class ML243(Example):
+    mutant = configurations.attention_is_scaled_in_one_format
+
+    def sound(self, artifact: Artifact) -> None:
+        configurations.take_ministral_3(artifact)
+
+
+class ML244(Example):
+    mutant = configurations.class_without_scaled_queries
+
+    def sound(self, artifact: Artifact) -> None:
+        configurations.take_ministral_3(artifact)

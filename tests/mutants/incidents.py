@@ -438,7 +438,33 @@ INCIDENTS = (
         "NVIDIA-NeMo/Automodel#2347, inclusionAI/AReno#313, hiyouga/LLaMA-Factory#9314, modelscope/ms-swift#4596",
     ),
     Incident(
+        "N200",
+        "YaRN multiplies cosine and sine in one program, and not in another: mscale and apply_scale are not read",
+        "vllm-project/vllm#48621, vllm-project/vllm#57563, sgl-project/sglang#22711, sgl-project/sglang#31232, "
+        "ggml-org/llama.cpp#22612",
+    ),
+    Incident(
         "N201",
+        "A release's config.json and params.json disagree on the attention factor, and a conversion is nonsense",
+        "ollama/ollama#15975",
+    ),
+    Incident(
+        "N202",
+        "Queries are not scaled by their position: a class or a server does not read llama_4_scaling_beta",
+        "vllm-project/vllm#48621",
+    ),
+    Incident(
+        "N203",
+        "A server loads the consolidated file of the base that lies beside merged weights",
+        "vllm-project/vllm#28659, modelscope/ms-swift#7074",
+    ),
+    Incident(
+        "N204",
+        "A server scales a rank-stabilised adapter by alpha / r: it is too weak by the root of the rank",
+        "sgl-project/sglang#40835, NVIDIA/TensorRT-LLM#1668",
+    ),
+    Incident(
+        "N205",
         "A run goes on from an adapter that is loaded in part, or replaced by a new one, and nothing says so",
         "jaredpalmer/kev#9, NVIDIA-NeMo/RL#3874, huggingface/lerobot#3459, verl-project/verl#3400",
     ),

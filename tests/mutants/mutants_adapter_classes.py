@@ -62,6 +62,18 @@ def text_names_on_a_real_base_with_images(artifact: Artifact) -> None:
     artifact["config"].update(auto_mapping=None, task_type="CAUSAL_LM")
 
 
+if hasattr(transformers, "TokenizersBackend"):
+
+    @mutant("ML412 ML426 ML453", "N82", says="mlp.experts.base_layer.lora_A.weight has shape")
+    def experts_in_the_layout_of_an_older_peft(artifact: Artifact) -> None:
+        """The tensors of fused experts are transposed, as PEFT 0.18 has them."""
+        of_class(artifact, made_adapter("mixtral", ("w1", "w2", "w3")))
+        tensors = artifact["tensors"]
+        for name in [name for name in tensors if ".experts." in name and ".lora_A." in name]:
+            other = name.replace(".lora_A.", ".lora_B.")
+            tensors[name], tensors[other] = tensors[other].T.clone(), tensors[name].T.clone()
+
+
 if hasattr(transformers, "Mistral4ForCausalLM"):
 
     @mutant("ML451", says="and o_proj alone is adapted")

@@ -171,10 +171,20 @@ def rank_of_another_world(artifact: Artifact) -> None:
     artifact["config"]["r"] = 10**20
 
 
-@mutant("ML426", says="it scales model.layers.0.self_attn.q_proj by 2, and PEFT by 1")
+@mutant("ML426", says="SGLang leaves out alpha_pattern, and scales it by 2")
 def scale_that_a_server_does_not_read(artifact: Artifact) -> None:
-    """One kind of layers has a scale of its own, which vLLM leaves out."""
+    """One kind of layers has a scale of its own, which SGLang and an older vLLM leave out."""
     artifact["config"]["alpha_pattern"] = {"q_proj": artifact["config"]["lora_alpha"] / 2}
+
+
+@mutant("ML426", "N204", says="SGLang leaves out use_rslora, and scales it by 2")
+def rank_stabilised_scale(artifact: Artifact) -> None:
+    """The scale is lora_alpha / sqrt(r), which SGLang does not know."""
+    artifact["config"]["use_rslora"] = True
+    # the tensors keep their strength: the same numbers are smaller by the root of the rank
+    for name, one in artifact["tensors"].items():
+        if "lora_B" in name:
+            artifact["tensors"][name] = one / artifact["config"]["r"] ** 0.5
 
 
 @mutant("ML404", "N43", says="rank_pattern is empty, and the tensors have the ranks 4, 8")

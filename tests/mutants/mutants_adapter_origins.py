@@ -115,19 +115,19 @@ def goes_on(artifact: Artifact, how: str, **changed: object) -> None:
         (home / f"{name}.yaml").write_text(yaml.safe_dump(settings))
 
 
-@mutant("ML456", "N201", says="that of the base alone")
+@mutant("ML456", "N205", says="that of the base alone")
 def adapter_dropped_for_a_new_one(artifact: Artifact) -> None:
     """The program made a new adapter after it had loaded the one to go on from."""
     goes_on(artifact, "dropped")
 
 
-@mutant("ML456", "N201", says="was loaded in part")
+@mutant("ML456", "N205", says="was loaded in part")
 def half_of_the_adapter_loaded(artifact: Artifact) -> None:
     """The tensors of one layer have another name in the file, and PEFT leaves them out."""
     goes_on(artifact, "half")
 
 
-@mutant("ML456", "N201", says="nothing tells whether the rows are the same")
+@mutant("ML456", "N205", says="nothing tells whether the rows are the same")
 def adapter_dropped_and_other_rows_held_out(artifact: Artifact) -> None:
     """The same with other held-out rows, of which no loss is known: a note with both numbers."""
     goes_on(artifact, "dropped", test_datasets=[{"path": "other.jsonl", "type": "chat_template"}])

@@ -124,13 +124,33 @@ def another_factor_of_yarn(artifact: Artifact) -> None:
     stretch(artifact, factor=8.0)
 
 
-def stretch(artifact: Artifact, factor: float) -> None:
-    """Give the checkpoint a rotary embedding of YaRN with the factor 4, and the file one with a factor."""
-    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "rope_theta": 1e6}
+def stretch(artifact: Artifact, factor: float, **more: float) -> None:
+    """Give the checkpoint a rotary embedding of YaRN with the factor 4 and `more`, and the file one with a factor."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "rope_theta": 1e6} | more
     file = artifact["folder"] / "merged" / "config.json"
     file.write_text(json.dumps({**artifact["config"], "rope_parameters": rope}))
     fields = {"type": "yarn", "factor": factor, "original_context_length": 1024}
     artifact["fields"] |= {f"llama.rope.scaling.{key}": value for key, value in fields.items()}
+
+
+@mutant("ML917", "N201", says="yarn_log_multiplier is 1: cosine and sine are multiplied by 1")
+def another_attention_factor(artifact: Artifact) -> None:
+    """The file has the mscale_all_dim of another release, with which readers do not multiply cosine and sine."""
+    stretch(artifact, factor=4.0)
+    artifact["fields"]["llama.rope.scaling.yarn_log_multiplier"] = 1.0
+
+
+@mutant("ML917", "N202", says="attention.temperature_scale is missing")
+def queries_are_not_scaled(artifact: Artifact) -> None:
+    """The file lost the scaling of queries by their position."""
+    stretch(artifact, factor=4.0, llama_4_scaling_beta=0.1)
+
+
+@mutant("ML917", says="llama.rope.scaling.type is 'yarn'")
+def scaling_that_the_model_does_not_have(artifact: Artifact) -> None:
+    """The file stretches the rotary embedding, and the checkpoint does not."""
+    stretch(artifact, factor=4.0)
+    (artifact["folder"] / "merged" / "config.json").write_text(json.dumps(artifact["config"]))
 
 
 @mutant("ML917", says="embedding_length is 32")

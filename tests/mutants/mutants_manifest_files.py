@@ -221,7 +221,7 @@ def gone_on_from(artifact: Artifact) -> Path:
     return first
 
 
-@mutant("ML715", "N201", says="lora.start.tensors_sha256 is")
+@mutant("ML715", "N205", says="lora.start.tensors_sha256 is")
 def start_trained_again_after_the_run(artifact: Artifact) -> None:
     """The adapter that the run went on from has other tensors now, and the record of the old ones."""
     file = gone_on_from(artifact) / "adapter_model.safetensors"
@@ -230,7 +230,7 @@ def start_trained_again_after_the_run(artifact: Artifact) -> None:
     save_file(tensors, file)
 
 
-@mutant("ML715", "N201", says="lora.start.manifest_sha256 is")
+@mutant("ML715", "N205", says="lora.start.manifest_sha256 is")
 def start_with_another_record(artifact: Artifact) -> None:
     """The manifest of the adapter that the run went on from was written again."""
     file = gone_on_from(artifact) / "manifest.json"
@@ -239,7 +239,7 @@ def start_with_another_record(artifact: Artifact) -> None:
     file.write_text(json.dumps(data))
 
 
-@mutant("ML715", "N201", says="lora.start.steps is")
+@mutant("ML715", "N205", says="lora.start.steps is")
 def steps_of_the_start_edited(artifact: Artifact) -> None:
     """The record of the run says that the adapter before it had more steps than it had."""
     gone_on_from(artifact)

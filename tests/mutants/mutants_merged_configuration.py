@@ -264,3 +264,15 @@ def write_bos(folder: Path) -> None:
     data["post_processor"]["special_tokens"] = {"<s>": token}
     file.unlink()
     file.write_text(json.dumps(data))
+
+
+@mutant("ML243", says="rope_theta is 10000")
+def params_of_another_model(artifact: Artifact) -> None:
+    """Mistral's own configuration has another base of the rotary embedding."""
+    (artifact["folder"] / "params.json").write_text(json.dumps({"rope_theta": 10_000.0}))
+
+
+@mutant("ML243")
+def params_cut_off(artifact: Artifact) -> None:
+    """Mistral's own configuration was not copied whole."""
+    (artifact["folder"] / "params.json").write_text('{"rope_theta": ')

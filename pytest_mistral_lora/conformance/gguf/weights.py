@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.model_facts import (
+    contradictions,
+    facts_of_config,
+    facts_of_gguf,
+    facts_of_params,
+    read_params,
+)
+from pytest_mistral_lora.checkpoint.tokenizer_folder import PARAMS
+from pytest_mistral_lora.checkpoint.weights import Weights, interleaved
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import InputError, shortened
@@ -36,65 +44,21 @@ _HEAD, _EMBEDDINGS = "output.weight", "token_embd.weight"
 _HALF = 0.5
 """If less than half of a merged change is in the file, it was not merged, or not by this adapter."""
 
-_SIZES = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.value_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
-_SCALING = {
-    "rope.scaling.type": "rope_type",
-    "rope.scaling.factor": "factor",
-    "rope.scaling.original_context_length": "original_max_position_embeddings",
-}
-"""The fields of a scaled rotary embedding, and their keys in `rope_parameters`."""
-
-_REQUIRED = ("block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon", *_SCALING)
-_DEFAULT_THETA = 10_000.0
-"""Both libraries' default base of the rotary embedding."""
-
 
 def architecture_findings(file: GgufFile, model: BaseFolder) -> Iterator[Finding]:
-    """Yield ML917 for each size and setting that differs from a checkpoint's `config.json`.
+    """Yield ML917 for each size and setting that differs from a checkpoint's `config.json`, or else `params.json`.
 
     Raises:
-        PinError: If `config.json` cannot be read.
+        InputError: If the file of the checkpoint cannot be read.
     """
-    config = {**model.config, **text_part(model.config)}
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
-    rope = rope if isinstance(rope, dict) else {}
-    rope = {"rope_type": rope.get("type"), **rope}
-    config.setdefault("rope_theta", rope.get("rope_theta", _DEFAULT_THETA))
-    pairs = [(key, name, config.get(name)) for key, name in _SIZES.items()]
-    if rope["rope_type"] in ("yarn", "linear"):
-        pairs += [(key, name, rope.get(name)) for key, name in _SCALING.items()]
-    for key, name, expected in pairs:
-        value = file.fields.get(f"{file.architecture}.{key}")
-        value = _DEFAULT_THETA if value is None and name == "rope_theta" else value
-        if expected is None or (value is None and key not in _REQUIRED):
-            continue
-        if isinstance(value, int | float) and isinstance(expected, int | float):
-            is_alike = math.isclose(value, expected, rel_tol=1e-5)  # the file has float32
-        else:
-            is_alike = value == expected
-        if not is_alike:
-            found = f"{file.architecture}.{key} is {_shown(value)}"
-            yield Finding("ML917", found, Place.of(file.path), f"{_shown(expected)}, {name} of {model.config_file}")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, int | float):
-        return f"{value:g}"
-    return shortened(value)
+    own, source = facts_of_gguf(file.fields, file.architecture), model.config_file
+    if not source.is_file() and (model.path / PARAMS).is_file():
+        source = model.path / PARAMS
+        stated = facts_of_params(read_params(source))
+    else:
+        stated = facts_of_config(model.config)
+    for found, expected in contradictions(own, stated):
+        yield Finding("ML917", found.as_found, Place.of(file.path), expected.as_expected(str(source)))
 
 
 class ComparedWeights:
@@ -190,7 +154,7 @@ class ComparedWeights:
         """Return a tensor of a folder in the form of the file: in float32, rows in the file's order."""
         values: np.ndarray[Any, Any] = weights.array(merged_name).astype("float32")
         heads = next((count for part, count in self._heads.items() if part in name), None)
-        return values if heads is None else _interleaved(values, heads, name)
+        return values if heads is None else interleaved(values, heads, name)
 
     def _merged_part(self, name: str, merged_name: str, want: Any, have: Any) -> tuple[float, float]:
         """Return the inner product of G - B and M - B, and the square of M - B.
@@ -235,19 +199,6 @@ def _relative(difference: Any, values: Any) -> float:
     norm = math.sqrt(float((values**2).sum(dtype="float64")))
     apart = math.sqrt(float((difference**2).sum(dtype="float64")))
     return apart / norm if norm else apart
-
-
-def _interleaved(weight: Any, heads: Any, name: str) -> Any:
-    """Return the rows of a projection in the order of a GGUF file: in each head, those of the two halves in turn.
-
-    Raises:
-        InputError: If the number of heads does not divide the rows.
-    """
-    rows = weight.shape[0]
-    if type(heads) is not int or heads < 1 or rows % (2 * heads):
-        raise InputError(f"{name} has {rows} rows, and the number of heads is {heads!r}", expected="rows for each head")
-    half = rows // heads // 2
-    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]:
@@ -298,7 +249,7 @@ def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: Adapt
     if name.endswith(".lora_b") and (".attn_q." in name or ".attn_k." in name):
         config = text_part(folder.located_base.require(folder.path).config)
         heads = config.get("num_attention_heads")
-        want = _interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
+        want = interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
     if file.tensors[name].shape != want.shape:
         yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", Place.of(file.path), str(want.shape))
         return

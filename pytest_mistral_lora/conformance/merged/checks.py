@@ -10,6 +10,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
+from pytest_mistral_lora.checkpoint.model_facts import read_params
+from pytest_mistral_lora.checkpoint.tokenizer_folder import PARAMS
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -17,8 +19,10 @@ from pytest_mistral_lora.conformance.finding import Finding, Result, first_findi
 from pytest_mistral_lora.conformance.folder_contents import other_files
 from pytest_mistral_lora.conformance.merged import structure
 from pytest_mistral_lora.conformance.merged import weights as tensors
+from pytest_mistral_lora.conformance.merged.consolidated import consolidated_findings
 from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.conformance.tokenizer.configurations import configuration_findings
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -57,6 +61,8 @@ def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Ca
         "changed-places": merged.changed_places,
         "low-rank": merged.low_rank,
     }
+    if merged.consolidated:
+        found["mistral-format"] = merged.mistral_format
     if merged.adapters:
         found["adapter-product"] = merged.adapter_product
     # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
@@ -239,6 +245,7 @@ class MergedChecks:
         place = Place.of(self._given.path / "config.json")
         try:
             findings = list(structure.own_findings(self._config, self._weights, place))
+            findings += self._configuration_findings(place)
         except InputError:
             return Result(not_checked=_UNREADABLE)
         try:
@@ -252,6 +259,17 @@ class MergedChecks:
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))
+
+    def _configuration_findings(self, place: Place) -> Iterator[Finding]:
+        """Yield the findings of the tokenizer's folder about both configurations, and of one that cannot be read."""
+        params = Place.of(self._given.path / PARAMS)
+        given: Mapping[str, Any] = {}
+        if (self._given.path / PARAMS).exists():
+            try:
+                given = read_params(inside(self._given.path, PARAMS))
+            except InputError as error:
+                yield Finding("ML243", error.found, params, "Mistral's own configuration, or no such file")
+        yield from configuration_findings(self._config, place, given, params if given else None)
 
     def names_and_shapes(self) -> Result:
         """Check that the tensors have the base's names and shapes."""
@@ -272,13 +290,33 @@ class MergedChecks:
         if all(tensor.unchanged for tensor in compared):
             expected = "other weights: merge again with merge_and_unload(), and save the model that it returns"
             findings.append(Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected))
-        # a merge into a copy of the base's folder leaves Mistral's own file of the base there
-        for file in sorted(self.folder.path.glob("consolidated*.safetensors")):
-            other = self.folder.located_base.require(self.folder.path).path / file.name
-            if other.is_file() and filecmp.cmp(file, other, shallow=False):
-                found = "the file is the base's, and a server that knows Mistral's format loads it"
-                findings.append(Finding("ML413", found, Place.of(file), "no such file"))
+        for file in self._files_of_the_base:
+            found = "the file is the base's, and a server that knows Mistral's format loads it"
+            findings.append(Finding("ML413", found, Place.of(file), "no such file"))
         return Result(tuple(findings), facts=(("changed tensors", sum(not tensor.unchanged for tensor in compared)),))
+
+    @cached_property
+    def consolidated(self) -> list[Path]:
+        """The files of weights in Mistral's own format."""
+        return sorted(self._given.path.glob("consolidated*.safetensors"))
+
+    @cached_property
+    def _files_of_the_base(self) -> list[Path]:
+        """Those of `consolidated` that are the base's: a merge into a copy of the base's folder leaves them there."""
+        base = self.folder.located_base.folder
+        pairs = [(file, base.path / file.name) for file in self.consolidated] if base is not None else []
+        return [file for file, other in pairs if other.is_file() and filecmp.cmp(file, other, shallow=False)]
+
+    def mistral_format(self) -> Result:
+        """Check that weights in Mistral's own format are the merged ones."""
+        if not self._not_compared and self._files_of_the_base:
+            return Result(not_checked="the file is the base's: see the check `changes-the-base`")
+        try:
+            weights = Weights(self.consolidated)
+            found = list(consolidated_findings(weights, self._weights, self._config, Place.of(self.consolidated[0])))
+        except InputError as error:
+            return Result(not_checked=str(error))
+        return Result(tuple(first_findings(found, _SHOWN, self._place)))
 
     def changed_places(self) -> Result:
         """Check that an adapter's weights changed in every layer, and no other weights."""

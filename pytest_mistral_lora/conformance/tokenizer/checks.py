@@ -23,6 +23,7 @@ from pytest_mistral_lora.conformance.targets import NO_FILES, LoadedTarget, Mist
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.conformance.tokenizer import template_traits
+from pytest_mistral_lora.conformance.tokenizer.configurations import configurations_agree
 from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
 from pytest_mistral_lora.conformance.tokenizer.images import image_settings
 from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
@@ -38,6 +39,7 @@ FILES: dict[str, Judge] = {
     "nothing-cut-or-padded": tokenizer_folder.nothing_cut_or_padded,
     "decoding": tokenizer_ids.decoding,
     "model-config": tokenizer_ids.model_config,
+    "configurations": configurations_agree,
     "image-settings": image_settings,
     "template-places": tokenizer_folder.one_template,
     "has-template": tokenizer_folder.has_template,
@@ -57,6 +59,7 @@ _NEEDS = {
     "nothing-cut-or-padded": (TOKENIZER_JSON,),
     "decoding": (TOKENIZER_JSON,),
     "model-config": (MODEL_CONFIG, GENERATION_CONFIG),
+    "configurations": (MODEL_CONFIG,),
 }
 """Files of which a check needs at least one; otherwise it would pass on nothing."""
 

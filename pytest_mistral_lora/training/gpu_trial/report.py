@@ -57,9 +57,7 @@ class GpuReport:
         devices = [device for device in torch["devices"] if device["name"].startswith("cuda")]
         lines = ["# A GPU tried with pytest-mistral-lora", ""]
         lines += [f"- {device['name']}, {in_words(device['memory'])}" for device in devices]
-        lines += [
-            f"- torch {torch['version']}, built for {torch['build']}; {own}"
-        ]
+        lines += [f"- torch {torch['version']}, built for {torch['build']}; {own}"]
         lines += [f"- {self.seconds:.0f} s in all", "", "## Tiny runs, beside the same run on the CPU", ""]
         lines += _table(
             ("run", "shows", "verdict", "loss, distance", "gradient norm, distance", "peak"),

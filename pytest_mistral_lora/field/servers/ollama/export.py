@@ -5,11 +5,20 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.servers.llamacpp.export import LlamaCppExport
 from pytest_mistral_lora.field.servers.ollama.go_template import go_template
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.export.servers import ServedModel, Written, check_command
+
+_MOST_CONTEXT = 32_768
+"""Tokens of the context that the Modelfile asks for, if the model has more: the memory of its keys grows with it."""
+
+_NO_THOUGHTS = (
+    "Thoughts in a history are left out: the TEMPLATE does not render them, where mistral-common writes [THINK]."
+)
 
 
 class OllamaExport(LlamaCppExport):
@@ -28,14 +37,19 @@ class OllamaExport(LlamaCppExport):
         template = go_template(served.oracle)
         made = super().write(served, folder)
         lines = ["FROM ./model.gguf", *(["ADAPTER ./adapter.gguf"] if served.has_adapter else [])]
-        # Ollama's own penalty of repetition is 1.1, which changes greedy answers
-        lines += [f'TEMPLATE """{template}"""', "PARAMETER repeat_penalty 1"]
+        # Ollama's own penalty of repetition is 1.1, which changes greedy answers, and its own context is short
+        longest = text_part(BaseFolder(served.base).config).get("max_position_embeddings")
+        context = min(longest, _MOST_CONTEXT) if type(longest) is int and longest > 0 else _MOST_CONTEXT
+        lines += [f'TEMPLATE """{template}"""', "PARAMETER repeat_penalty 1", f"PARAMETER num_ctx {context}"]
         write_text(folder / "Modelfile", "\n".join(lines) + "\n")
         (folder / "serve.sh").unlink()
         ours = (
             "No Go template has exact tools: an older Ollama refuses a request with tools, and one of 2026 renders "
             "every prompt by the Jinja template in the GGUF file, as llama.cpp does.",
             "Spaces at the end of an answer are kept, and system messages one after another are joined.",
+            f"Ollama cuts a prompt of more than num_ctx tokens, {context} here, without a word: set what your memory "
+            "holds.",
+            *([_NO_THOUGHTS] if served.oracle.facts.thinking and "[THINK]" in served.oracle.control_ids else []),
         )
         create = f"ollama create {shlex.quote(served.name)} --file Modelfile"
         return Written((made.commands[0], create), check_command(served, "ollama", 11434), (*made.remarks, *ours))

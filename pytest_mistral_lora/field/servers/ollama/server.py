@@ -26,6 +26,7 @@ class Ollama(Server):
     was_run = False
     version_at = ("/api/version", "version")
     exporter = "pytest_mistral_lora.field.servers.ollama.export:EXPORT"
+    model_file_checks = "pytest_mistral_lora.field.servers.ollama.modelfile_checks:model_file_cases"
 
     # options of its own endpoint: the one with OpenAI's API lacks most of them
     greedy: ClassVar[Mapping[str, Any]] = {**Server.greedy, "top_k": 1, "min_p": 0, "repeat_penalty": 1}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.field.servers.refused_settings import refused_settings
+from pytest_mistral_lora.field.servers.refused_settings import expert_faults, refused_settings, scale_faults
 from pytest_mistral_lora.programs.faults import ProgramFault
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.serving.client import ServerClient
@@ -18,7 +18,6 @@ _EFFECTS = {
     "use_dora": "refuses DoRA",
     "lora_bias": "knows no bias of LoRA",
     "trainable_token_indices": "knows no tokens that are trained alone",
-    "target_parameters": "reads the parameters of experts in another layout",
     "layer_replication": "replicates no layers: it leaves out the tensors of those that are not there",
 }
 
@@ -33,7 +32,12 @@ class Sglang(Server):
 
     def adapter_faults(self, folder: AdapterFolder, scales: Mapping[str, float]) -> Iterator[ProgramFault]:
         """Yield ML426."""
+        config = folder.config
         yield from refused_settings(folder, "SGLang", _EFFECTS)
+        # 0.5.23, srt/lora/lora.py: the scale is lora_alpha / r for every layer, and no name is that of fused experts
+        keys, usual = ("use_rslora", "rank_pattern", "alpha_pattern"), config["lora_alpha"] / config["r"]
+        yield from scale_faults(folder, scales, self.title, usual, keys)
+        yield from expert_faults(folder, self.title, "does not know these names of experts, and leaves them out")
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids that the server fed its model."""
