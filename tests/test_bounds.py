@@ -283,7 +283,7 @@ def test_the_switches_of_a_recipe_are_off_until_they_are_set() -> None:
         defaults |= switches
         assert all(f"| `{name}` | `{str(value).lower()}` |" in page for name, value in switches.items())
     assert defaults == dict.fromkeys(
-        ("dora", "rslora", "drop_system", "joined", "activation_checkpointing", "share_prefix"), False
+        ("dora", "rslora", "drop_system", "joined", "activation_checkpointing", "share_prefix", "gate"), False
     )
 
 

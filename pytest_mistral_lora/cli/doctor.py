@@ -28,8 +28,8 @@ not read. Nothing is sent, unless you give --hub.
 
 With --gpu, try the GPUs of this machine with the trainer, for some ten minutes: tiny runs in each precision, packed,
 checkpointed, in 4 bits, resumed and on all GPUs, whose losses and gradients are compared with those of the CPU; then
-steps with the layers of a 7B model, without its weights, beside TRL if it is installed. FOLDER gets gpu-trial.json and
-gpu-trial.md, which you can send to us."""
+steps with the layers of a 7B model, without its weights, beside another trainer that is installed. FOLDER gets
+gpu-trial.json and gpu-trial.md, which you can send to us."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -125,13 +125,23 @@ def _try_gpu(folder: Path) -> int:
     shapes = []
     for targets in TARGETS if has_bf16 else ():
         display.phase(f"steps of 7B's shape, adapter on {targets}")
-        shapes += measure(SEVEN_B, device="cuda", targets=targets)
+        shapes += measure(SEVEN_B, device="cuda", targets=targets, peers=_peers())
     report = GpuReport(results, shapes, display.seconds, _machine(installed_versions(), torch_build()))
     report.write(folder)
     sys.stdout.write(f"{shown_path(folder)}\n")
     for name in report.failed:
         sys.stderr.write(f"failed: {name}\n")
     return EXIT_FINDING if report.failed else EXIT_OK
+
+
+def _peers() -> dict[str, Any]:
+    """Return what makes the training loop of each other trainer, by its title; None if it is not installed."""
+    from pytest_mistral_lora.chat.rows import imported
+    from pytest_mistral_lora.extras import is_installed
+    from pytest_mistral_lora.runners import TRAINERS
+
+    timed = [trainer for trainer in TRAINERS.values() if trainer.timed]
+    return {trainer.title: imported(trainer.timed) if is_installed(trainer.module) else None for trainer in timed}
 
 
 def _library_lines(libraries: Sequence[LibraryState]) -> list[str]:

@@ -119,7 +119,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--request-seconds",
         type=whole_number,
-        default=0,
         metavar="S",
         help="limit of each request, for a server that loads its model at the first (default: 60 a row, 600 an answer)",
     )
@@ -218,7 +217,7 @@ def _ask(args: argparse.Namespace, chosen: ServerChoice) -> int:
     _ = tokenizer.oracle  # a tokenizer that does not load is bad usage, not a fault of the server
     questions = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     questions["named_adapters"] = tuple(named)
-    limits = {"seconds": args.request_seconds, "at_once": args.at_once, "kept": args.kept}
+    limits = {"seconds": args.request_seconds or 0, "at_once": args.at_once, "kept": args.kept}
     questions |= {} if chosen.is_parsers else limits
     if args.answers or args.probe:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}

@@ -19,7 +19,7 @@ def alpha_multiplied_once_more(artifact: Artifact) -> None:
     artifact["config"]["lora_alpha"] = 512
 
 
-@mutant("ML428", says="is multiplied by 33.9411")
+@mutant("ML428 ML426", says="is multiplied by 33.9411")
 def scale_of_another_formula(artifact: Artifact) -> None:
     """use_rslora was set for an alpha that was meant to be divided by the rank."""
     artifact["config"] |= {"use_rslora": True, "lora_alpha": 96}

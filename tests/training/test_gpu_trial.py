@@ -142,7 +142,8 @@ def test_every_run_that_needs_no_gpu_passes_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_steps_of_a_shape_are_timed() -> None:
-    ours, _ = measure(SMALL, device="cpu")
+    ours, absent = measure(SMALL, device="cpu", peers={"TRL": None})
+    assert (absent.contestant, absent.failed) == ("TRL", "not installed")
     assert ours.failed == ""
     assert ours.tokens_a_second == SMALL.tokens / ours.step_seconds
     assert ours.estimated_bytes > 0
@@ -150,7 +151,7 @@ def test_steps_of_a_shape_are_timed() -> None:
 
 
 def test_a_shape_that_cannot_be_built_is_a_failure_with_its_error() -> None:
-    ours, _ = measure(Shape({**SMALL.config, "num_attention_heads": 3}, 8), device="cpu")
+    [ours] = measure(Shape({**SMALL.config, "num_attention_heads": 3}, 8), device="cpu")
     assert ours.step_seconds is None
     assert ours.failed
 

@@ -135,7 +135,7 @@ def test_rows_that_did_not_see_their_beginning_would_be_seen(
         sound, _ = supervised_losses(trainer.model, rows, share_prefix=True)
         own = passes.segment_arguments
         monkeypatch.setattr(
-            passes, "segment_arguments", lambda given: own([one._replace(prefix=(0, 0)) for one in given])
+            passes, "segment_arguments", lambda given, device: own([one._replace(prefix=(0, 0)) for one in given])
         )
         found, _ = supervised_losses(trainer.model, rows, share_prefix=True)
     assert not torch.allclose(found, sound, rtol=1e-2)

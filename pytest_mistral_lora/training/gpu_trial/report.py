@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.records.files import finished_folder, write_json, write_text
-from pytest_mistral_lora.training.gpu_trial.shape import SEVEN_B, ShapeResult
+from pytest_mistral_lora.training.gpu_trial.shape import OURS, SEVEN_B, ShapeResult
 from pytest_mistral_lora.training.gpu_trial.trials import TRIALS, TrialResult
 from pytest_mistral_lora.training.step.memory_need import in_words
 
@@ -34,7 +34,7 @@ class GpuReport:
     @property
     def failed(self) -> list[str]:
         """The names of what failed."""
-        ours = [f"steps of 7B's shape, {one.targets}" for one in self.shapes if one.failed and one.contestant != "TRL"]
+        ours = [f"steps of 7B's shape, {one.targets}" for one in self.shapes if one.failed and one.contestant == OURS]
         return [one.name for one in self.trials if one.outcome == "failed"] + ours
 
     def to_json(self) -> dict[str, Any]:

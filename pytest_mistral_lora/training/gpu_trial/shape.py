@@ -6,24 +6,25 @@ import gc
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, peft_targets
+from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, lora_config
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.memory import RunMemory
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
+OURS = "this trainer"
 WARM, MEASURED = 3, 5
 """Steps before the measurement, and measured ones."""
 
@@ -71,12 +72,12 @@ class ShapeResult:
     """What steps of a shape took.
 
     Attributes:
-        contestant: `this trainer` or `TRL`.
+        contestant: `OURS`, or the title of another trainer.
         targets: The layers that have an adapter.
         step_seconds: Median time of a step.
         tokens_a_second: Supervised tokens a second.
         peak_bytes: Most bytes that the allocator gave to tensors at one time; None on a CPU.
-        estimated_bytes: The estimate of `check --device-memory` for it; None for TRL.
+        estimated_bytes: The estimate of `check --device-memory` for it; None for another trainer.
         waits: How often a step waited for the GPU; None on a CPU.
         failed: Why there is no figure; empty otherwise.
     """
@@ -130,22 +131,48 @@ def _waits_counted() -> Iterator[list[warnings.WarningMessage]]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def measure(shape: Shape, *, device: str, targets: str = "attention") -> list[ShapeResult]:
-    """Return what steps of a shape take: with this trainer, and with TRL, if it is installed.
+@dataclass(frozen=True)
+class Steps:
+    """Steps to be timed.
+
+    Attributes:
+        model: The model without an adapter, on its device.
+        lora: PEFT's configuration of the adapter.
+        ids: The ids of the row of each step, all of them supervised.
+        device: `cuda` or `cpu`.
+        folder: An empty folder.
+    """
+
+    model: Any
+    lora: LoraConfig
+    ids: Sequence[Sequence[int]]
+    device: str
+    folder: Path
+
+
+MakeLoop = Callable[[Steps], Any]
+"""Makes a loop with transformers' callbacks and `train()`."""
+
+
+def measure(
+    shape: Shape, *, device: str, targets: str = "attention", peers: Mapping[str, MakeLoop | None] | None = None
+) -> list[ShapeResult]:
+    """Return what steps of a shape take: with this trainer, and with others.
 
     Args:
         shape: The shape.
         device: `cuda`, or `cpu` to try the measurement itself.
         targets: `lora.target_modules` of the recipe.
+        peers: The other trainers by their titles; None for one that is not installed.
     """
     found = []
-    for contestant, run in (("this trainer", _ours), ("TRL", _trl)):
-        if contestant == "TRL" and find_spec("trl") is None:
+    for contestant, make in {OURS: None, **(peers or {})}.items():
+        if make is None and contestant != OURS:
             found.append(ShapeResult(contestant, targets, failed="not installed"))
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found.append(run(shape, device, targets, Path(folder)))
+                found.append(_measured(contestant, make, shape, device, targets, Path(folder)))
             except Exception as error:  # of a driver or a kernel, or for want of memory: the trial looks for it
                 found.append(ShapeResult(contestant, targets, failed=f"{type(error).__name__}: {error}"[:500]))
         gc.collect()
@@ -191,49 +218,20 @@ def _ids(shape: Shape) -> list[list[int]]:
     return torch.randint(3, int(shape.config["vocab_size"]), shape_of_ids, generator=generator).tolist()
 
 
-def _ours(shape: Shape, device: str, targets: str, folder: Path) -> ShapeResult:
+def _measured(
+    contestant: str, make: MakeLoop | None, shape: Shape, device: str, targets: str, folder: Path
+) -> ShapeResult:
     recipe, base = _recipe(shape, device, targets, folder)
     layers = adapted_layers(base, recipe.lora.target_modules)
-    model = attach_adapter(_model(base, device), recipe.lora, layers, seed=0)
-    rows = [EncodedRow(tuple(ids), tuple(ids), ()) for ids in _ids(shape)]
-    trainer = make_trainer(model, recipe.training, rows, [], work=folder / "work")
-    estimate = RunMemory(base, recipe, layers, "bf16", device == "cuda", shape.tokens).total
-    return _taken("this trainer", targets, shape, device, trainer, estimate)
-
-
-def _trl(shape: Shape, device: str, targets: str, folder: Path) -> ShapeResult:
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    recipe, base = _recipe(shape, device, targets, folder)
-    model = _model(base, device)
-    with suppress(ImportError, ValueError):  # the kernel that TRL advises for packed rows
-        model.set_attn_implementation("flash_attention_2")
-    layers = adapted_layers(base, recipe.lora.target_modules)
-    config = LoraConfig(r=recipe.lora.r, lora_alpha=recipe.lora.alpha, target_modules=peft_targets(layers))
-    model = get_peft_model(model, config)
-    arguments = SFTConfig(
-        output_dir=str(folder / "work"),
-        max_steps=WARM + MEASURED,
-        per_device_train_batch_size=1,
-        max_length=shape.tokens + 1,
-        bf16=True,
-        use_cpu=device == "cpu",
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    rows = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in _ids(shape)])
-    # TRL asks for a tokenizer, and encodes nothing with it
-    words = Tokenizer(WordLevel({"</s>": 2}, unk_token="</s>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>")
-    trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    return _taken("TRL", targets, shape, device, trainer, None)
+    model, ids, estimate = _model(base, device), _ids(shape), None
+    if make is None:
+        rows = [EncodedRow(tuple(row), tuple(row), ()) for row in ids]
+        adapted = attach_adapter(model, recipe.lora, layers, seed=0)
+        loop: Any = make_trainer(adapted, recipe.training, rows, [], work=folder / "work")
+        estimate = RunMemory(base, recipe, layers, "bf16", device == "cuda", shape.tokens).total
+    else:
+        loop = make(Steps(model, lora_config(recipe.lora, layers), ids, device, folder))
+    return _taken(contestant, targets, shape, device, loop, estimate)
 
 
 def _taken(contestant: str, targets: str, shape: Shape, device: str, trainer: Any, estimate: int | None) -> ShapeResult:
