@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,8 @@ def _try_gpu(folder: Path) -> int:
     shapes = []
     for targets in TARGETS if has_bf16 else ():
         display.phase(f"steps of 7B's shape, adapter on {targets}")
-        shapes += measure(SEVEN_B, device="cuda", targets=targets, peers=_peers())
+        with redirect_stdout(sys.stderr):  # other trainers print their figures
+            shapes += measure(SEVEN_B, device="cuda", targets=targets, peers=_peers())
     report = GpuReport(results, shapes, display.seconds, _machine(installed_versions(), torch_build()))
     report.write(folder)
     sys.stdout.write(f"{shown_path(folder)}\n")
