@@ -111,14 +111,17 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _limit(item: pytest.Item) -> float:
+    """Return the seconds after which a test has hung."""
+    is_long = any(item.get_closest_marker(name) for name in _LONG)
+    return float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", 0)) + (_LONG_SECONDS if is_long else _SECONDS)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test a time limit, if pytest-timeout is installed: the environment of a trainer lacks it."""
-    if not config.pluginmanager.hasplugin("timeout"):
-        return
-    of_fuzzer = float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", 0))
-    for item in items:
-        is_long = any(item.get_closest_marker(name) for name in _LONG)
-        item.add_marker(pytest.mark.timeout(of_fuzzer + (_LONG_SECONDS if is_long else _SECONDS)))
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(_limit(item)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -134,9 +137,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     The limit of pytest-timeout raises an error in the main thread. A thread that waits in a library never sees it, and
     a fixture that waits for another process at its end has it no more: one such test would stop the whole run.
     """
-    limit = item.get_closest_marker("timeout")
-    if limit is not None:
-        faulthandler.dump_traceback_later(limit.args[0] + _GRACE, file=item.config.stash[_STDERR], exit=True)
+    faulthandler.dump_traceback_later(_limit(item) + _GRACE, file=item.config.stash[_STDERR], exit=True)
     try:
         return (yield)
     finally:

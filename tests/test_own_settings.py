@@ -48,7 +48,7 @@ def _run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
     settings = CONFTEST
     for old, new in (
         ("_SECONDS, _LONG_SECONDS = 300, 1800", "_SECONDS, _LONG_SECONDS = 1, 1"),
-        ("_SECONDS)))", "_SECONDS), func_only=True))"),
+        ("_limit(item)))", "_limit(item), func_only=True))"),
         ("_GRACE = 60", "_GRACE = 9"),
     ):
         assert settings.count(old) == 1, old
