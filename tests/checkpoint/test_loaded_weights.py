@@ -14,6 +14,7 @@ import torch
 from of_classes import tiny_base
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.checkpoint import base_model
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.weights import INDEX
@@ -135,8 +136,17 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(name: str, base: Path) -
             _ = BaseFolder(base).weights_sha256
 
 
-def test_weights_for_a_device_are_not_first_loaded_into_memory(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the model is there when it is loaded, and not moved afterwards
+@pytest.mark.parametrize(("device", "placed"), [("cuda:1", {"device_map": {"": "cuda:1"}}), ("cpu", {})])
+def test_weights_for_a_device_are_not_first_loaded_into_memory(
+    made: Path, device: str, placed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def load(base: BaseFolder, precision: str, *, packed: bool, **options: Any) -> torch.nn.Module:
+        given.append(options)
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(base_model, "_load", load)
     monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: model)
-    model = load_base(BaseFolder(made), "bf16", "meta")
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    load_base(BaseFolder(made), "bf16", device)
+    assert given == [placed]
