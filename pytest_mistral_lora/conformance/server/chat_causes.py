@@ -86,31 +86,29 @@ class ChatCauses:
             replayed: A transcript whose ids are answered as recorded.
             difference: The first token that differs; None if the ids are the recorded ones.
         """
-        prompt, recorded, answer = replayed.prompt, replayed.transcript.prompt_ids, answered(replayed.by_messages)
-        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
-        if ids is not None and ids != recorded:
-            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
-            return [RIGHT_MODEL, f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
-        fed = self._fed_otherwise(replayed)
-        if fed is not None:
-            return [RIGHT_MODEL, *fed[0]], fed[1]
-        if ids is None or answer is None:
+        of_prompt, answer = self._of_prompt(replayed), answered(replayed.by_messages)
+        if of_prompt is not None:
+            return [RIGHT_MODEL, *of_prompt[0]], of_prompt[1]
+        if _shown_ids(replayed) is None or answer is None:
             return [RIGHT_MODEL], ""
         cause, fix = self._of_answer(replayed, answer, difference)
         return [cause], fix
 
     def of_moved(self, replayed: Replayed) -> tuple[list[str], str]:
         """Return the cause of a right answer with other log-probabilities than by ids, as lines, and its fix."""
-        prompt, recorded = replayed.prompt, replayed.transcript.prompt_ids
-        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
-        if ids is not None and ids != recorded:
-            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
-            return [_OTHER_PROMPT, f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
-        fed = self._fed_otherwise(replayed)
-        if fed is not None:
-            return [_OTHER_PROMPT, *fed[0]], fed[1]
+        of_prompt = self._of_prompt(replayed)
+        if of_prompt is not None:
+            return [_OTHER_PROMPT, *of_prompt[0]], of_prompt[1]
         words = "By ids they did not move. What changes them in a chat cannot be told: the prompt has as many tokens."
         return [words], _UNTOLD_FIX
+
+    def _of_prompt(self, replayed: Replayed) -> tuple[list[str], str] | None:
+        """Return how the prompt differs from the recorded one, as lines, and its fix; None if nothing shows it."""
+        ids, recorded = _shown_ids(replayed), replayed.transcript.prompt_ids
+        if ids is not None and ids != recorded:
+            counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
+            return [f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
+        return self._fed_otherwise(replayed)
 
     def of_hidden(self, replayed: Replayed) -> tuple[list[str], str]:
         """Return the cause for a server that is not asked by ids, as lines, and its fix: see `of`."""
@@ -234,6 +232,12 @@ class ChatCauses:
         text = answer.text.removeprefix(" " * (self._target.oracle.kind == "spm"))
         follows = golden.text[len(text) :] if golden.text.startswith(text) else ""
         return f"a stop string, which is in {follows[:24]!r}" if follows else "a stop string"
+
+
+def _shown_ids(replayed: Replayed) -> tuple[int, ...] | None:
+    """Return the ids of the served prompt; None if the server does not show them."""
+    prompt = replayed.prompt
+    return None if prompt is None or isinstance(prompt, InputError) else prompt.ids
 
 
 def limit_of(golden: Transcript, answer: ServedAnswer) -> str:
