@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
@@ -23,6 +24,8 @@ from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
+    from pytest_mistral_lora.conformance.finding import Result
+    from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.gate.folder import FolderGate
@@ -159,7 +162,6 @@ def _refuse_judging(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
-    from pytest_mistral_lora.conformance.model_targets import RecordTarget
     from pytest_mistral_lora.conformance.transcript import answer_results
     from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.training.generate.judge import compare
@@ -168,16 +170,29 @@ def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
     comparison = compare(args.adapter, args.golden, args.base, device=args.device, display=display)
     display.close()
     results = answer_results(comparison.judgements, comparison.golden)
-    judging = Judging.of(
-        args,
-        paths=[{"path": str(comparison.golden)}],
-        xfails=xfails,
-        view=VerbView(
-            lambda session: _comparison_lines(comparison),
-            lambda session: _tier_line(comparison),
-            partial(_print_comparison, comparison),
-        ),
+    view = VerbView(
+        lambda session: _comparison_lines(comparison),
+        lambda session: _tier_line(comparison),
+        partial(_print_comparison, comparison),
     )
+    return _judge(args, comparison.golden, xfails, results, view)
+
+
+def _judge(
+    args: argparse.Namespace, path: Path, xfails: Sequence[Xfail], results: Iterable[tuple[str, Result]], view: VerbView
+) -> int:
+    """Judge the results of the adapter's answers, and return the exit code.
+
+    Args:
+        args: The options.
+        path: The path that the report names.
+        xfails: The known deviations, which were read before the long work.
+        results: The result of each check, by its case.
+        view: What is printed.
+    """
+    from pytest_mistral_lora.conformance.model_targets import RecordTarget
+
+    judging = Judging.of(args, paths=[{"path": str(path)}], xfails=xfails, view=view)
     return judging.judge([RecordTarget.of(args.adapter, "transcript", results)], fails_notes=True)
 
 
@@ -211,7 +226,6 @@ def _tier_line(comparison: TranscriptComparison) -> str:
 
 def _gate(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.conformance.finding import Result
-    from pytest_mistral_lora.conformance.model_targets import RecordTarget
     from pytest_mistral_lora.conformance.transcript import gate_results
     from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.places import Place
@@ -223,17 +237,12 @@ def _gate(args: argparse.Namespace, display: RunDisplay) -> int:
     # the rows were compared with the recorded ones: a gate without a decision is a pass of this check alone
     results = [("gate-rows", Result(facts=tuple(measured.rows.items())))]
     results += gate_results(measured.gate, Place.of(args.adapter))
-    judging = Judging.of(
-        args,
-        paths=[{"path": str(args.adapter)}],
-        xfails=xfails,
-        view=VerbView(
-            lambda session: _gate_lines(measured),
-            lambda session: f"gate: {measured.gate.verdict}. {measured.gate.how}",
-            lambda session: print_json({**measured.to_json(), "passed": session.exit_code == EXIT_OK}),
-        ),
+    view = VerbView(
+        lambda session: _gate_lines(measured),
+        lambda session: f"gate: {measured.gate.verdict}. {measured.gate.how}",
+        lambda session: print_json({**measured.to_json(), "passed": session.exit_code == EXIT_OK}),
     )
-    return judging.judge([RecordTarget.of(args.adapter, "transcript", results)], fails_notes=True)
+    return _judge(args, args.adapter, xfails, results, view)
 
 
 def _gate_lines(measured: FolderGate) -> list[str]:
