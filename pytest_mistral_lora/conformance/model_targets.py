@@ -158,6 +158,10 @@ class GgufTarget(Target):
     @cached_property
     def model(self) -> BaseFolder | None:
         """The full weights to compare the file with: a merged model's, else the base's, else None."""
+        return self.model_of_run()
+
+    def model_of_run(self) -> BaseFolder | None:
+        """Return the folder of the run that has full weights, else that of the base, else None."""
         for folder in self.folders:
             if any(folder.glob("model*.safetensors")):
                 return BaseFolder(folder)
@@ -222,7 +226,7 @@ class ModelFileTarget(GgufTarget):
         """The folder that it names, or else that of the run."""
         if self.named is not None and self.named.is_dir():
             return BaseFolder(self.named)
-        return GgufTarget.model.func(self)  # type: ignore[attr-defined, no-any-return]
+        return self.model_of_run()
 
 
 MODEL_PLACE, TOKENIZER_PLACE = (Place(NamedSource(name, is_value=True)) for name in ("model", "processing_class"))
