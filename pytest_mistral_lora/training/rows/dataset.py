@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,7 +165,7 @@ class RowTable:
         """Tokens of each row, int64."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(columns["input_ids"][0]) for columns in self._lists)])
 
-    @property
+    @cached_property
     def input_tokens(self) -> Ints:
         """Tokens of each row before its last supervised one, int64; 0 without a token to predict."""
         return np.concatenate([np.zeros(0, np.int64), *(_input_tokens(*columns["labels"]) for columns in self._lists)])

@@ -233,7 +233,7 @@ class LoraTrainer(Trainer):
         """Return the micro-batch that feeds the most tokens in the rest of the run, among those of all processes."""
         sampler = self._sampler(self.train_dataset, self.order_seed)
         tokens = input_tokens_of(self.train_dataset.encoded).tolist()
-        possible = max(most_tokens, *tokens)
+        possible = max(most_tokens, max(tokens))
         largest: list[int] = []
         most = 0
         for share in sampler.shares(self.state.global_step, self.state.max_steps):
