@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -157,7 +157,8 @@ class Trials:
         self._base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
         self._weights_sha256 = BaseFolder(self._base).weights_sha256
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _ROWS), encoding="utf-8")
-        self._references: dict[str, Mapping[str, Any]] = {}
+        # several trials compare with the same run
+        self._found: dict[str, Mapping[str, Any] | str] = {}
 
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial, and judge it."""
@@ -168,27 +169,26 @@ class Trials:
             return TrialResult(trial.name, "failed", found)
         references = []
         for precision in ("fp32", "bf16"):
-            reference = self._reference(precision)
+            reference = self._train(Trial(precision, "", {"precision": precision}), "cpu")
             if isinstance(reference, str):
                 return TrialResult(trial.name, "not checked", f"the run on the CPU in {precision} failed: {reference}")
             references.append(reference)
         uninterrupted = None
         if trial.is_resumed:
-            whole = self._train(Trial("whole", "", trial.training), self._device)
+            whole = self._train(replace(trial, is_resumed=False), self._device)
             uninterrupted = None if isinstance(whole, str) else whole
         return judge(trial, found, *references, uninterrupted=uninterrupted)
 
-    def _reference(self, precision: str) -> Mapping[str, Any] | str:
-        if precision not in self._references:
-            found = self._train(Trial(f"CPU {precision}", "", {"precision": precision}), "cpu")
-            if isinstance(found, str):
-                return found
-            self._references[precision] = found
-        return self._references[precision]
-
     def _train(self, trial: Trial, device: str) -> Mapping[str, Any] | str:
-        """Return the evidence of a run, or why it failed."""
-        work = self._folder / f"{trial.name} {device}".replace(" ", "-")
+        """Return the evidence of a run, or why it failed; runs of the same settings are made once."""
+        # the name and the rest of its words decide nothing
+        key = f"{device} {replace(trial, name='', shows='', is_exact=True, needs_bf16=True)}"
+        if key not in self._found:
+            self._found[key] = self._run(trial, device)
+        return self._found[key]
+
+    def _run(self, trial: Trial, device: str) -> Mapping[str, Any] | str:
+        work = self._folder / str(len(self._found))
         work.mkdir()
         recipe = {
             "base": {"path": "../base", "weights_sha256": self._weights_sha256, "name": "tiny", **trial.base},
