@@ -24,7 +24,6 @@ from pytest_mistral_lora.records.data_stats import GATE, PROBES, probe_sha256, r
 from pytest_mistral_lora.records.deployment import commands_of
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.gate import Gate
-from pytest_mistral_lora.records.generations import facts_of
 from pytest_mistral_lora.records.git import is_in_repository
 from pytest_mistral_lora.records.manifest import (
     MANIFEST,
@@ -37,6 +36,7 @@ from pytest_mistral_lora.records.manifest import (
 )
 from pytest_mistral_lora.records.merged_weights import is_rounded_sum
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
+from pytest_mistral_lora.records.parents import facts_of
 from pytest_mistral_lora.records.proven import (
     less_proven_than_committed,
     less_proven_than_merged,

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.data_stats import held_out_hashes
-from pytest_mistral_lora.records.generations import facts_of
+from pytest_mistral_lora.records.parents import facts_of
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import Preparation
 from pytest_mistral_lora.training.start import Start

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.generations import facts_of
 from pytest_mistral_lora.records.manifest import sealed
+from pytest_mistral_lora.records.parents import facts_of
 from pytest_mistral_lora.records.tensors import sha256_tensors
 
 
