@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
-from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite, gradient_norm
+from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import check_sharded_layers, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows import RowDataset
@@ -90,7 +90,7 @@ class DryRun(TrainerCallback):
             TrainingError: If an adapted layer gets no gradient.
         """
         # clipping makes zeros of the finite parts of a gradient that overflows
-        if not self._looks_at_step or not math.isfinite(gradient_norm(self.trainer.model)):
+        if not self._looks_at_step or not math.isfinite(self.trainer.gradient_norm):
             return
         self._looks_at_step = False
         if self.trainer.reduce_over_processes(self.trainer.step_longest, "max") >= ATTENDED:
@@ -144,8 +144,9 @@ def make_trainer(
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
         stop_at_grad_norm=training.stop_at_grad_norm,
-        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps), GenerateTogether()],
+        callbacks=[OverflowWatch(training.max_skipped_steps), GenerateTogether()],
     )
+    trainer.add_callback(StopAtNonFinite(trainer))
     if training.dry_run is not False:
         trainer.add_callback(DryRun(trainer, training))
     # without a progress bar, Trainer prints dicts to standard output, which is for the folder's path
