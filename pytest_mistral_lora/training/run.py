@@ -267,9 +267,9 @@ def save_run(
     model: Any = trainer.model
     tensors = adapter_tensors(model)
     adapter = Adapter(tensors, initial, prepared.layers, model.peft_config["default"], prepared.saved)
-    completions = generations.answer_rows()
     # accelerate's wrapper stays around forward, and computes differently from an adapter loaded from disk
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    completions = generations.answer_rows()
     probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
     # in all processes: each pass of a sharded model needs them all
     gate = _gate(prepared, model, display) if prepared.recipe.evaluation.gate else None
