@@ -22,22 +22,9 @@ from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
+from pytest_mistral_lora.training.step.liger import use_liger
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
-
-
-def apply_kernels(model: Any, training: Training) -> None:
-    """Replace parts of a loaded base model by the recipe's kernels for a GPU, before it gets its adapter.
-
-    The rotary embedding is a function of transformers' module: it stays replaced for the rest of the process.
-    """
-    if training.kernels == "liger":
-        from liger_kernel.transformers import apply_liger_kernel_to_mistral
-
-        # Liger's loss would replace the model's forward pass, and compute logits at every position
-        apply_liger_kernel_to_mistral(
-            rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
-        )
 
 
 class GenerateTogether(TrainerCallback):
@@ -128,6 +115,8 @@ def make_trainer(
     # DeepSpeed gathers a module's weights when that module is called, and these passes read them from outside
     if engine() != "deepspeed":
         use_frozen_layers(model)
+    if training.kernels == "liger":
+        use_liger(model)
     if training.activation_checkpointing:
         checkpoint_activations(model)
     # TrainingArguments sets it again for bf16 and fp16. A launcher, or an earlier run of this process, may have left
