@@ -33,7 +33,7 @@ def use_liger(model: Any) -> None:
         MachineError: If this version of transformers has no norm for them.
     """
     for module in model.modules():
-        kind = type(module)
+        kind: Any = type(module)
         if has_code_of(kind.forward, modeling_mistral.MistralRMSNorm.forward):
             module.__class__ = _with_base(_LigerNorm, kind)
         elif is_gated_mlp(module):
