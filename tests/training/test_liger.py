@@ -6,12 +6,14 @@ import copy
 import inspect
 import sys
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from class_models import Case, gradients, step_rows
+from tiny_runs import MakeRecipe, trainer_of
 from transformers.models.mistral import modeling_mistral
 
 from pytest_mistral_lora.errors import MachineError
@@ -139,6 +141,22 @@ def test_other_models_of_the_process_keep_their_layers(calls: Counter[str]) -> N
     attend_in_segments(later)
     loss_and_gradients(later)
     assert calls == {}
+
+
+@pytest.mark.parametrize("training", [{}, {"activation_checkpointing": True}])
+def test_a_run_has_the_kernels_and_the_losses_of_one_without(
+    training: dict[str, Any], calls: Counter[str], make_recipe: MakeRecipe, base: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for kernels in ({}, {"kernels": "liger"}):
+        settings = {"steps": 3, "logging_steps": 1, "dry_run": False, **training, **kernels}
+        recipe = make_recipe(training=settings, lora={"target_modules": ["q_proj", "up_proj"]})
+        trainer = trainer_of(recipe, base, tmp_path)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    passes = 6 if training else 3
+    assert calls == {"rms_norm": 2 * LAYERS * passes + 3, "rope": LAYERS * passes, "swiglu": LAYERS * passes}
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_an_mlp_of_frozen_matrices_keeps_the_pass_that_keeps_less(calls: Counter[str]) -> None:
