@@ -73,11 +73,11 @@ def attend(
     in_window = sliding_window is None or max(segment.seen for segment in segments) <= sliding_window
     if query.device.type == "cpu" and not settings.get("dropout") and in_window:
         return attend_in_blocks(query, key, value, segments, settings["scaling"]), None
-    by: Any = module
+    layer: Any = module
     if _keeps_scores_of_grouped_heads(query):
         groups = query.shape[1] // key.shape[1]
-        by, key, value = _ONE_GROUP, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    parts = [_attend_segment(by, query, key, value, segment, sliding_window, **settings) for segment in segments]
+        layer, key, value = _ONE_GROUP, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    parts = [_attend_segment(layer, query, key, value, segment, sliding_window, **settings) for segment in segments]
     return torch.cat(parts, dim=1), None
 
 
