@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from meters import Row, StepClock, memory, needed_flops, possible_flops, tokens
@@ -49,7 +50,7 @@ def ours(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Train
         }
     )
     # laid so that the trainer, which draws rows by its seed, draws them as they lie in the file
-    (drawn,) = StepSampler(len(rows), len(rows), seed=task["seed"])
+    (drawn,) = StepSampler(np.array([len(row["input_ids"]) for row in rows]), len(rows), seed=task["seed"])
     laid = dict(zip(drawn, rows, strict=True))
     in_place = [laid[place] for place in range(len(rows))]
     encoded = [EncodedRow(tuple(row["input_ids"]), tuple(row["labels"]), ()) for row in in_place]

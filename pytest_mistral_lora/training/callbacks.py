@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -26,21 +25,6 @@ FORMAT = "eval_format/"
 """Prefix of the format rates in the log."""
 
 
-def gradient_norm(model: Any) -> float:
-    """Return the L2 norm of all gradients of a model together; 0 if it has no gradient.
-
-    Args:
-        model: The model with the engine's wrapper.
-    """
-    if engine() == "deepspeed":
-        # the engine keeps the gradients in flat buffers, and measures their norm in each step
-        return float(model.get_global_grad_norm())
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    # a sharded gradient is a DTensor, and so is its norm: each process has a part of the sum
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
 def gradient_error(step: int) -> NonFiniteError:
     """Return the error for a gradient that holds NaN or infinity."""
     return NonFiniteError(
@@ -49,16 +33,22 @@ def gradient_error(step: int) -> NonFiniteError:
     )
 
 
+@dataclass(eq=False)
 class StopAtNonFinite(TrainerCallback):
     """Refuses an optimizer step whose gradients are not finite: the adapter stays as it was.
 
     If a gradient scaler skips such a step, `OverflowWatch` decides.
+
+    Attributes:
+        trainer: The trainer, which has the norm of each step.
     """
+
+    trainer: Any
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Check every gradient.
+        """Look at the norm of all gradients, which is not finite if one of them is not.
 
         Raises:
             NonFiniteError: If a gradient holds NaN or infinity.
@@ -70,7 +60,7 @@ class StopAtNonFinite(TrainerCallback):
             raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
         # the scaler of fp16: accelerate puts it around the optimizer
         scaler = getattr(optimizer, "scaler", None)
-        if scaler is None and not math.isfinite(gradient_norm(model)):
+        if scaler is None and not math.isfinite(self.trainer.gradient_norm):
             raise gradient_error(state.global_step + 1)
 
 
@@ -85,12 +75,6 @@ class OverflowWatch(TrainerCallback):
     """
 
     most: int
-    _scale: float = field(default=0.0, init=False)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Remember the scale of this step."""
-        scaler = getattr(optimizer, "scaler", None)
-        self._scale = scaler.get_scale() if scaler is not None else 0.0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Find out whether the step was skipped.
@@ -99,13 +83,14 @@ class OverflowWatch(TrainerCallback):
             TrainingError: If it was skipped, and so were as many before it as the recipe allows.
         """
         scaler = getattr(optimizer, "scaler", None)
-        # a lower scale is the only sign of a skipped step
-        if scaler is None or scaler.get_scale() >= self._scale:
+        if scaler is None or not optimizer.step_was_skipped:
             return
         step = state.global_step + 1
+        # the scaler has lowered it since; read in such a step alone, because each reading waits for the GPU
+        scale = scaler.get_scale() / scaler.get_backoff_factor()
         # in the log, because checkpoints keep it: a resumed run counts on
-        state.log_history.append({"step": step, "loss_scale": self._scale})
-        _LOG.warning("step %d overflowed in fp16 and was skipped; the loss scale was %g", step, self._scale)
+        state.log_history.append({"step": step, "loss_scale": scale})
+        _LOG.warning("step %d overflowed in fp16 and was skipped; the loss scale was %g", step, scale)
         skipped = set(skipped_steps(state.log_history))
         if skipped.issuperset(range(step - self.most + 1, step + 1)):
             raise TrainingError(

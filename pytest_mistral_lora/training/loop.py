@@ -16,28 +16,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
-from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite, gradient_norm
+from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import check_sharded_layers, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
+from pytest_mistral_lora.training.step.liger import use_liger
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
-
-
-def apply_kernels(model: Any, training: Training) -> None:
-    """Replace parts of a loaded base model by the recipe's kernels for a GPU, before it gets its adapter.
-
-    The rotary embedding is a function of transformers' module: it stays replaced for the rest of the process.
-    """
-    if training.kernels == "liger":
-        from liger_kernel.transformers import apply_liger_kernel_to_mistral
-
-        # Liger's loss would replace the model's forward pass, and compute logits at every position
-        apply_liger_kernel_to_mistral(
-            rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
-        )
 
 
 class GenerateTogether(TrainerCallback):
@@ -90,7 +77,7 @@ class DryRun(TrainerCallback):
             TrainingError: If an adapted layer gets no gradient.
         """
         # clipping makes zeros of the finite parts of a gradient that overflows
-        if not self._looks_at_step or not math.isfinite(gradient_norm(self.trainer.model)):
+        if not self._looks_at_step or not math.isfinite(self.trainer.gradient_norm):
             return
         self._looks_at_step = False
         if self.trainer.reduce_over_processes(self.trainer.step_longest, "max") >= ATTENDED:
@@ -128,6 +115,8 @@ def make_trainer(
     # DeepSpeed gathers a module's weights when that module is called, and these passes read them from outside
     if engine() != "deepspeed":
         use_frozen_layers(model)
+    if training.kernels == "liger":
+        use_liger(model)
     if training.activation_checkpointing:
         checkpoint_activations(model)
     # TrainingArguments sets it again for bf16 and fp16. A launcher, or an earlier run of this process, may have left
@@ -144,8 +133,9 @@ def make_trainer(
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
         stop_at_grad_norm=training.stop_at_grad_norm,
-        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps), GenerateTogether()],
+        callbacks=[OverflowWatch(training.max_skipped_steps), GenerateTogether()],
     )
+    trainer.add_callback(StopAtNonFinite(trainer))
     if training.dry_run is not False:
         trainer.add_callback(DryRun(trainer, training))
     # without a progress bar, Trainer prints dicts to standard output, which is for the folder's path

@@ -29,7 +29,7 @@ from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.gate.measure import adapter_gate
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.record import GENERATIONS, GenerationCallback
-from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
+from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.output_folder import explain_disk_errors
 from pytest_mistral_lora.training.prepare import Preparation, logger_callbacks, prepare
 from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
@@ -177,7 +177,6 @@ def _load_with_adapter(prepared: Preparation) -> Any:
     recipe, training = prepared.recipe, prepared.recipe.training
     load = load_nf4 if recipe.base.quantization else load_base
     model = load(prepared.base, precision_of(training), device_of(training))
-    apply_kernels(model, training)
     model = attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
     if prepared.start is not None:
         load_start(model, prepared.start)  # here: an engine has not sharded the model yet
@@ -267,9 +266,9 @@ def save_run(
     model: Any = trainer.model
     tensors = adapter_tensors(model)
     adapter = Adapter(tensors, initial, prepared.layers, model.peft_config["default"], prepared.saved)
-    completions = generations.answer_rows()
     # accelerate's wrapper stays around forward, and computes differently from an adapter loaded from disk
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    completions = generations.answer_rows()
     probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
     # in all processes: each pass of a sharded model needs them all
     gate = _gate(prepared, model, display) if prepared.recipe.evaluation.gate else None

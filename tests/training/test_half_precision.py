@@ -151,6 +151,45 @@ def test_the_kernel_is_one_that_the_gpu_can_run(
     assert asked == ([used] if used else [])
 
 
+class OfCuda(OnCuda):
+    """Such a tensor that the kernels of the CPU are not asked for, either."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "repeated"),
+    [
+        (torch.float32, (9, 0), True),
+        # a T4: FlashAttention refuses it
+        (torch.float16, (7, 5), True),
+        (torch.bfloat16, (8, 0), False),
+    ],
+)
+def test_grouped_heads_are_repeated_for_the_kernels_that_take_none(
+    dtype: torch.dtype, capability: tuple[int, int], repeated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+    sound = torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(query: Any, key: Any, value: Any, **named: Any) -> Any:
+        asked.append((key.shape[1], named.get("enable_gqa", False)))
+        return sound(query, key, value, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "_fused_varlen", lambda capability: None)
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = 4
+    query, key, value = torch.randn(8, 6, 16).to(dtype)[None], *torch.randn(2, 1, 2, 6, 16).to(dtype)
+    how: dict[str, Any] = {"segments": (Segment(0, 2), Segment(2, 6)), "scaling": 0.25, "dropout": 0.0}
+    on_cuda = [one.as_subclass(OfCuda) for one in (query, key, value)]
+    found = attention.attend(module, *on_cuda, None, **how)[0].as_subclass(torch.Tensor)
+    assert asked == [(8, False) if repeated else (2, True)] * 2
+    expected = attention.attend(module, query, key, value, None, **how)[0]
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
 def test_the_starts_of_segments_are_sent_to_a_gpu_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[torch.Tensor] = []
     monkeypatch.setattr(attention, "_sent", lambda tensor, device: sent.append(tensor) or tensor)

@@ -41,7 +41,7 @@ def test_fp16_trains_and_counts_what_it_skips(base: Path, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed here")
 def test_ligers_kernels_train_to_the_losses_of_the_models_own(base: Path, tmp_path: Path) -> None:
-    """Each in a process of its own: Liger's rotary embedding stays in the process that it is put into."""
+    """Each in a process of its own, as a user starts it."""
     losses = {}
     for kernels in (None, "liger"):
         folder = tmp_path / str(kernels)

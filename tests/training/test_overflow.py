@@ -93,6 +93,16 @@ def test_without_an_overflow_a_scaler_changes_no_step(scaled: MakeTrainer) -> No
         torch.testing.assert_close(values[0][step], values[1][step])
 
 
+def test_the_scale_is_read_in_steps_that_overflow_alone(scaled: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _, _ = scaled({2, 5}, stop_at_grad_norm=1e9)
+    scaler, read = trainer.accelerator.scaler, []
+    sound = scaler.get_scale
+    monkeypatch.setattr(scaler, "get_scale", lambda: read.append(trainer.state.global_step + 1) or sound())
+    trainer.train()
+    # the checkpoint after the last step has the scale, too
+    assert [step for step in read if step <= 6] == [2, 5]
+
+
 def test_a_run_of_skipped_steps_stops_the_training(scaled: MakeTrainer) -> None:
     trainer, _, _ = scaled({2, 4, 5, 6}, max_skipped_steps=3)
     with pytest.raises(TrainingError, match=r"3 steps .* overflowed in fp16.*step 6.*bf16 or fp32"):

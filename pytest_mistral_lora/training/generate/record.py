@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatCheck, FormatVerdict, pass_rates, verdicts
@@ -24,8 +25,11 @@ from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript
 from pytest_mistral_lora.training.callbacks import FORMAT
+from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.generate.answers import Completion, generate, last_turn_ids
 from pytest_mistral_lora.training.recipe import Evaluation
+
+_T = TypeVar("_T")
 
 GENERATIONS = "generations.jsonl"
 """File of a run with the answers during training: one line per step and row."""
@@ -205,8 +209,8 @@ class AnsweredRow:
 class GenerationCallback(TrainerCallback):
     """Answers the same rows every few optimizer steps, and after the last one.
 
-    In a distributed run, every process answers all rows with the unwrapped model, so that no process waits for another.
-    The answers are the same in each, and the main process writes them.
+    Under DDP each process has the whole model, and answers its share of the rows with it; then all have all answers. If
+    the processes share a model, each answers every row, because each token needs them all. The main process writes.
 
     Attributes:
         trainer: The trainer; its log gets the pass rates.
@@ -251,7 +255,7 @@ class GenerationCallback(TrainerCallback):
         if step in self._answers:
             return self._answers[step]
         with preserve_rng_and_modes(self.model):
-            completions = generate(self.model, self.encoder, self.rows, max_new_tokens=self.max_new_tokens)
+            completions = self._over_processes(self._generate)
         self._answers = {step: completions}
         checked = self._checked(completions)
         # a resumed run answers the rows of its first step again: its lines replace those of the killed run
@@ -268,6 +272,26 @@ class GenerationCallback(TrainerCallback):
         if self.trainer.accelerator.is_main_process and completions:
             write_text(self.file, self.history)
         return completions
+
+    def _generate(self, places: Sequence[int]) -> list[Completion]:
+        rows = [self.rows[place] for place in places]
+        found = generate(self.model, self.encoder, rows, max_new_tokens=self.max_new_tokens)
+        return [replace(completion, row=place) for place, completion in zip(places, found, strict=True)]
+
+    def _over_processes(self, work: Callable[[Sequence[int]], list[_T]]) -> list[_T]:
+        """Return the results of `work` for all rows, in order; it gets the places of some rows.
+
+        Under DDP each process does a share. All of them must call this.
+        """
+        if engine() != "ddp":
+            return work(range(len(self.rows)))
+        process, processes = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        found: list[_T] = []
+        # a row each at a time: a process that waits longer than the limit of the engine would end the run
+        for first in range(0, len(self.rows), processes):
+            share = range(first, min(first + processes, len(self.rows)))[process : process + 1]
+            found += gather_object(work(share))
+        return found
 
     def answers_of(self, step: int) -> list[dict[str, Any]]:
         """Return the lines of `history` of a step."""
@@ -297,16 +321,22 @@ class GenerationCallback(TrainerCallback):
             identity: The `model` of each transcript.
             precision: dtype of the base's weights.
         """
-        transcripts = record(
-            self.model,
-            self.encoder,
-            self.rows,
-            self.answer_rows(),
-            identity=identity,
-            precision=precision,
-            max_new_tokens=self.max_new_tokens,
-            checks=self.checks,
-        )
+        answers = self.answer_rows()
+
+        def recorded(places: Sequence[int]) -> list[Transcript]:
+            return record(
+                self.model,
+                self.encoder,
+                [self.rows[place] for place in places],
+                [answers[place] for place in places],
+                identity=identity,
+                precision=precision,
+                max_new_tokens=self.max_new_tokens,
+                checks=self.checks,
+            )
+
+        # the main process alone may know all of the identity
+        transcripts = [replace(one, model=dict(identity)) for one in self._over_processes(recorded)]
         texts = {f"{TRANSCRIPTS}/{transcript.case}.json": transcript.to_text() for transcript in transcripts}
         return texts | ({GENERATIONS: self.history} if transcripts else {})
 

@@ -247,7 +247,7 @@ class Training(SectionWithObjective):
     share_prefix: StrictBool = Field(
         default=False,
         description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
-        "passes of their beginning; changes no gradient. Needs `lora.dropout: 0`.",
+        "passes of their beginning; changes no gradient, and may be slower on a GPU. Needs `lora.dropout: 0`.",
     )
     max_length: Positive = Field(default=4096, description="Longest row in tokens; see `truncation` for longer ones.")
     truncation: Truncation = Field(
@@ -298,7 +298,9 @@ class Training(SectionWithObjective):
         default=False, description="Compute activations twice to keep fewer of them."
     )
     kernels: Literal["liger"] | None = Field(
-        default=None, description="liger: its fused norms, rotary embedding and SwiGLU, on a GPU; needs liger-kernel."
+        default=None,
+        description="liger: its fused norms, rotary embedding and SwiGLU in the layers of this model, of any class, "
+        "on a GPU; needs liger-kernel.",
     )
     logging_steps: Positive = Field(
         default=10,

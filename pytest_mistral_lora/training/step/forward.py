@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def attend(
     # varlen kernels know no shared prefix and no dropout, and take half precision and heads of one size only
     packed = all(first == last for _, _, (first, last) in segments) and query.shape[3] == value.shape[3]
     packed = packed and not settings.get("dropout")
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and packed and segment_starts is not None:
+    if query.is_cuda and query.dtype in _HALF and packed and segment_starts is not None:
         fused = _fused_varlen(torch.cuda.get_device_capability(query.device))
         if fused is not None:
             longest = max(segment.end - segment.start for segment in segments)
@@ -72,8 +73,28 @@ def attend(
     in_window = sliding_window is None or max(segment.seen for segment in segments) <= sliding_window
     if query.device.type == "cpu" and not settings.get("dropout") and in_window:
         return attend_in_blocks(query, key, value, segments, settings["scaling"]), None
-    parts = [_attend_segment(module, query, key, value, segment, sliding_window, **settings) for segment in segments]
+    layer: Any = module
+    if _keeps_scores_of_grouped_heads(query):
+        groups = query.shape[1] // key.shape[1]
+        layer, key, value = _ONE_GROUP, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    parts = [_attend_segment(layer, query, key, value, segment, sliding_window, **settings) for segment in segments]
     return torch.cat(parts, dim=1), None
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_ONE_GROUP = SimpleNamespace(is_causal=True)
+"""What SDPA reads of an attention layer, for keys and values that are repeated for each query head already."""
+
+
+def _keeps_scores_of_grouped_heads(query: torch.Tensor) -> bool:
+    """Report whether SDPA would keep all scores, `(heads, tokens, tokens)`, if queries share keys, on a GPU.
+
+    FlashAttention takes grouped heads, but no float32 and no GPU before Ampere. The memory-efficient kernel takes both,
+    but no grouped heads in most releases of PyTorch: what remains keeps 2 GiB a layer for 4,096 tokens of a 7B base.
+    """
+    if not query.is_cuda:
+        return False
+    return query.dtype not in _HALF or torch.cuda.get_device_capability(query.device) < (8, 0)
 
 
 def _attend_segment(

@@ -5,6 +5,7 @@ Autograd keeps the input of a product for the gradient of its weight, which a fr
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
 _SILU = (type(ACT2FN["silu"]), torch.nn.SiLU)
+_MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
 def use_frozen_layers(model: Any) -> None:
@@ -32,7 +34,7 @@ def use_frozen_layers(model: Any) -> None:
         # optimizer's keys), PEFT's registries and names in checkpoints; these subclasses only add a `forward`.
         if type(module) is lora.Linear and _is_frozen(module.base_layer):
             module.__class__ = _FrozenLoraLinear
-        elif _is_gated_mlp(module):
+        elif is_gated_mlp(module) and all(_is_frozen(module.get_submodule(name)) for name in _MATRICES):
             module.__class__ = _frozen_mlp(module.__class__)
 
 
@@ -41,20 +43,29 @@ def _is_frozen(module: Any) -> bool:
     return type(module) is torch.nn.Linear and module.bias is None and not module.weight.requires_grad
 
 
-def _is_gated_mlp(module: Any) -> bool:
-    """Report whether a module is `down(silu(gate(x)) * up(x))` over frozen matrices and nothing else, of any class.
+def is_gated_mlp(module: Any) -> bool:
+    """Report whether a module is `down(silu(gate(x)) * up(x))` and nothing else, of any class.
 
     transformers writes the same forward pass into each class of models; a class that computes more has other code.
     """
-    code, known = getattr(type(module).forward, "__code__", None), MistralMLP.forward.__code__
     parts = dict(module.named_children())
     return (
-        code is not None
-        and (code.co_code, code.co_names, code.co_consts) == (known.co_code, known.co_names, known.co_consts)
-        and parts.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+        has_code_of(type(module).forward, MistralMLP.forward)
+        and parts.keys() == {*_MATRICES, "act_fn"}
         and type(parts["act_fn"]) in _SILU
-        and all(_is_frozen(parts[name]) for name in ("gate_proj", "up_proj", "down_proj"))
     )
+
+
+def has_code_of(function: Any, known: Any) -> bool:
+    """Report whether a function computes what a known one does, by the same instructions; decorators do not count."""
+    computed, wanted = (_instructions(one) for one in (function, known))
+    return computed is not None and computed == wanted
+
+
+def _instructions(function: Any) -> tuple[Any, ...] | None:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    # a docstring is a constant, too
+    return code and (code.co_code, code.co_names, [one for one in code.co_consts if not isinstance(one, str)])
 
 
 def _autocasts(x: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
@@ -16,11 +16,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from peft.helpers import disable_input_dtype_casting
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError, is_out_of_memory
-from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
+from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error
 from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.rows import input_tokens_of
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
@@ -40,6 +41,8 @@ class LoraTrainer(Trainer):
         step_rows: This process's rows of the current step: their places in the dataset.
         step_longest: The input tokens of the longest of these rows that is computed.
         step_tokens: Supervised tokens of the current step, over all processes.
+        gradient_norm: The L2 norm of all gradients of the current step together, before they are scaled down; 0 if
+            there is no gradient.
         memory_changes: The settings that were changed because memory ran out, in words; for the log and the manifest.
     """
 
@@ -47,6 +50,7 @@ class LoraTrainer(Trainer):
     is_fsdp_enabled: bool
     step_rows: Sequence[int] = ()
     step_longest: int = 0
+    gradient_norm: float = 0.0
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class LoraTrainer(Trainer):
         self.memory_changes: list[str] = []
         self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._stop_at_grad_norm = stop_at_grad_norm
+        self._norm = torch.zeros(())
         self._running_loss = RunningLoss()
         self.add_callback(self._running_loss)
 
@@ -92,6 +97,8 @@ class LoraTrainer(Trainer):
                 state.distributed_type = DistributedType.FSDP
             self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
             self.is_fsdp_enabled = True
+        # of this trainer alone: Trainer asks for the norm once to clip, and once to log
+        self.accelerator.clip_grad_norm_ = self._clip_by_known_norm
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast for a bf16 base, unless accelerate autocasts already."""
@@ -306,28 +313,46 @@ class LoraTrainer(Trainer):
 
     def _refuse_bad_step(self, model: Any, total: torch.Tensor) -> None:
         step = self.state.global_step + 1
+        self._norm = self._measured_norm(model)
         # reduced first: a process that raised alone would leave the others waiting
         loss = self.accelerator.reduce(total.clone(), "sum")
-        if not torch.isfinite(loss):
+        # read together, once: each reading waits for the GPU
+        both = torch.stack([loss.double(), self._norm.to(loss.device, torch.float64)])
+        summed, self.gradient_norm = both.tolist()
+        if not math.isfinite(summed):
             bad_rows = {int(row) for losses, rows in self._step_losses for row in rows[~torch.isfinite(losses).cpu()]}
             raise NonFiniteError(
-                f"the loss is {loss.item()} at step {step}",
+                f"the loss is {summed} at step {step}",
                 rows=sorted(set(gather_object(list(bad_rows)))),
                 next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
             )
-        self._running_loss.add(loss.item() / self.accelerator.num_processes)
+        self._running_loss.add(summed / self.accelerator.num_processes)
+        is_finite, limit = math.isfinite(self.gradient_norm), self._stop_at_grad_norm
         # DeepSpeed's engine steps inside backward(), before the callback that looks at gradients elsewhere
-        if engine() == "deepspeed" and not math.isfinite(gradient_norm(model)):
+        if engine() == "deepspeed" and not is_finite:
             raise gradient_error(step)
-        if self._stop_at_grad_norm is None:
-            return
-        limit, scaler = self._stop_at_grad_norm, getattr(self.accelerator, "scaler", None)
-        norm = gradient_norm(model) / (scaler.get_scale() if scaler else 1)
-        if math.isfinite(norm) and norm > limit:
+        if limit is not None and is_finite and self.gradient_norm > limit:
             raise NonFiniteError(
-                f"the gradients' norm is {norm:.4g} at step {step}, above training.stop_at_grad_norm = {limit:g}",
+                f"the gradients' norm is {self.gradient_norm:.4g} at step {step}, above training.stop_at_grad_norm = "
+                f"{limit:g}",
                 next_step="Nothing is saved. Look at the rows, lower training.learning_rate, or allow more.",
             )
+
+    def _measured_norm(self, model: Any) -> torch.Tensor:
+        """Return the L2 norm of all gradients together, a scalar; the scale of fp16 is taken out of them first."""
+        if engine() == "deepspeed":
+            # the engine keeps the gradients in flat buffers, and measures their norm in each step
+            return torch.as_tensor(model.get_global_grad_norm())
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([one.grad for one in model.parameters() if one.grad is not None])
+        # a sharded gradient is a DTensor, and so is its norm: each process has a part of the sum
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _clip_by_known_norm(self, parameters: Iterable[Any], max_norm: float, norm_type: float = 2) -> float:
+        """Scale gradients down to a norm, as accelerate does, by the norm that was measured; return that norm."""
+        if engine() != "deepspeed" and max_norm != math.inf:  # DeepSpeed scales by itself; Trainer only asks with inf
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, self._norm)
+        return self.gradient_norm
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Return the batch of the next step; empty after the last step, from whose checkpoint a run may resume."""
