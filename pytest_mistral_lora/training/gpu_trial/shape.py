@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, lora_config
+from pytest_mistral_lora.training.adapter import attach_adapter, lora_config
+from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.memory import RunMemory
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
@@ -222,7 +223,7 @@ def _measured(
     contestant: str, make: MakeLoop | None, shape: Shape, device: str, targets: str, folder: Path
 ) -> ShapeResult:
     recipe, base = _recipe(shape, device, targets, folder)
-    layers = adapted_layers(base, recipe.lora.target_modules)
+    layers = planned_layers(base, recipe.lora)
     model, ids, estimate = _model(base, device), _ids(shape), None
     if make is None:
         rows = [EncodedRow(tuple(row), tuple(row), ()) for row in ids]
