@@ -21,7 +21,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
-class Reference:
+class RecordedRuns:
     """Losses and gradient norms of the tiny run on a CPU.
 
     Attributes:
@@ -57,9 +57,9 @@ class Reference:
 
 
 @cache
-def recorded() -> Reference:
+def recorded() -> RecordedRuns:
     """Return the reference that the package ships."""
-    return Reference(**json.loads(FILE.read_text(encoding="utf-8")))
+    return RecordedRuns(**json.loads(FILE.read_text(encoding="utf-8")))
 
 
 def versions() -> dict[str, str]:

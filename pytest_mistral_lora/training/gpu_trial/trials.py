@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pytest_mistral_lora.errors import MachineError
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.gpu_trial.reference import PRECISIONS, Reference, versions
+from pytest_mistral_lora.training.gpu_trial.reference import PRECISIONS, RecordedRuns, versions
 
 STEPS = 8
 SECONDS = 240
@@ -172,7 +172,7 @@ class Trials:
         device: str,
         devices: int,
         has_bf16: bool,
-        reference: Reference | None = None,
+        reference: RecordedRuns | None = None,
     ) -> None:
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -234,7 +234,7 @@ class Trials:
             return self._recorded.runs[precision]
         return self._train(Trial(precision, "", {"precision": precision}, module=trial.module), "cpu")
 
-    def record(self) -> Reference:
+    def record(self) -> RecordedRuns:
         """Compute the runs on this CPU that a reference has, and return it.
 
         Raises:
@@ -252,7 +252,7 @@ class Trials:
             if isinstance(found, str):
                 raise MachineError(f"the run in {precision} failed: {found}", place="the tiny run on the CPU")
             runs[precision] = {key: found[key] for key in ("losses", "gradient_norms")}
-        return Reference(versions(), torch.backends.cpu.get_cpu_capability(), self._weights_sha256, runs)
+        return RecordedRuns(versions(), torch.backends.cpu.get_cpu_capability(), self._weights_sha256, runs)
 
     def _train(self, trial: Trial, device: str) -> Mapping[str, Any] | str:
         """Return the evidence of a run, or why it failed; runs of the same settings are made once."""
