@@ -25,10 +25,9 @@ with its devices and the precision for each, the cache, and whether a token for 
 not read. Nothing is sent, unless you give --hub.
 
 With --gpu, try the GPUs of this machine with the trainer, for some ten minutes: tiny runs in each precision, packed,
-checkpointed, in 4 bits, guarded, resumed and on all GPUs, whose losses and gradients are compared with those of a CPU,
-which were recorded; then
-steps with the layers of a 7B model, without its weights, beside another trainer that is installed. FOLDER gets
-gpu-trial.json and gpu-trial.md, which you can send to us."""
+checkpointed, in 4 bits, guarded, resumed and on all GPUs, whose losses and gradient norms are compared with recorded
+ones of a CPU; then steps with the layers of a 7B model, without its weights, beside another trainer that is installed.
+FOLDER gets gpu-trial.json and gpu-trial.md, which you can send to us."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -169,19 +169,17 @@ def deciding_pattern(patterns: Iterable[str], layer: str) -> str | None:
     return next((pattern for pattern in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer)), None)
 
 
-def _in_any_order(patterns: Mapping[str, float], layers: Sequence[str]) -> dict[str, float]:
-    """Return patterns that give each layer the same value in any order: PEFT sorts them when it saves, and so do we.
+def _in_saved_order(patterns: Mapping[str, float], layers: Sequence[str]) -> dict[str, float]:
+    """Return patterns in the order in which PEFT saves them, sorted, that give each layer the value of the given ones.
 
-    They are those that were given, or else the names of the layers.
+    They are the given ones, or else the names of the layers.
     """
-    given = {layer: deciding_pattern(patterns, layer) for layer in layers}
-    values = {layer: patterns[pattern] for layer, pattern in given.items() if pattern is not None}
-    by_order = (
-        {layer: patterns[pattern] for layer in layers if (pattern := deciding_pattern(names, layer)) is not None}
-        for names in (sorted(patterns), sorted(patterns, reverse=True))
-    )
-    found = patterns if all(found == values for found in by_order) else {re.escape(k): v for k, v in values.items()}
-    return {pattern: _whole(value) for pattern, value in sorted(found.items())}
+    found = {layer: pattern for layer in layers if (pattern := deciding_pattern(patterns, layer)) is not None}
+    values = {layer: patterns[pattern] for layer, pattern in found.items()}
+    saved = {layer: deciding_pattern(sorted(patterns), layer) for layer in found}
+    is_kept = all(pattern is not None and patterns[pattern] == values[layer] for layer, pattern in saved.items())
+    kept = patterns if is_kept else {re.escape(layer): value for layer, value in values.items()}
+    return {pattern: _whole(value) for pattern, value in sorted(kept.items())}
 
 
 def lora_config(lora: Lora, layers: Sequence[str]) -> LoraConfig:
@@ -190,8 +188,8 @@ def lora_config(lora: Lora, layers: Sequence[str]) -> LoraConfig:
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=_whole(lora.alpha),
-        rank_pattern=_in_any_order(lora.rank_pattern or {}, layers),
-        alpha_pattern=_in_any_order(lora.alpha_pattern or {}, layers),
+        rank_pattern=_in_saved_order(lora.rank_pattern or {}, layers),
+        alpha_pattern=_in_saved_order(lora.alpha_pattern or {}, layers),
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=lora.dora,

@@ -17,7 +17,7 @@ from pytest_mistral_lora.errors import RecipeError, TokenizerError, short_json
 from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.programs.facts import works
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.adapter import peft_targets
+from pytest_mistral_lora.training.adapter import lora_config, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.prepare import plan_run
@@ -131,14 +131,16 @@ class ExportedRun:
         return _whole(self.recipe.lora.alpha, "alpha")
 
     @property
-    def alphas(self) -> dict[str, int]:
-        """The alphas of some layers, by their patterns.
+    def patterns(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The ranks and the alphas of some layers, by patterns in the order in which PEFT saves them.
 
         Raises:
-            RecipeError: If one has a fraction.
+            RecipeError: If an alpha has a fraction.
         """
-        patterns = self.recipe.lora.alpha_pattern or {}
-        return {pattern: _whole(alpha, "alpha_pattern") for pattern, alpha in patterns.items()}
+        lora = self.recipe.lora
+        config = lora_config(lora, planned_layers(self.base, lora))
+        alphas = {pattern: _whole(float(alpha), "alpha_pattern") for pattern, alpha in config.alpha_pattern.items()}
+        return config.rank_pattern, alphas
 
 
 def _whole(alpha: float, key: str) -> int:
