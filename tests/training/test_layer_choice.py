@@ -32,7 +32,8 @@ from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.prepare import prepare
 from pytest_mistral_lora.training.progress import header, trainable_parameters
-from pytest_mistral_lora.training.recipe import Lora, load_recipe
+from pytest_mistral_lora.training.recipe import Lora, load_recipe, parse_recipe
+from pytest_mistral_lora.training.rerun import rerun
 from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
@@ -417,6 +418,20 @@ def test_a_run_is_verified_and_one_of_other_patterns_differs(chosen: Path, base:
     train(load_recipe(write_recipe(chosen, base, "other", lora={"rank_pattern": {"v_proj": 2}})))
     changed = {field.path for field in compare_runs(chosen / "out", chosen / "other").facts}
     assert any(path.startswith("$.lora.rank_pattern") for path in changed), changed
+
+
+def test_a_run_is_trained_again_from_its_manifest(chosen: Path) -> None:
+    assert rerun(chosen / "out").fact.found == "equal bit for bit"
+
+
+def test_a_written_recipe_has_the_same_choice(base: Path, tmp_path: Path) -> None:
+    for lora in (CHOSEN, {"target_modules": r".*\.1\..*_proj", "layers_to_transform": None}):
+        recipe = load_recipe(write_recipe(tmp_path, base, lora=lora))
+        again = parse_recipe(json.loads(json.dumps(recipe.as_written())), folder=tmp_path)
+        assert again == recipe
+        folder = BaseFolder(base)
+        shapes_of = [ranks_and_alphas(one.lora, planned_layers(folder, one.lora)) for one in (recipe, again)]
+        assert shapes_of[0] == shapes_of[1]
 
 
 def test_a_rank_that_was_changed_afterwards_is_a_mismatch(chosen: Path, base: Path, tmp_path: Path) -> None:

@@ -14,6 +14,14 @@ from pytest_mistral_lora.training.gpu_trial.trials import TrialResult
 from pytest_mistral_lora.training.step.memory_need import in_words
 
 JSON, PAGE = "gpu-trial.json", "gpu-trial.md"
+_OF_TRIALS = (
+    *("run", "shows", "verdict", "compared with", "loss, distance", "gradient norm, distance"),
+    *("loss, from the record", "peak", "time"),
+)
+_OF_SHAPES = (
+    *("trainer", "adapter on", "step", "step, estimate", "tokens a second", "peak", "peak, estimate"),
+    "waits in a step",
+)
 
 
 @dataclass(frozen=True)
@@ -63,29 +71,11 @@ class GpuReport:
         lines += [f"- torch {torch['version']}, built for {torch['build']}; {own}"]
         lines += [f"- {self.seconds:.0f} s in all", "", "## Tiny runs, beside the same run on the CPU", ""]
         lines += [self._reference_line(), ""]
-        lines += _table(
-            (
-                "run",
-                "shows",
-                "verdict",
-                "loss, distance",
-                "gradient norm, distance",
-                "from the record",
-                "peak",
-                "steps",
-            ),
-            map(_trial_cells, self.trials),
-        )
+        lines += _table(_OF_TRIALS, map(_trial_cells, self.trials))
         lines += ["", f"## Steps of four layers of 7B's shape, {SEVEN_B.tokens} tokens, bf16", ""]
-        lines += _table(
-            ("trainer", "adapter on", "step", "estimate", "tokens a second", "peak", "estimate", "waits in a step"),
-            map(_shape_cells, self.shapes),
-        )
-        lines += [
-            "",
-            "The estimate of a step is the time of its products at the speed of one large product here: what is",
-        ]
-        lines += ["beyond it is norms, rotations, sums, casts, launches and waits."]
+        lines += _table(_OF_SHAPES, map(_shape_cells, self.shapes))
+        lines += ["", "The estimate of a step is the time of its products, at the speed of one large product here. The"]
+        lines += ["rest of a step is norms, rotations, sums, casts, launches and waits."]
         return "\n".join(lines) + "\n"
 
     def _reference_line(self) -> str:
@@ -111,7 +101,7 @@ def _trial_cells(one: TrialResult) -> Sequence[str]:
     gradient = "" if one.gradient_distance is None else f"{one.gradient_distance:.2%}"
     seconds = "" if one.seconds is None else f"{one.seconds:.1f} s"
     distances = _nats(one.loss_distance), gradient, _nats(one.recorded_distance)
-    return (one.name, one.shows, one.verdict, *distances, _bytes(one.peak_bytes), seconds)
+    return (one.name, one.shows, one.verdict, one.compared_with, *distances, _bytes(one.peak_bytes), seconds)
 
 
 def _nats(distance: float | None) -> str:

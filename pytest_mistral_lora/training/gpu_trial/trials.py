@@ -38,7 +38,7 @@ class Trial:
         base: Settings of the recipe's `base`.
         lora: Settings of the recipe's `lora`.
         package: A package that it needs; empty for none.
-        is_exact: Whether its losses are those of the run in fp32 on the CPU, but for rounding.
+        is_exact: Whether its losses are those of the run in fp32 on a CPU with the same `lora`, but for rounding.
         is_resumed: Whether it is stopped after its first step, and resumed.
         launcher: Arguments of `accelerate launch`, for all GPUs; empty for one process.
         needs_bf16: Whether the GPU must compute in bf16.
@@ -78,6 +78,7 @@ class Trial:
 
 
 _BF16 = {"precision": "bf16"}
+_PATTERNS = {"layers_to_transform": [1], "rank_pattern": {"v_proj": 4}, "alpha_pattern": {"down_proj": 8}}
 _DDP = ("--multi_gpu",)
 _FSDP2 = (
     *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
@@ -90,8 +91,9 @@ TRIALS = (
     Trial("rows alone", "packed rows do not see one another", {**_BF16, "micro_batch_tokens": 1}),
     Trial("checkpointed", "activations computed twice", {**_BF16, "activation_checkpointing": True}),
     Trial("shared prefix", "rows that begin alike share passes", {**_BF16, "share_prefix": True}),
-    Trial("DoRA", "PEFT's own layers", _BF16, lora={"dora": True}, is_exact=False),
-    Trial("head in full", "a head that is trained", _BF16, lora={"modules_to_save": ["lm_head"]}, is_exact=False),
+    Trial("DoRA", "PEFT's own layers", _BF16, lora={"dora": True}),
+    Trial("head in full", "a head that is trained", _BF16, lora={"modules_to_save": ["lm_head"]}),
+    Trial("patterns", "layers, ranks and alphas of their own", _BF16, lora=_PATTERNS),
     Trial("nf4", "a base in 4 bits", _BF16, base={"quantization": "nf4"}, package="bitsandbytes", is_exact=False),
     Trial("8-bit AdamW", "moments in 8 bits", {**_BF16, "optimizer": "adamw_8bit"}, package="bitsandbytes"),
     Trial("Liger", "fused kernels", {**_BF16, "kernels": "liger"}, package="liger_kernel"),
@@ -204,8 +206,7 @@ class Trials:
         found = self._train(trial, self._device)
         if isinstance(found, str):
             return TrialResult(trial.name, "failed", found)
-        # only runs of this trainer are recorded
-        is_recorded = trial.module == CHILD and not self.differences
+        is_recorded = self._recorded_run(trial) is not None and not self.differences
         references = []
         for precision in ("fp32", "bf16"):
             reference = self._reference(trial, precision, is_recorded=is_recorded)
@@ -225,14 +226,16 @@ class Trials:
         return replace(result, compared_with=with_which, recorded_distance=distance)
 
     def _recorded_run(self, trial: Trial) -> Mapping[str, Any] | None:
-        """Return the recorded run in a trial's precision; None without one."""
-        return None if self._recorded is None or trial.module != CHILD else self._recorded.runs[trial.precision]
+        """Return the recorded run in a trial's precision; None without one: only plain LoRA of this trainer has one."""
+        is_plain = trial.module == CHILD and not trial.lora
+        return None if self._recorded is None or not is_plain else self._recorded.runs[trial.precision]
 
     def _reference(self, trial: Trial, precision: str, *, is_recorded: bool) -> Mapping[str, Any] | str:
         """Return the evidence of the run on a CPU, or why it failed."""
         if is_recorded and self._recorded is not None:
             return self._recorded.runs[precision]
-        return self._train(Trial(precision, "", {"precision": precision}, module=trial.module), "cpu")
+        same = Trial(precision, "", {"precision": precision}, lora=trial.lora, module=trial.module)
+        return self._train(same, "cpu")
 
     def record(self) -> RecordedRuns:
         """Compute the runs on this CPU that a reference has, and return it.
