@@ -242,11 +242,11 @@ def both_models(case: Case, choice: str, folder: Path) -> tuple[Any, Any]:
             layers = planned_layers(BaseFolder(folder), given)
             models.append(attach_adapter(model, given, layers, seed=0))
             continue
-        config, indices = of_peft(lora), lora.layers_to_transform or (0, 1)
-        config.layers_to_transform = None
-        # the vision tower of a wrapper has layers of the same names
-        places = f"{architecture.layers}\\.({'|'.join(map(str, indices))})"
-        config.target_modules = rf"{places}\..*\.({'|'.join(targets)})"
+        config = of_peft(lora)
+        config.target_modules = set(targets)
+        if case.wrapped:  # the vision tower has layers of the same names
+            places = f"{architecture.layers}\\.({'|'.join(map(str, lora.layers_to_transform or (0, 1)))})"
+            config.layers_to_transform, config.target_modules = None, rf"{places}\..*\.({'|'.join(targets)})"
         with peft_quiet():
             models.append(get_peft_model(model, config))
     generator = torch.Generator().manual_seed(3)
@@ -322,8 +322,9 @@ def test_a_step_is_as_near_to_float64_as_that_of_peft(case: Case, choice: str, p
         ):
             far.append((abs(loss.item() - truth.item()) / truth.item(), apart(gradients(loss, model), right)))
     (loss_of_peft, of_peft_), (loss_of_ours, of_ours) = far
-    floor = {"fp32": 1e-5, "bf16": 0.0}[precision]
-    assert of_ours <= max(1.5 * of_peft_, floor)
+    # in bf16, a token of a mixture may go to another expert: the distance is then one of chance
+    assert of_ours <= {"fp32": 1.5, "bf16": 2.0}[precision] * of_peft_
+    assert precision == "bf16" or of_ours < 1e-4
     assert loss_of_ours <= max(2 * loss_of_peft, {"fp32": 1e-5, "bf16": 1e-2}[precision])
 
 
