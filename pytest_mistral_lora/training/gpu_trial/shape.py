@@ -256,8 +256,9 @@ def operations_of_a_step(base: BaseFolder, shape: Shape, lora: Lora, layers: Seq
     frozen = sum(weight.numel() for weight in linear.values())
     adapter = sum(lora.r * sum(linear[name].shape) for name in layers)
     heads = config.num_attention_heads * config.head_dim
-    attention = 2 * shape.tokens**2 // 2 * heads * config.num_hidden_layers
-    return 2 * shape.tokens * (2 * frozen + 3 * adapter) + (2 + 5) * attention
+    attention: int = 2 * shape.tokens**2 // 2 * heads * config.num_hidden_layers
+    products: int = 2 * shape.tokens * (2 * frozen + 3 * adapter)
+    return products + (2 + 5) * attention
 
 
 def product_speed(shape: Shape, device: str, repeats: int = 10) -> float:
