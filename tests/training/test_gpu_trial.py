@@ -311,7 +311,7 @@ def test_the_page_and_the_json_have_every_run(tmp_path: Path) -> None:
     ]
     gpu = {"name": "cuda:0 NVIDIA H100", "memory": 80 << 30}
     torch_build = {"version": "2.13.0", "build": "CUDA 13.0", "devices": [gpu, {"name": "CPU", "memory": 0}]}
-    report = GpuReport(results, (), shapes, 600.0, {"version": "0.1", "torch": torch_build})
+    report = GpuReport(results, ("torch 9.9",), shapes, 600.0, {"version": "0.1", "torch": torch_build})
     assert report.failed == [TRIALS[0].name]
     report.write(tmp_path / "trial")
     data = json.loads((tmp_path / "trial" / JSON).read_text())
@@ -326,6 +326,8 @@ def test_the_page_and_the_json_have_every_run(tmp_path: Path) -> None:
     assert "| TRL | attention | not measured: not installed |  |  |  |  |  |" in tables
     assert "| 0.5 nats | 0.00% | 0.25 nats | 0 MiB | 1.0 s |" in "\n".join(tables)
     assert f"recorded with torch {recorded().versions['torch']}" in "\n".join(page)
+    assert "computed here again: torch 9.9" in "\n".join(page)
+    assert data["reference"]["differences"] == ["torch 9.9"]
     assert data["reference"]["runs"].keys() == {"fp32", "bf16", "fp16"}
 
 

@@ -128,6 +128,13 @@ def test_a_choice_that_is_not_one_of_the_base_is_named(
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_pattern_of_experts_is_refused(tmp_path: Path) -> None:
+    Case("mixtral").config().save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="is of a router or its experts in MixtralForCausalLM") as caught:
+        planned_layers(BaseFolder(tmp_path), lora_of(target_modules=r"model\.layers\.0\.(self_attn|mlp)\..*"))
+    assert str(caught.value.place) == "lora.target_modules"
+
+
 @pytest.mark.parametrize(
     ("patterns", "ranks", "is_kept"),
     [
