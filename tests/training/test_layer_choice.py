@@ -30,7 +30,7 @@ from pytest_mistral_lora.training.adapter import attach_adapter, lora_config, pe
 from pytest_mistral_lora.training.layers import layers_text, planned_layers, ranks_and_alphas
 from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.merge import merge
-from pytest_mistral_lora.training.prepare import prepare
+from pytest_mistral_lora.training.prepare import plan_run, prepare
 from pytest_mistral_lora.training.progress import header, trainable_parameters
 from pytest_mistral_lora.training.recipe import Lora, load_recipe, parse_recipe
 from pytest_mistral_lora.training.rerun import rerun
@@ -128,6 +128,21 @@ def test_a_choice_that_is_not_one_of_the_base_is_named(
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_group_that_the_class_lacks_is_refused(tmp_path: Path) -> None:
+    Case("mixtral").config().save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="experts") as caught:
+        planned_layers(BaseFolder(tmp_path), lora_of(target_modules="attention+mlp"))
+    assert str(caught.value.place) == "lora.target_modules"
+    assert "attention: q_proj" in caught.value.expected
+
+
+def test_a_layer_of_a_group_is_not_trained_in_full_as_well(base: Path, tmp_path: Path) -> None:
+    lora = {**NO_PATTERNS, "target_modules": "attention", "modules_to_save": ["q_proj"]}
+    recipe = load_recipe(write_recipe(tmp_path, base, lora=lora))
+    with pytest.raises(RecipeError, match=r"model\.layers\.1\.self_attn\.q_proj is in target_modules and in"):
+        plan_run(recipe)
+
+
 def test_a_pattern_of_experts_is_refused(tmp_path: Path) -> None:
     Case("mixtral").config().save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="is of a router or its experts in MixtralForCausalLM") as caught:
@@ -168,6 +183,7 @@ def test_the_first_pattern_counts_also_after_peft_has_sorted_them(
         ("rank_pattern: {q_proj: 1.5}", "lora.rank_pattern.q_proj: 1.5:"),
         ("alpha_pattern: {q_proj: 0}", "lora.alpha_pattern.q_proj: 0:"),
         ("rank_pattern: {'q_proj(': 2}", "'q_proj(' is not a regular expression"),
+        ("rank_pattern: {'': 2}", "an empty pattern; expected the end of a module's name"),
         ("target_modules: 'q_proj('", "'q_proj(' is not a regular expression"),
         ("target_modules: ['.*q_proj', v_proj]", "'.*q_proj' is no name"),
         ("{target_modules: '.*q_proj', layers_to_transform: [0]}", "layers_to_transform [0] beside the pattern"),
@@ -486,6 +502,30 @@ def test_a_run_goes_on_from_an_adapter_with_the_same_choice_alone(chosen: Path, 
         with pytest.raises(RecipeError) as caught:
             prepare(load_recipe(file))
         assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        # not the same names in each layer
+        (
+            r".*(0\.self_attn\.q_proj|1\.mlp\.up_proj)",
+            r"Set lora.target_modules: 'model\.layers\.0\.self_attn\.q_proj|",
+        ),
+        (".*(embed_tokens|1.self_attn.q_proj)", "Start from an adapter of the text's decoder layers alone."),
+    ],
+)
+def test_the_keys_of_an_adapter_of_another_trainer_are_named(
+    targets: str, words: str, base: Path, tmp_path: Path
+) -> None:
+    with peft_quiet():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, target_modules=targets))
+    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    lora = {**NO_PATTERNS, "layers_to_transform": None, "start": "theirs"}
+    recipe = load_recipe(write_recipe(tmp_path, base, lora=lora))
+    with pytest.raises(RecipeError) as caught:
+        plan_run(recipe)
+    assert words in str(caught.value), str(caught.value)
 
 
 def test_the_same_patterns_in_another_order_are_another_run(base: Path, tmp_path: Path) -> None:
