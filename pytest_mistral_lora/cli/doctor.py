@@ -6,17 +6,14 @@ import argparse
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.cli.verb import NEW_FOLDER, Verb, add_json_option, print_json, shown_path
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, MachineError, counted
-from pytest_mistral_lora.extras import EXTRAS, require_extra
+from pytest_mistral_lora.cli.verb import NEW_FOLDER, Verb, add_json_option, print_json
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
+from pytest_mistral_lora.extras import EXTRAS
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.environment import InstallationFault, LibraryState
@@ -28,9 +25,9 @@ with its devices and the precision for each, the cache, and whether a token for 
 not read. Nothing is sent, unless you give --hub.
 
 With --gpu, try the GPUs of this machine with the trainer, for some ten minutes: tiny runs in each precision, packed,
-checkpointed, in 4 bits, resumed and on all GPUs, whose losses and gradients are compared with those of the CPU; then
-steps with the layers of a 7B model, without its weights, beside another trainer that is installed. FOLDER gets
-gpu-trial.json and gpu-trial.md, which you can send to us."""
+checkpointed, in 4 bits, guarded, resumed and on all GPUs, whose losses and gradient norms are compared with recorded
+ones of a CPU; then steps with the layers of a 7B model, without its weights, beside another trainer that is installed.
+FOLDER gets gpu-trial.json and gpu-trial.md, which you can send to us."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +48,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the state of the installation; return 1 if a known fault is installed."""
     if args.gpu is not None:
-        return _try_gpu(args.gpu)
+        from pytest_mistral_lora.cli.gpu_trial import try_gpu
+
+        return try_gpu(args.gpu)
+    from pytest_mistral_lora.cli.gpu_trial import machine_facts
     from pytest_mistral_lora.environment import installed_versions, library_states, present_faults
     from pytest_mistral_lora.environment.machine import hub_state, torch_build
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(
             {
                 "exit_status": code,
-                **_machine([{**asdict(library), "state": library.state} for library in libraries], torch),
+                **machine_facts([{**asdict(library), "state": library.state} for library in libraries], torch),
                 "extras": extras,
                 "hub": asdict(hub),
                 "faults": [asdict(fault) for fault in faults],
@@ -80,70 +80,6 @@ def run(args: argparse.Namespace) -> int:
     lines += [*_server_lines([fault for fault in faults if fault.server]), ""]
     sys.stdout.write("\n".join([*lines, _verdict(faults)]) + "\n")
     return code
-
-
-def _machine(libraries: Any, torch: TorchBuild) -> dict[str, Any]:
-    """Return the machine as plain JSON data."""
-    return {
-        "version": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": libraries,
-        "torch": asdict(torch),
-    }
-
-
-def _try_gpu(folder: Path) -> int:
-    """Try the GPUs, and write the report; return 1 if a run on them failed.
-
-    Raises:
-        InputError: If the folder exists.
-        MachineError: If torch finds no GPU.
-    """
-    require_extra("train")
-    import torch
-
-    from pytest_mistral_lora.environment import installed_versions
-    from pytest_mistral_lora.environment.machine import torch_build
-    from pytest_mistral_lora.records.files import require_new
-    from pytest_mistral_lora.training.display import RunDisplay
-    from pytest_mistral_lora.training.gpu_trial.report import GpuReport
-    from pytest_mistral_lora.training.gpu_trial.shape import SEVEN_B, TARGETS, measure
-    from pytest_mistral_lora.training.gpu_trial.trials import TRIALS, Trials
-
-    require_new(folder)  # before ten minutes of work
-    if not torch.cuda.is_available():
-        step = "Run it on a machine with a GPU; mistral-lora doctor shows what torch finds."
-        raise MachineError("torch finds no CUDA device: no GPU was tried", place="--gpu", next_step=step)
-    display = RunDisplay.on_stderr()
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    results = []
-    with tempfile.TemporaryDirectory() as work:
-        trials = Trials(Path(work), device="cuda", devices=torch.cuda.device_count(), has_bf16=has_bf16)
-        for trial in TRIALS:
-            results.append(found := trials.run(trial))
-            display.line(f"{trial.name}: {found.verdict}")
-    shapes = []
-    for targets in TARGETS if has_bf16 else ():
-        display.phase(f"steps of 7B's shape, adapter on {targets}")
-        with redirect_stdout(sys.stderr):  # other trainers print their figures
-            shapes += measure(SEVEN_B, device="cuda", targets=targets, peers=_peers())
-    report = GpuReport(results, shapes, display.seconds, _machine(installed_versions(), torch_build()))
-    report.write(folder)
-    sys.stdout.write(f"{shown_path(folder)}\n")
-    for name in report.failed:
-        sys.stderr.write(f"failed: {name}\n")
-    return EXIT_FINDING if report.failed else EXIT_OK
-
-
-def _peers() -> dict[str, Any]:
-    """Return what makes the training loop of each other trainer, by its title; None if it is not installed."""
-    from pytest_mistral_lora.chat.rows import imported
-    from pytest_mistral_lora.extras import is_installed
-    from pytest_mistral_lora.runners import TRAINERS
-
-    timed = [trainer for trainer in TRAINERS.values() if trainer.timed]
-    return {trainer.title: imported(trainer.timed) if is_installed(trainer.module) else None for trainer in timed}
 
 
 def _library_lines(libraries: Sequence[LibraryState]) -> list[str]:

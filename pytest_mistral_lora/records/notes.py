@@ -133,6 +133,9 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     schedule = training["schedule"]
     shape = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
     shape += ", DoRA" if lora.get("dora") else ""
+    for name, key in (("r", "rank_pattern"), ("alpha", "alpha_pattern")):
+        values = (f"{value:g} in `{pattern}`" for pattern, value in lora.get(key, {}).items())
+        shape += f"; {name} {', '.join(values)}" if lora.get(key) else ""
     shape += f"; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else ""
     seeds = f"{lora.get('seed', manifest['seed'])} for the adapter, {manifest['seed']} for dropout, "
     seeds += f"{training['order_seed']} for the order of rows"
@@ -141,7 +144,7 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     processor = machine["gpu"] or f"{machine['processor']}, {counted(machine['threads'], 'thread')}"
     rows = [
         ("LoRA", shape),
-        ("Layers", f"{lora['layers']}: {', '.join(layers)}"),
+        ("Layers", f"{lora['layers']}: {', '.join(layers)}{_chosen_layers(lora)}"),
         ("Trained numbers", f"{lora['parameters']}"),
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
         ("Tokens", f"{training['max_length']} in a row at most, {training['micro_batch_tokens']} fed at once"),
@@ -159,6 +162,11 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     if training.get("memory_relief"):
         rows.append(("Changes because memory ran out", ", ".join(training["memory_relief"])))
     return "## Decision\n\n" + _table(rows)
+
+
+def _chosen_layers(lora: Mapping[str, Any]) -> str:
+    chosen = lora.get("layers_to_transform")
+    return f", of the decoder layers {', '.join(map(str, chosen))}" if chosen else ""
 
 
 def _line_of_parents(start: Mapping[str, Any]) -> str:

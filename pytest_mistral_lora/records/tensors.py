@@ -205,6 +205,12 @@ def diff_tensors(a: Path, b: Path) -> TensorsDiff:
     return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
 
 
+def decoder_indices(names: Iterable[str]) -> list[int]:
+    """Return the index of each decoder layer in which a layer has LoRA's matrix A, sorted."""
+    found = (re.search(r"\.layers\.(\d+)\.", name) for name in adapted_modules(names))
+    return sorted({int(match[1]) for match in found if match})
+
+
 def adapted_modules(names: Iterable[str]) -> list[str]:
     """Return the dotted name of each layer that has LoRA's matrix A among the tensors of an adapter, sorted."""
     layers = (name.partition(".lora_A.")[0] for name in names if ".lora_A." in name)

@@ -41,7 +41,7 @@ from pytest_mistral_lora.records.proven import (
     less_proven_than_committed,
     less_proven_than_merged,
 )
-from pytest_mistral_lora.records.tensors import adapted_modules
+from pytest_mistral_lora.records.tensors import adapted_modules, decoder_indices
 
 State = Literal["match", "mismatch", "not available"]
 
@@ -258,6 +258,7 @@ def adapter_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
             "tensors_sha256": lambda: folder.tensors_sha256,
             "layers": lambda: len(adapted_modules(folder.tensors)),
             "modules": lambda: adapted_modules(folder.tensors),
+            "layers_to_transform": lambda: decoder_indices(folder.tensors),
             "parameters": lambda: sum(info.size for info in folder.tensors.values()),
         }
         for key in filter(lora.__contains__, computed):
@@ -267,6 +268,9 @@ def adapter_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     for name, key in _CONFIG_KEYS.items():
         if lora is not None and name in lora:
             yield recompute_field(f"lora.{name}", lora[name], partial(lambda key: folder.config[key], key), config)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if lora is not None and key in lora:
+            yield recompute_field(f"lora.{key}", lora[key], partial(lambda key: folder.config[key], key), config)
     for key in ("target_modules", "modules_to_save"):
         if lora is not None and key in lora:
             names = partial(lambda key: sorted(folder.config[key] or []), key)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -43,7 +44,7 @@ _EXPERTS = {
 
 
 def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
-    """Return the dotted names of the base's layers that get an adapter, in model order, without loading weights.
+    """Return the dotted names of the layers of some last names, in model order, without loading weights.
 
     Only the decoder layers of the text model are searched: the layers of a vision tower have the same names.
 
@@ -61,7 +62,7 @@ def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
         expected = f"attention: {', '.join(architecture.text.attention)}"
         raise RecipeError(str(error), place=place, expected=expected) from error
     if not architecture.text.mlp:
-        _refuse_experts(architecture, requested, place)
+        refuse_experts(architecture, requested, place)
     # PEFT accepts a list if any of its names matches, and then trains less than the recipe requests
     modules = base.empty_model().named_modules()
     everywhere = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
@@ -85,7 +86,17 @@ def adapted_layers(base: BaseFolder, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _refuse_experts(architecture: Architecture, targets: Sequence[str], place: Place) -> None:
+def refuse_experts(architecture: Architecture, targets: Sequence[str], place: Place) -> None:
+    """Refuse names of a router or its experts.
+
+    Args:
+        architecture: A class with experts.
+        targets: Names of layers, dotted or not.
+        place: The key that names them.
+
+    Raises:
+        RecipeError: With the first.
+    """
     for target in targets:
         # also as a part of a dotted name, such as mlp.gate
         if not _EXPERTS.isdisjoint(target.split(".")):
@@ -103,14 +114,17 @@ def _mismatch(target: str, count: int, everywhere: Sequence[str]) -> str:
     return f"{target!r} matches {count or 'nothing'}{where}"
 
 
-def peft_targets(layers: Sequence[str]) -> list[str]:
-    """Return PEFT's `target_modules` for some layers: last names, or full names if a vision tower shares them.
+def peft_targets(lora: Lora, layers: Sequence[str]) -> list[str]:
+    """Return PEFT's `target_modules` for some layers: last names, or full names if other layers have the same.
 
     Args:
-        layers: The result of `adapted_layers`.
+        lora: The recipe's adapter.
+        layers: The result of `planned_layers`.
     """
-    # servers know both forms; a pattern would be shorter, but not all of them take patterns
-    plain = all(name.startswith("model.layers.") for name in layers)
+    # Servers and trainers know both forms. A pattern would be shorter, and so would names with `layers_to_transform`,
+    # but not all of them take these.
+    of_all = lora.layers_to_transform is None and lora.target_pattern is None
+    plain = of_all and all(name.startswith("model.layers.") for name in layers)
     return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
 
 
@@ -135,7 +149,7 @@ def saved_modules(base: BaseFolder, names: Sequence[str]) -> list[str]:
         if also := [module for module in modules if module.endswith(name) and module not in matched]:
             raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place=place)
         if not architecture.text.mlp:
-            _refuse_experts(architecture, matched, place)
+            refuse_experts(architecture, matched, place)
         others = [module for module in matched if module != "lm_head" and not module.startswith(architecture.tower)]
         if others:
             raise RecipeError(f"{others[0]} is outside the text model", place=place, expected="modules of that model")
@@ -150,19 +164,43 @@ def _last_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def deciding_pattern(patterns: Iterable[str], layer: str) -> str | None:
+    """Return the first of some patterns that matches the end of a layer's name, as in PEFT; None if none does."""
+    return next((pattern for pattern in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer)), None)
+
+
+def _in_saved_order(patterns: Mapping[str, float], layers: Sequence[str]) -> dict[str, float]:
+    """Return patterns in the order in which PEFT saves them, sorted, that give each layer the value of the given ones.
+
+    They are the given ones, or else the names of the layers.
+    """
+    found = {layer: pattern for layer in layers if (pattern := deciding_pattern(patterns, layer)) is not None}
+    values = {layer: patterns[pattern] for layer, pattern in found.items()}
+    saved = {layer: deciding_pattern(sorted(patterns), layer) for layer in found}
+    is_kept = all(pattern is not None and patterns[pattern] == values[layer] for layer, pattern in saved.items())
+    kept = patterns if is_kept else {re.escape(layer): value for layer, value in values.items()}
+    return {pattern: _whole(value) for pattern, value in sorted(kept.items())}
+
+
 def lora_config(lora: Lora, layers: Sequence[str]) -> LoraConfig:
-    """Return PEFT's configuration of a new adapter on the result of `adapted_layers`."""
+    """Return PEFT's configuration of a new adapter on the result of `planned_layers`."""
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_alpha=_whole(lora.alpha),
+        rank_pattern=_in_saved_order(lora.rank_pattern or {}, layers),
+        alpha_pattern=_in_saved_order(lora.alpha_pattern or {}, layers),
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        target_modules=peft_targets(layers),
+        target_modules=peft_targets(lora, layers),
         modules_to_save=list(lora.modules_to_save) or None,
         bias="none",
     )
+
+
+def _whole(number: float) -> float:
+    return int(number) if isinstance(number, int) or number.is_integer() else number
 
 
 def without_weights(base: BaseFolder, config: LoraConfig) -> Any:
@@ -195,7 +233,7 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     Args:
         model: The loaded base model.
         lora: The adapter's shape.
-        layers: The result of `adapted_layers`.
+        layers: The result of `planned_layers`.
         seed: Seed of the initial values, and of dropout afterwards.
 
     Raises:
@@ -203,8 +241,12 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     """
     saved = [name for name, _ in model.named_modules() if _last_name(name) in lora.modules_to_save]
     set_seed(seed)  # PEFT draws the initial values next
+    config = lora_config(lora, layers)
+    targets = config.target_modules
     with peft_quiet():
-        model = get_peft_model(model, lora_config(lora, layers))
+        model = get_peft_model(model, config)
+    # PEFT shortens a long list of names while it puts the adapter on
+    model.peft_config["default"].target_modules = targets
     _train_in_float32(model, saved)
     _check_trainable(model, expected_names(layers, dora=lora.dora, saved=saved))
     if saved:

@@ -17,8 +17,9 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.training.adapter import adapted_layers, lora_config, without_weights
+from pytest_mistral_lora.training.adapter import lora_config, without_weights
 from pytest_mistral_lora.training.devices import device_of, engine, memory_limit, on_gpu, precision_of
+from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import (
@@ -110,7 +111,7 @@ def estimate_need(
     Args:
         base: The base checkpoint; only its configuration is read.
         recipe: The recipe.
-        layers: The result of `adapted_layers`.
+        layers: The result of `planned_layers`.
         precision: The dtype of the base's weights.
         on_gpu: Whether the kernels are those of a GPU.
 
@@ -247,14 +248,14 @@ def recipe_memory(recipe: Recipe, base: BaseFolder) -> RunMemory:
         base: The base checkpoint; only its configuration is read.
 
     Raises:
-        InputError: As for `adapted_layers`.
+        InputError: As for `planned_layers`.
     """
     training = recipe.training
     on_gpu = training.device != "cpu"
     precision = training.precision
     if precision == "auto":
         precision = "bf16" if on_gpu else "fp32"
-    layers = adapted_layers(base, recipe.lora.target_modules)
+    layers = planned_layers(base, recipe.lora)
     return RunMemory(base, recipe, layers, precision, on_gpu, training.max_length)
 
 
@@ -264,7 +265,7 @@ def memory_line(recipe: Recipe, base: BaseFolder, layers: Sequence[str], rows: S
     Args:
         recipe: The recipe.
         base: The base checkpoint.
-        layers: The result of `adapted_layers`.
+        layers: The result of `planned_layers`.
         rows: The rows to train on.
     """
     if engine() in ("fsdp", "deepspeed"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
-from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
+from pytest_mistral_lora.training.adapter import saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
     device_count,
@@ -26,6 +25,7 @@ from pytest_mistral_lora.training.devices import (
 )
 from pytest_mistral_lora.training.gate.measure import GateRows
 from pytest_mistral_lora.training.generate.record import format_checks
+from pytest_mistral_lora.training.layers import layers_text, planned_layers, ranks_and_alphas
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data, load_retention
 from pytest_mistral_lora.training.start import Start, plan_start
@@ -63,10 +63,10 @@ class RunPlan:
 
     @property
     def layers_line(self) -> str:
-        """The adapted layers and the class of the base, and whether a tokenizer of Mistral's is its oracle."""
+        """The adapted layers, with ranks that differ, the class of the base, and whether it has an oracle."""
         architecture = self.base.architecture
-        kinds = dict.fromkeys(re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in self.layers)
-        text = f"{len(self.layers)} of {architecture.title}: {', '.join(kinds)}"
+        kinds = layers_text(self.base, self.recipe.lora, self.layers)
+        text = f"{len(self.layers)} of {architecture.title}: {kinds}"
         return text if architecture.text.has_oracle else f"{text}; no oracle: its chat template is the only judge"
 
 
@@ -106,9 +106,17 @@ class Preparation(RunPlan):
         left_out: Any = {**dict.fromkeys(("output", "evaluation", "card", "deployment"), True), "training": others}
         recipe = self.recipe.model_dump(mode="json", exclude=left_out)
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
-        machine = {"devices": device_count(), "engine": engine(), "precision": precision_of(self.recipe.training)}
+        machine: dict[str, Any] = {
+            "devices": device_count(),
+            "engine": engine(),
+            "precision": precision_of(self.recipe.training),
+        }
         if device_count() > 1:
             machine["rows_of_a_device"] = DEALING
+        lora = self.recipe.lora
+        if lora.rank_pattern or lora.alpha_pattern:
+            # the first pattern that matches counts, and two mappings are equal in any order
+            machine["ranks_and_alphas"] = [[name, *one] for name, one in ranks_and_alphas(lora, self.layers).items()]
         # a local base is pinned by its weights alone
         start = {} if self.start is None else {"start": self.start.identity}
         return {"recipe": recipe, "rows": rows, "base": self.base.canonical_config, **start, **machine}
@@ -156,7 +164,7 @@ def plan_run(
     """
     base = base or resolve_base(recipe.base)
     require_trainable(base, recipe.backend)
-    layers = adapted_layers(base, recipe.lora.target_modules)
+    layers = planned_layers(base, recipe.lora)
     saved = saved_modules(base, recipe.lora.modules_to_save)
     if both := [name for name in saved if name in layers]:
         raise RecipeError(

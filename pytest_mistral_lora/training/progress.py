@@ -18,6 +18,7 @@ from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.curves import PAGE
 from pytest_mistral_lora.training.devices import device_count, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
+from pytest_mistral_lora.training.layers import ranks_and_alphas
 from pytest_mistral_lora.training.memory import memory_line
 from pytest_mistral_lora.training.step.memory_need import in_words
 
@@ -38,14 +39,19 @@ _NAMED_FILES = 3
 def trainable_parameters(prepared: Preparation) -> tuple[int, int]:
     """Return how many values of a run are trainable, and how many its base has, from shapes alone."""
     model, lora = prepared.base.empty_model(), prepared.recipe.lora
-    adapted, count = set(prepared.layers), 0
+    shapes, count = ranks_and_alphas(lora, prepared.layers), 0
     for name, module in model.named_modules():
-        if name in adapted:
+        if name in shapes:
             rows, columns = module.weight.shape
-            count += lora.r * (rows + columns) + (rows if lora.dora else 0)
+            count += shapes[name][0] * (rows + columns) + (rows if lora.dora else 0)
         elif name in prepared.saved:
             count += sum(parameter.numel() for parameter in module.parameters())
     return count, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _ranks(prepared: Preparation) -> str:
+    ranks = [rank for rank, _ in ranks_and_alphas(prepared.recipe.lora, prepared.layers).values()]
+    return f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else f"{ranks[0]}"
 
 
 def data_facts(prepared: Preparation) -> dict[str, str]:
@@ -84,7 +90,7 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     return {
         **data_facts(prepared),
         **({} if prepared.start is None else {"goes on from": prepared.start.written}),
-        "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
+        "trainable parameters": f"{count:,} (rank {_ranks(prepared)}), {count / all_numbers:.2%} of {all_numbers:,}",
         "device": f"{device}, {precision_of(training)}",
         **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),
         "steps": f"{steps:,} of {training.batch_size} rows, {counted(epochs, 'epoch')}; "

@@ -24,7 +24,7 @@ from pytest_mistral_lora.records.data_stats import (
 )
 from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.git import code_of
-from pytest_mistral_lora.training.adapter import peft_targets
+from pytest_mistral_lora.training.adapter import lora_config, peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
@@ -92,9 +92,10 @@ def run_facts(
             **token_stats(data.train.figures),
         },
         "lora": {
-            **recipe.lora.model_dump(exclude={"start"}),
-            "target_modules": sorted(peft_targets(prepared.layers)),
+            **recipe.lora.model_dump(exclude={"start"}, exclude_none=True),
+            "target_modules": sorted(peft_targets(recipe.lora, prepared.layers)),
             "modules": sorted(prepared.layers),
+            **_chosen_layers(recipe, prepared.layers),
             "modules_to_save": sorted(recipe.lora.modules_to_save),
             "seed": recipe.training.seed,
             **({} if prepared.start is None else {"start": start_facts(prepared, prepared.start, log)}),
@@ -107,6 +108,14 @@ def run_facts(
         **declared,
         "evaluation": [*_evaluation(log, completions, rates, gate), *declared["evaluation"]],
     }
+
+
+def _chosen_layers(recipe: Recipe, layers: Sequence[str]) -> dict[str, Any]:
+    """Return the chosen layers, and the patterns as the adapter's configuration has them; empty without them."""
+    chosen, config = recipe.lora.layers_to_transform, lora_config(recipe.lora, layers)
+    patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
+    found = {"layers_to_transform": None if chosen is None else sorted(chosen), **patterns}
+    return {key: value for key, value in found.items() if value}
 
 
 def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pytest_mistral_lora.records.files import finished_folder, listing, set_mode
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts, notes_record
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
-from pytest_mistral_lora.training.adapter import expected_names, peft_targets
+from pytest_mistral_lora.training.adapter import expected_names
 from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
 
 _KEPT_CHECKPOINTS = 2
@@ -113,8 +113,6 @@ def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | 
     save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
     set_mode_of_new_file(weights)  # safetensors makes it readable by its owner only
     config = copy.copy(adapter.config)
-    # PEFT shortens a long list of names while it puts the adapter on
-    config.target_modules = set(peft_targets(adapter.layers))
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.save_pretrained(folder)
     file = folder / "adapter_config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from peft.tuners import lora
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, is_repository
-from pytest_mistral_lora.errors import InputError, PinError, RecipeError, TrainingError, and_more, did_you_mean
+from pytest_mistral_lora.errors import (
+    InputError,
+    PinError,
+    RecipeError,
+    TrainingError,
+    and_more,
+    did_you_mean,
+    short_json,
+)
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -26,10 +35,10 @@ from pytest_mistral_lora.training.adapter import (
     adapter_tensors,
     lora_config,
     peft_quiet,
-    peft_targets,
     recorded_without_weights,
     without_weights,
 )
+from pytest_mistral_lora.training.layers import decoder_layers
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run_folder import missing_start
 
@@ -223,7 +232,7 @@ def _require_same_adapter(
     """
     theirs = _BuiltAdapter.of(recorded_without_weights(folder, base))
     ours = _BuiltAdapter.of(without_weights(base, lora_config(recipe.lora, layers)))
-    found = list(_differences(recipe, folder, theirs, ours))
+    found = list(_differences(recipe, base, folder, theirs, ours))
     if found:
         # one error with all of them: the recipe is corrected once
         steps = [step for _, _, _, step in found]
@@ -237,7 +246,7 @@ def _require_same_adapter(
 
 
 def _differences(
-    recipe: Recipe, folder: AdapterFolder, theirs: _BuiltAdapter, ours: _BuiltAdapter
+    recipe: Recipe, base: BaseFolder, folder: AdapterFolder, theirs: _BuiltAdapter, ours: _BuiltAdapter
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield each key of a recipe that the adapter contradicts: the key, what is found, what is expected, what to do."""
     config, wanted = folder.config, recipe.lora
@@ -245,7 +254,7 @@ def _differences(
         more, fewer = sorted(theirs.r.keys() - ours.r.keys()), sorted(ours.r.keys() - theirs.r.keys())
         parts = [f"it adapts {more[0]}{and_more(1, len(more))}, which the recipe does not"] if more else []
         parts += [f"it does not adapt {fewer[0]}{and_more(1, len(fewer))}"] if fewer else []
-        step = f"Set lora.target_modules: [{', '.join(sorted(peft_targets(sorted(theirs.r))))}]."
+        step = _step_to_layers(base, sorted(theirs.r))
         yield "target_modules", " and ".join(parts), f"the {len(ours.r)} layers of lora.target_modules", step
     shared = [layer for layer in ours.r if layer in theirs.r]
     for key, name, pattern in (("r", "r", "rank_pattern"), ("alpha", "lora_alpha", "alpha_pattern")):
@@ -253,10 +262,16 @@ def _differences(
         other = [layer for layer in shared if values[layer] != expected[layer]]
         if other:
             found = f"{name} is {values[other[0]]:g} in {other[0]}{and_more(1, len(other))}"
-            step = f"Set lora.{key}: {values[other[0]]:g}."
             if len({values[layer] for layer in shared}) > 1:
-                step = f"Start from an adapter without {pattern}: a recipe has one {key} for all layers."
-            yield key, found, f"lora.{key} {getattr(wanted, key):g}", step
+                found += f", by {pattern}"
+                text = short_json(config[pattern])
+                # one that is cut off cannot be copied
+                of_file = f", which has {len(config[pattern])} entries in {folder.config_file}"
+                step = f"Set lora.{key}: {config[name]:g} and lora.{pattern}{of_file if '…' in text else f': {text}'}."
+            else:
+                step = f"Set lora.{key}: {values[other[0]]:g}{f', without {pattern}' * bool(getattr(wanted, pattern))}."
+            by = f" of lora.{pattern}" if expected[other[0]] != getattr(wanted, key) else ""
+            yield key, found, f"lora.{key} {expected[other[0]]:g}{by}", step
     for key in ("rslora", "dora"):
         value = bool(config.get(f"use_{key}"))
         if value != getattr(wanted, key):
@@ -270,6 +285,21 @@ def _differences(
     elif theirs.r.keys() == ours.r.keys() and bool(config.get("use_dora")) == wanted.dora:
         for name in sorted(theirs.tensors.keys() ^ ours.tensors.keys())[:1]:
             yield "start", f"it describes {name}", "the tensors of a recipe's adapter", "Start from another adapter."
+
+
+def _step_to_layers(base: BaseFolder, layers: Sequence[str]) -> str:
+    """Return the keys of a recipe that adapt some layers, as a sentence."""
+    decoder = f"{base.architecture.layers}."
+    if not all(layer.startswith(decoder) for layer in layers):
+        return "Start from an adapter of the text's decoder layers alone."
+    split = [layer.removeprefix(decoder).partition(".") for layer in layers]
+    indices = sorted({int(index) for index, _, _ in split})
+    names = sorted({name.rpartition(".")[2] for _, _, name in split})
+    if len(layers) != len(indices) * len(names):
+        # not the same names in each layer
+        return f"Set lora.target_modules: '{'|'.join(map(re.escape, layers))}'."
+    step = f"Set lora.target_modules: [{', '.join(names)}]"
+    return f"{step}." if len(indices) == decoder_layers(base) else f"{step} and lora.layers_to_transform: {indices}."
 
 
 def _require_tensors(folder: AdapterFolder, expected: Mapping[str, tuple[int, ...]]) -> None:

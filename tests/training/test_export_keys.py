@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.runners import TRAINERS
+from pytest_mistral_lora.training.adapter import without_weights
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
+from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.recipe.declared import Deployment
 
@@ -22,6 +26,9 @@ OTHER: dict[str, Any] = {
     "lora.alpha": 8,
     "lora.dropout": 0.5,
     "lora.target_modules": ["q_proj"],
+    "lora.layers_to_transform": [1],
+    "lora.rank_pattern": {"v_proj": 2},
+    "lora.alpha_pattern": {"v_proj": 2},
     "lora.rslora": True,
     "lora.dora": True,
     "lora.modules_to_save": ["lm_head"],
@@ -77,6 +84,12 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "evaluation.retention": {"gate": True},
 }
 """What a key needs beside it."""
+REFUSED = {("lora.start", "trl"): "is_trainable=True"} | {
+    (f"lora.{key}", to): '"v_proj": 2.*: .* has no setting for it'
+    for key in ("rank_pattern", "alpha_pattern")
+    for to in ("trl", "llamafactory")
+}
+"""The keys without which a run would be another one, and that a trainer cannot be told; with the words of the error."""
 OF_THE_BASE = {"base.repo", "base.revision", "base.path", "base.weights_sha256", "base.name", "base.oracle"}
 
 
@@ -120,9 +133,10 @@ def test_a_key_changes_the_configuration_or_is_said_not_to(
     run = replace(planned, recipe=varied(make_full, key, OTHER[key]))
     if key == "training.precision":
         run = replace(run, precision="bf16")
-    if (key, to) == ("lora.start", "trl"):
-        with pytest.raises(RecipeError, match="is_trainable=True"):
+    if (key, to) in REFUSED:
+        with pytest.raises(RecipeError, match=REFUSED[key, to]) as caught:
             bridge.settings(run)
+        assert str(caught.value.place) == key
         return
     changed = bridge.settings(run) != bridge.settings(planned)
     said = key in bridge.unsupported_keys(run.recipe)
@@ -137,6 +151,37 @@ def test_the_adapter_to_start_from_has_the_trainers_own_key(
     assert recipe.lora.start is not None
     assert bridge.settings(replace(planned, recipe=recipe))[key] == str(recipe.lora.start.resolve())
     assert key not in bridge.settings(planned)
+
+
+def test_one_name_is_a_pattern_for_trl(make_full: MakeRecipe, planned: ExportedRun) -> None:
+    """TRL 1.16, ModelConfig.__post_init__: a list of one name becomes that text, which PEFT matches with full names."""
+    recipe = varied(make_full, "lora.target_modules", ["v_proj"])
+    run = replace(planned, recipe=recipe)
+    [target] = TRAINERS["trl"].load_exporter().settings(run)["lora_target_modules"]
+    model = without_weights(planned.base, LoraConfig(task_type="CAUSAL_LM", target_modules=target))
+    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    assert [name.removeprefix("base_model.model.") for name in adapted] == planned_layers(planned.base, recipe.lora)
+
+
+@pytest.mark.parametrize("to", ["axolotl", "llamafactory", "trl"])
+def test_layers_are_chosen_by_their_full_names(to: str, make_full: MakeRecipe, planned: ExportedRun) -> None:
+    recipe = varied(make_full, "lora.layers_to_transform", [1])
+    settings = TRAINERS[to].load_exporter().settings(replace(planned, recipe=recipe))
+    targets = settings["lora_target" if to == "llamafactory" else "lora_target_modules"]
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj")
+    names = [f"model.layers.1.self_attn.{kind}" for kind in kinds]
+    assert targets == (",".join(names) if to == "llamafactory" else names)
+
+
+def test_axolotl_has_keys_for_patterns(make_full: MakeRecipe, planned: ExportedRun) -> None:
+    bridge, found = TRAINERS["axolotl"].load_exporter(), {}
+    for key in ("rank_pattern", "alpha_pattern"):
+        recipe = varied(make_full, f"lora.{key}", {"v_proj": 2})
+        found[key] = bridge.settings(replace(planned, recipe=recipe))[f"lora_{key}"]
+    assert found == {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 2}}
+    recipe = varied(make_full, "lora.alpha_pattern", {"v_proj": 2.5})
+    with pytest.raises(RecipeError, match=r"2\.5: the runner takes whole numbers only"):
+        bridge.settings(replace(planned, recipe=recipe))
 
 
 @pytest.mark.of_field

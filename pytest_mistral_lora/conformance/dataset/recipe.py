@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,9 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     recipe, place, findings = target.recipe, Place.of(target.path), []
 
     def refused(rule: str, error: InputError) -> Finding:
-        where = place / str(error.place) if isinstance(error, RecipeError) else error.place
+        where = error.place
+        if isinstance(error, RecipeError):
+            where = replace(place, line=recipe.line_of(error.place.part)) / str(error.place)
         return Finding(rule, error.found, where, error.expected, error.next_step)
 
     base = target.base_folder

@@ -191,12 +191,13 @@ class TrainerHarness(TinyFolder):
         """Return a base (by default the tiny one) with a new adapter on it, by the functions of the trainer."""
         from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
         from pytest_mistral_lora.checkpoint.base_model import load_base
-        from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
+        from pytest_mistral_lora.training.adapter import attach_adapter
         from pytest_mistral_lora.training.devices import on_gpu, precision_of
+        from pytest_mistral_lora.training.layers import planned_layers
 
         folder, training = BaseFolder(base or self.base), recipe.training
         model = load_base(folder, precision_of(training), "cuda" if on_gpu(training) else "cpu")
-        layers = adapted_layers(folder, recipe.lora.target_modules)
+        layers = planned_layers(folder, recipe.lora)
         return attach_adapter(model, recipe.lora, layers, seed=training.seed)
 
     def perturbed_model(self) -> Any:

@@ -13,12 +13,13 @@ from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
-from pytest_mistral_lora.errors import RecipeError, TokenizerError
+from pytest_mistral_lora.errors import RecipeError, TokenizerError, short_json
 from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.programs.facts import works
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
+from pytest_mistral_lora.training.adapter import lora_config, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
+from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.prepare import plan_run
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.recipe.sections import Section
@@ -67,7 +68,7 @@ class ExportedRun:
     @property
     def targets(self) -> list[str]:
         """Names of the layers to adapt, as PEFT takes them."""
-        return peft_targets(adapted_layers(self.base, self.recipe.lora.target_modules))
+        return peft_targets(self.recipe.lora, planned_layers(self.base, self.recipe.lora))
 
     @property
     def objectives(self) -> dict[Objective, list[str]]:
@@ -127,14 +128,44 @@ class ExportedRun:
         Raises:
             RecipeError: If it has a fraction.
         """
-        alpha = self.recipe.lora.alpha
-        if not alpha.is_integer():
+        return _whole(self.recipe.lora.alpha, "alpha")
+
+    @property
+    def patterns(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The ranks and the alphas of some layers, by patterns in the order in which PEFT saves them.
+
+        Raises:
+            RecipeError: If an alpha has a fraction.
+        """
+        lora = self.recipe.lora
+        config = lora_config(lora, planned_layers(self.base, lora))
+        alphas = {pattern: _whole(float(alpha), "alpha_pattern") for pattern, alpha in config.alpha_pattern.items()}
+        return config.rank_pattern, alphas
+
+
+def _whole(alpha: float, key: str) -> int:
+    if not alpha.is_integer():
+        raise RecipeError(
+            f"{alpha}: the runner takes whole numbers only",
+            place=NOWHERE.within("lora", key),
+            next_step="Scale r and alpha so that alpha is one, or train here.",
+        )
+    return int(alpha)
+
+
+def refuse_patterns(run: ExportedRun, title: str) -> None:
+    """Refuse a run whose layers differ in rank or alpha, for a runner that has one for all.
+
+    Raises:
+        RecipeError: With the key and its value.
+    """
+    for key in ("rank_pattern", "alpha_pattern"):
+        if patterns := getattr(run.recipe.lora, key):
             raise RecipeError(
-                f"{alpha}: the runner takes whole numbers only",
-                place=NOWHERE.within("lora", "alpha"),
-                next_step="Scale r and alpha so that alpha is one, or train here.",
+                f"{short_json(patterns)}: {title} has no setting for it",
+                place=NOWHERE.within("lora", key),
+                next_step="Train here, or export a recipe with one rank and one alpha.",
             )
-        return int(alpha)
 
 
 def plan_export(recipe: Recipe) -> ExportedRun:

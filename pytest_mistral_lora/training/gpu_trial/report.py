@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.records.files import finished_folder, write_json, write_text
+from pytest_mistral_lora.training.gpu_trial.reference import recorded
 from pytest_mistral_lora.training.gpu_trial.shape import OURS, SEVEN_B, ShapeResult
-from pytest_mistral_lora.training.gpu_trial.trials import TRIALS, TrialResult
+from pytest_mistral_lora.training.gpu_trial.trials import TrialResult
 from pytest_mistral_lora.training.step.memory_need import in_words
 
 JSON, PAGE = "gpu-trial.json", "gpu-trial.md"
+_OF_TRIALS = (
+    *("run", "shows", "verdict", "compared with", "loss, distance", "gradient norm, distance"),
+    *("loss, from the record", "peak", "time"),
+)
+_OF_SHAPES = (
+    *("trainer", "adapter on", "step", "step, estimate", "tokens a second", "peak", "peak, estimate"),
+    "waits in a step",
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,14 @@ class GpuReport:
 
     Attributes:
         trials: The tiny runs.
+        differences: Why the tiny runs of a CPU were computed here; empty if the recorded ones count.
         shapes: The steps of a large model's shape.
         seconds: The time of all.
         machine: The machine and its libraries, as plain JSON data: `version` of this package, `torch` with its devices.
     """
 
     trials: Sequence[TrialResult]
+    differences: Sequence[str]
     shapes: Sequence[ShapeResult]
     seconds: float
     machine: Mapping[str, Any]
@@ -41,6 +52,7 @@ class GpuReport:
         """Return the report as plain JSON data."""
         return {
             **self.machine,
+            "reference": {**recorded().to_json(), "differences": list(self.differences)},
             "trials": [asdict(one) for one in self.trials],
             "shape": {
                 "config": dict(SEVEN_B.config),
@@ -53,22 +65,26 @@ class GpuReport:
     def page(self) -> str:
         """Return the report in Markdown."""
         torch, own = self.machine["torch"], f"pytest-mistral-lora {self.machine['version']}"
-        shows = {trial.name: trial.shows for trial in TRIALS}
         devices = [device for device in torch["devices"] if device["name"].startswith("cuda")]
         lines = ["# A GPU tried with pytest-mistral-lora", ""]
         lines += [f"- {device['name']}, {in_words(device['memory'])}" for device in devices]
         lines += [f"- torch {torch['version']}, built for {torch['build']}; {own}"]
         lines += [f"- {self.seconds:.0f} s in all", "", "## Tiny runs, beside the same run on the CPU", ""]
-        lines += _table(
-            ("run", "shows", "verdict", "loss, distance", "gradient norm, distance", "peak"),
-            ((one.name, shows[one.name], one.verdict, *_distances(one), _bytes(one.peak_bytes)) for one in self.trials),
-        )
+        lines += [self._reference_line(), ""]
+        lines += _table(_OF_TRIALS, map(_trial_cells, self.trials))
         lines += ["", f"## Steps of four layers of 7B's shape, {SEVEN_B.tokens} tokens, bf16", ""]
-        lines += _table(
-            ("trainer", "adapter on", "step", "tokens a second", "peak", "estimate", "waits in a step"),
-            map(_shape_cells, self.shapes),
-        )
+        lines += _table(_OF_SHAPES, map(_shape_cells, self.shapes))
+        lines += ["", "The estimate of a step is the time of its products, at the speed of one large product here. The"]
+        lines += ["rest of a step is norms, rotations, sums, casts, launches and waits."]
         return "\n".join(lines) + "\n"
+
+    def _reference_line(self) -> str:
+        reference = recorded()
+        libraries = ", ".join(f"{name} {version}" for name, version in reference.versions.items())
+        line = f"Losses and gradient norms are compared with those of a CPU, which were recorded with {libraries}"
+        if not self.differences:
+            return f"{line}."
+        return f"{line}, and computed here again: {'; '.join(self.differences)}. The verdict is by those computed here."
 
     def write(self, output: Path) -> None:
         """Write both files into a new folder.
@@ -81,9 +97,15 @@ class GpuReport:
             write_text(folder / PAGE, self.page())
 
 
-def _distances(one: TrialResult) -> tuple[str, str]:
-    loss = "" if one.loss_distance is None else f"{one.loss_distance:.2g} nats"
-    return loss, "" if one.gradient_distance is None else f"{one.gradient_distance:.2%}"
+def _trial_cells(one: TrialResult) -> Sequence[str]:
+    gradient = "" if one.gradient_distance is None else f"{one.gradient_distance:.2%}"
+    seconds = "" if one.seconds is None else f"{one.seconds:.1f} s"
+    distances = _nats(one.loss_distance), gradient, _nats(one.recorded_distance)
+    return (one.name, one.shows, one.verdict, one.compared_with, *distances, _bytes(one.peak_bytes), seconds)
+
+
+def _nats(distance: float | None) -> str:
+    return "" if distance is None else f"{distance:.2g} nats"
 
 
 def _bytes(size: int | None) -> str:
@@ -92,10 +114,18 @@ def _bytes(size: int | None) -> str:
 
 def _shape_cells(one: ShapeResult) -> Sequence[str]:
     if one.step_seconds is None or one.tokens_a_second is None:
-        return (one.contestant, one.targets, f"not measured: {one.failed}", "", "", "", "")
-    figures = (f"{one.step_seconds * 1000:.0f} ms", f"{one.tokens_a_second:,.0f}")
+        return (one.contestant, one.targets, f"not measured: {one.failed}", "", "", "", "", "")
+    estimate = "" if one.estimated_seconds is None else f"{one.estimated_seconds * 1000:.0f} ms"
+    figures = (f"{one.step_seconds * 1000:.0f} ms", estimate, f"{one.tokens_a_second:,.0f}")
     waits = "" if one.waits is None else str(one.waits)
-    return (one.contestant, one.targets, *figures, _bytes(one.peak_bytes), _bytes(one.estimated_bytes), waits)
+    return (one.contestant, one.targets, *figures, _bytes(one.peak_bytes), _estimated_bytes(one), waits)
+
+
+def _estimated_bytes(one: ShapeResult) -> str:
+    """Return the estimate, and by how much the peak is above or below it."""
+    if one.estimated_bytes is None or one.peak_bytes is None:
+        return _bytes(one.estimated_bytes)
+    return f"{in_words(one.estimated_bytes)} (peak {one.peak_bytes / one.estimated_bytes - 1:+.0%})"
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, lora_config
+from pytest_mistral_lora.training.adapter import attach_adapter, lora_config
+from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.memory import RunMemory
-from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.recipe import Lora, Recipe, parse_recipe
 
 OURS = "this trainer"
 WARM, MEASURED = 3, 5
@@ -78,6 +79,7 @@ class ShapeResult:
         tokens_a_second: Supervised tokens a second.
         peak_bytes: Most bytes that the allocator gave to tensors at one time; None on a CPU.
         estimated_bytes: The estimate of `check --device-memory` for it; None for another trainer.
+        estimated_seconds: Time of the step's products at the speed of one large product on this device.
         waits: How often a step waited for the GPU; None on a CPU.
         failed: Why there is no figure; empty otherwise.
     """
@@ -88,6 +90,7 @@ class ShapeResult:
     tokens_a_second: float | None = None
     peak_bytes: int | None = None
     estimated_bytes: int | None = None
+    estimated_seconds: float | None = None
     waits: int | None = None
     failed: str = ""
 
@@ -222,7 +225,7 @@ def _measured(
     contestant: str, make: MakeLoop | None, shape: Shape, device: str, targets: str, folder: Path
 ) -> ShapeResult:
     recipe, base = _recipe(shape, device, targets, folder)
-    layers = adapted_layers(base, recipe.lora.target_modules)
+    layers = planned_layers(base, recipe.lora)
     model, ids, estimate = _model(base, device), _ids(shape), None
     if make is None:
         rows = [EncodedRow(tuple(row), tuple(row), ()) for row in ids]
@@ -231,7 +234,48 @@ def _measured(
         estimate = RunMemory(base, recipe, layers, "bf16", device == "cuda", shape.tokens).total
     else:
         loop = make(Steps(model, lora_config(recipe.lora, layers), ids, device, folder))
-    return _taken(contestant, targets, shape, device, loop, estimate)
+    found = _taken(contestant, targets, shape, device, loop, estimate)
+    seconds = operations_of_a_step(base, shape, recipe.lora, layers) / product_speed(shape, device)
+    return replace(found, estimated_seconds=seconds)
+
+
+def operations_of_a_step(base: BaseFolder, shape: Shape, lora: Lora, layers: Sequence[str]) -> int:
+    """Return the multiplications and additions of a step's products, attention included.
+
+    A product by a frozen weight is made forward, and backward for its input; those of the adapter also for its weight.
+    Attention is causal, and its backward pass has five products for two (FlashAttention, arXiv:2205.14135).
+
+    Args:
+        base: The base checkpoint; only its configuration is read.
+        shape: The sizes.
+        lora: The recipe's adapter.
+        layers: The adapted layers.
+    """
+    model, config = base.empty_model(), base.model_config().get_text_config()
+    linear = {name: one.weight for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    frozen = sum(weight.numel() for weight in linear.values())
+    adapter = sum(lora.r * sum(linear[name].shape) for name in layers)
+    heads = config.num_attention_heads * config.head_dim
+    attention: int = 2 * shape.tokens**2 // 2 * heads * config.num_hidden_layers
+    products: int = 2 * shape.tokens * (2 * frozen + 3 * adapter)
+    return products + (2 + 5) * attention
+
+
+def product_speed(shape: Shape, device: str, repeats: int = 10) -> float:
+    """Return the operations a second of a product of a shape's MLP in bf16, the fastest of some tries."""
+    sizes = (int(shape.config["hidden_size"]), int(shape.config["intermediate_size"]))
+    x = torch.ones(shape.tokens, sizes[0], dtype=torch.bfloat16, device=device)
+    weight = torch.ones(*sizes, dtype=torch.bfloat16, device=device)
+    seconds = []
+    for _ in range(repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        x @ weight
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return 2 * shape.tokens * sizes[0] * sizes[1] / min(seconds)
 
 
 def _taken(contestant: str, targets: str, shape: Shape, device: str, trainer: Any, estimate: int | None) -> ShapeResult:
@@ -243,4 +287,4 @@ def _taken(contestant: str, targets: str, shape: Shape, device: str, trainer: An
     trainer.train()
     seconds = sorted(clock.seconds[WARM:])[MEASURED // 2]
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return ShapeResult(contestant, targets, seconds, shape.tokens / seconds, peak, estimate, clock.waits)
+    return ShapeResult(contestant, targets, seconds, shape.tokens / seconds, peak, estimate, waits=clock.waits)

@@ -13,13 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_mistral_lora.errors import MachineError
 from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.training.gpu_trial.reference import PRECISIONS, RecordedRuns, versions
 
 STEPS = 8
 SECONDS = 240
 """Longest time of one run: a tiny one takes some ten, most of them for imports."""
 
+CHILD = "pytest_mistral_lora.training.gpu_trial.child"
 Outcome = Literal["passed", "failed", "not checked"]
+RECORDED, COMPUTED = "recorded", "computed here"
+"""The two kinds of runs on a CPU with which a run is compared."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,12 @@ class Trial:
         base: Settings of the recipe's `base`.
         lora: Settings of the recipe's `lora`.
         package: A package that it needs; empty for none.
-        is_exact: Whether its losses are those of the run in fp32 on the CPU, but for rounding.
+        is_exact: Whether its losses are those of the run in fp32 on a CPU with the same `lora`, but for rounding.
         is_resumed: Whether it is stopped after its first step, and resumed.
         launcher: Arguments of `accelerate launch`, for all GPUs; empty for one process.
         needs_bf16: Whether the GPU must compute in bf16.
+        module: The module that trains it, and takes the paths of the recipe and of the evidence.
+        options: Options of that module.
     """
 
     name: str
@@ -49,6 +56,8 @@ class Trial:
     is_resumed: bool = False
     launcher: tuple[str, ...] = ()
     needs_bf16: bool = True
+    module: str = CHILD
+    options: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -69,6 +78,7 @@ class Trial:
 
 
 _BF16 = {"precision": "bf16"}
+_PATTERNS = {"layers_to_transform": [1], "rank_pattern": {"v_proj": 4}, "alpha_pattern": {"down_proj": 8}}
 _DDP = ("--multi_gpu",)
 _FSDP2 = (
     *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
@@ -76,13 +86,14 @@ _FSDP2 = (
 )
 TRIALS = (
     Trial("fp32", "losses and gradients of the CPU", {"precision": "fp32"}, needs_bf16=False),
-    Trial("bf16", "rounding explains the distance", _BF16),
+    Trial("bf16", "packed rows; rounding explains the distance", _BF16),
     Trial("fp16", "the loss is scaled, and no step is lost", {"precision": "fp16"}, needs_bf16=False),
     Trial("rows alone", "packed rows do not see one another", {**_BF16, "micro_batch_tokens": 1}),
     Trial("checkpointed", "activations computed twice", {**_BF16, "activation_checkpointing": True}),
     Trial("shared prefix", "rows that begin alike share passes", {**_BF16, "share_prefix": True}),
-    Trial("DoRA", "PEFT's own layers", _BF16, lora={"dora": True}, is_exact=False),
-    Trial("head in full", "a head that is trained", _BF16, lora={"modules_to_save": ["lm_head"]}, is_exact=False),
+    Trial("DoRA", "PEFT's own layers", _BF16, lora={"dora": True}),
+    Trial("head in full", "a head that is trained", _BF16, lora={"modules_to_save": ["lm_head"]}),
+    Trial("patterns", "layers, ranks and alphas of their own", _BF16, lora=_PATTERNS),
     Trial("nf4", "a base in 4 bits", _BF16, base={"quantization": "nf4"}, package="bitsandbytes", is_exact=False),
     Trial("8-bit AdamW", "moments in 8 bits", {**_BF16, "optimizer": "adamw_8bit"}, package="bitsandbytes"),
     Trial("Liger", "fused kernels", {**_BF16, "kernels": "liger"}, package="liger_kernel"),
@@ -98,6 +109,7 @@ class TrialResult:
 
     Attributes:
         name: The name of the trial.
+        shows: What the trial shows.
         outcome: Its verdict.
         reason: The reason of a failure, or why it was not checked; else empty.
         losses: The loss of each step, in nats a token.
@@ -105,6 +117,9 @@ class TrialResult:
         loss_distance: Largest distance of a loss from that of the run in fp32 on the CPU, in nats; None if it is not
             compared.
         gradient_distance: The same for the gradient norms, relative.
+        compared_with: `RECORDED` or `COMPUTED`; empty if it is not compared with a run on a CPU.
+        recorded_distance: Largest distance of a loss from that of the recorded run in the same precision, in nats; None
+            if there is none.
         peak_bytes: Most bytes that the GPU's allocator gave to tensors at one time; None on a CPU.
         seconds: Time of the steps.
     """
@@ -112,10 +127,13 @@ class TrialResult:
     name: str
     outcome: Outcome
     reason: str = ""
+    shows: str = ""
     losses: Sequence[float] = ()
     gradient_norms: Sequence[float] = ()
     loss_distance: float | None = None
     gradient_distance: float | None = None
+    compared_with: str = ""
+    recorded_distance: float | None = None
     peak_bytes: int | None = None
     seconds: float | None = None
 
@@ -146,9 +164,18 @@ class Trials:
         device: `cuda`; `cpu` tries the trials themselves.
         devices: The number of GPUs.
         has_bf16: Whether the device computes in bf16.
+        reference: The recorded runs; None to compute them here.
     """
 
-    def __init__(self, folder: Path, *, device: str, devices: int, has_bf16: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str,
+        devices: int,
+        has_bf16: bool,
+        reference: RecordedRuns | None = None,
+    ) -> None:
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
         from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -157,19 +184,32 @@ class Trials:
         self._base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
         self._weights_sha256 = BaseFolder(self._base).weights_sha256
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _ROWS), encoding="utf-8")
+        self.base_weights_sha256 = self._weights_sha256
+        self._recorded = reference
         # several trials compare with the same run
         self._found: dict[str, Mapping[str, Any] | str] = {}
 
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Why the recorded runs are computed again here; empty if they need not be."""
+        if self._recorded is None:
+            return ("none is recorded",)
+        return self._recorded.differences(self._weights_sha256)
+
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial, and judge it."""
+        return replace(self._judged(trial), shows=trial.shows)
+
+    def _judged(self, trial: Trial) -> TrialResult:
         if reason := trial.lacks(self._device, self._devices, has_bf16=self._has_bf16):
             return TrialResult(trial.name, "not checked", reason)
         found = self._train(trial, self._device)
         if isinstance(found, str):
             return TrialResult(trial.name, "failed", found)
+        is_recorded = self._recorded_run(trial) is not None and not self.differences
         references = []
         for precision in ("fp32", "bf16"):
-            reference = self._train(Trial(precision, "", {"precision": precision}), "cpu")
+            reference = self._reference(trial, precision, is_recorded=is_recorded)
             if isinstance(reference, str):
                 return TrialResult(trial.name, "not checked", f"the run on the CPU in {precision} failed: {reference}")
             references.append(reference)
@@ -177,7 +217,45 @@ class Trials:
         if trial.is_resumed:
             whole = self._train(replace(trial, is_resumed=False), self._device)
             uninterrupted = None if isinstance(whole, str) else whole
-        return judge(trial, found, *references, uninterrupted=uninterrupted)
+        result = judge(trial, found, *references, uninterrupted=uninterrupted)
+        if not trial.is_exact or trial.is_resumed or result.loss_distance is None:
+            return result
+        with_which = RECORDED if is_recorded else COMPUTED
+        of_record = self._recorded_run(trial)
+        distance = None if of_record is None else _distance(result.losses, of_record["losses"])
+        return replace(result, compared_with=with_which, recorded_distance=distance)
+
+    def _recorded_run(self, trial: Trial) -> Mapping[str, Any] | None:
+        """Return the recorded run in a trial's precision; None without one: only plain LoRA of this trainer has one."""
+        is_plain = trial.module == CHILD and not trial.lora
+        return None if self._recorded is None or not is_plain else self._recorded.runs[trial.precision]
+
+    def _reference(self, trial: Trial, precision: str, *, is_recorded: bool) -> Mapping[str, Any] | str:
+        """Return the evidence of the run on a CPU, or why it failed."""
+        if is_recorded and self._recorded is not None:
+            return self._recorded.runs[precision]
+        same = Trial(precision, "", {"precision": precision}, lora=trial.lora, module=trial.module)
+        return self._train(same, "cpu")
+
+    def record(self) -> RecordedRuns:
+        """Compute the runs on this CPU that a reference has, and return it.
+
+        Raises:
+            MachineError: If one fails.
+        """
+        import torch
+
+        runs: dict[str, Mapping[str, Sequence[float]]] = {}
+        for precision in PRECISIONS:
+            # accelerate refuses fp16 on a CPU: the recipe is in fp32, and the module trains it in fp16
+            trial = Trial(precision, "", {"precision": precision})
+            if precision == "fp16":
+                trial = Trial(precision, "", {"precision": "fp32"}, options=("--fp16-on-cpu",))
+            found = self._train(trial, "cpu")
+            if isinstance(found, str):
+                raise MachineError(f"the run in {precision} failed: {found}", place="the tiny run on the CPU")
+            runs[precision] = {key: found[key] for key in ("losses", "gradient_norms")}
+        return RecordedRuns(versions(), torch.backends.cpu.get_cpu_capability(), self._weights_sha256, runs)
 
     def _train(self, trial: Trial, device: str) -> Mapping[str, Any] | str:
         """Return the evidence of a run, or why it failed; runs of the same settings are made once."""
@@ -207,7 +285,7 @@ class Trials:
         }
         write_json(work / "recipe.json", recipe)
         evidence = work / "evidence.json"
-        module = ["-m", "pytest_mistral_lora.training.gpu_trial.child", str(work / "recipe.json"), str(evidence)]
+        module = ["-m", trial.module, str(work / "recipe.json"), str(evidence), *trial.options]
         launch = [sys.executable, *module]
         if trial.launcher:
             number = ("--num_processes", str(self._devices), "--num_machines", "1", "--mixed_precision", "no")

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -34,6 +34,14 @@ from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaC
 _LONGEST_OUTPUT = 200
 
 
+@dataclass(frozen=True)
+class _RecipeText:
+    """The file that a recipe was read from, and the line of each field; two recipes are equal wherever they stand."""
+
+    place: Place = field(default=NOWHERE, compare=False)
+    lines: Mapping[FieldPath, int] = field(default_factory=dict, compare=False)
+
+
 class Recipe(Section):
     """One run of the trainer."""
 
@@ -41,6 +49,7 @@ class Recipe(Section):
     """The JSON Schema of a recipe, for editors."""
 
     _folder: Path = PrivateAttr(default_factory=Path)
+    _text: _RecipeText = PrivateAttr(default_factory=lambda: _RecipeText())
 
     base: Base = Field(description="The base model.")
     backend: Literal["mistral-common", "chat-template"] = Field(
@@ -98,6 +107,19 @@ class Recipe(Section):
     def folder(self) -> Path:
         """Folder of the recipe's file; its relative paths start here."""
         return self._folder
+
+    def line_of(self, path: Sequence[str | int]) -> int | None:
+        """Return the line of a field in the recipe's file, or of the nearest section around it; None without a file."""
+        lines, steps = {tuple(map(str, key)): line for key, line in self._text.lines.items()}, tuple(map(str, path))
+        return next((lines[steps[:end]] for end in range(len(steps), 0, -1) if steps[:end] in lines), None)
+
+    def with_line(self, error: RecipeError) -> RecipeError:
+        """Return an error about a field of this recipe with the recipe's file and line; any other error as it is."""
+        path, text = error.place.part, self._text.place
+        if error.place.source.name or not path or path[0] not in type(self).model_fields or not text:
+            return error
+        place = replace(text, line=self.line_of(path)).within(*path)
+        return type(error)(error.found, place=place, expected=error.expected, next_step=error.next_step)
 
     def files(self) -> list[DataFile]:
         """Return the data files, each with its objective, those to train on first; see `Data.files`.
@@ -262,6 +284,8 @@ def parse_recipe(
         text = "\n".join([f"{len(faults)} bad values", *(f"  {where}: {found}" for where, found in faults)])
         raise RecipeError(text, place=place) from error
     recipe._folder = folder or Path()
+    if lines is not None:
+        recipe._text = _RecipeText(place, lines)
     return recipe
 
 

@@ -234,12 +234,53 @@ def _or_one_name(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string"}, several]
 
 
+def _or_one_index(schema: dict[str, Any]) -> None:
+    """Let the schema of a list of indices also take a single one, as the validator does."""
+    schema["anyOf"] = [{"type": "integer", "minimum": 0}, *schema["anyOf"]]
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
+"""The names of modules, and of groups of them: what has other characters is a regular expression."""
+
+_LARGEST_RANK, _LARGEST_ALPHA, _MOST_PATTERNS = 8192, 1e6, 2_000
+_Rank = Annotated[Positive, Field(le=_LARGEST_RANK)]
+_Alpha = Annotated[Number, Field(gt=0, le=_LARGEST_ALPHA)]
+
+
+def _require_pattern(pattern: str) -> None:
+    """Refuse a text that is no regular expression.
+
+    Raises:
+        ValueError: With the text and the reason.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    if not pattern:
+        raise ValueError("an empty pattern; expected the end of a module's name, such as q_proj")
+
+
 class Lora(Section):
     """The adapter."""
 
-    r: Positive = Field(default=16, description="Rank of each pair of matrices.", le=8192)
+    r: Positive = Field(default=16, description="Rank of each pair of matrices.", le=_LARGEST_RANK)
     alpha: Number = Field(
-        default=32.0, description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.", gt=0, le=1e6
+        default=32.0,
+        description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.",
+        gt=0,
+        le=_LARGEST_ALPHA,
+    )
+    rank_pattern: dict[str, _Rank] | None = Field(
+        default=None,
+        description="Ranks of some layers, by patterns: regular expressions of the end of a layer's name, such as "
+        "`{v_proj: 32}`; each other layer has `r`.",
+        max_length=_MOST_PATTERNS,
+    )
+    alpha_pattern: dict[str, _Alpha] | None = Field(
+        default=None,
+        description="Scales of some layers, by patterns like those of `rank_pattern`; each other layer has `alpha`.",
+        max_length=_MOST_PATTERNS,
     )
     dropout: Number = Field(
         default=0.0, description="Probability that an input of an adapter is zeroed in training.", ge=0, lt=1
@@ -247,9 +288,15 @@ class Lora(Section):
     target_modules: tuple[str, ...] = Field(
         default=("attention",),
         description="Linear layers of the text model to adapt: attention, attention+mlp or all-linear, or last names; "
-        "each must be in every layer.",
+        "each must be in every layer. Or one regular expression that full names match, as in PEFT.",
         min_length=1,
         json_schema_extra=_or_one_name,
+    )
+    layers_to_transform: tuple[NonNegative, ...] | None = Field(
+        default=None,
+        description="Indices of the decoder layers to adapt, from 0; default: all.",
+        min_length=1,
+        json_schema_extra=_or_one_index,
     )
     rslora: StrictBool = Field(default=False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
     dora: StrictBool = Field(
@@ -262,13 +309,24 @@ class Lora(Section):
     start: RecipePath | None = Field(
         default=None,
         description="Folder of an adapter to go on from, relative to the recipe: one of this trainer, or PEFT's files "
-        "of another; r, alpha, rslora, dora, target_modules, modules_to_save and the base must be those of it.",
+        "of another; r, alpha, rslora, dora, the layers, modules_to_save and the base must be those of it.",
     )
+
+    @property
+    def target_pattern(self) -> str | None:
+        """The regular expression that chooses the layers; None if names do."""
+        only = self.target_modules[0]
+        return None if _NAME.fullmatch(only) else only
 
     @field_validator("target_modules", mode="before")
     @classmethod
     def _one_name(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("layers_to_transform", mode="before")
+    @classmethod
+    def _one_index(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
 
     @field_validator("target_modules", "modules_to_save")
     @classmethod
@@ -276,6 +334,39 @@ class Lora(Section):
         if len(set(value)) < len(value):
             raise ValueError("a name appears twice")
         return value
+
+    @field_validator("layers_to_transform")
+    @classmethod
+    def _each_layer_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a layer appears twice")
+        return value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_or_one_pattern(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        patterns = [name for name in value if not _NAME.fullmatch(name)]
+        if patterns and len(value) > 1:
+            raise ValueError(f"{patterns[0]!r} is no name; expected names, or one regular expression alone")
+        for pattern in patterns:
+            _require_pattern(pattern)
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _are_patterns(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        for pattern in value or {}:
+            _require_pattern(pattern)
+        return value or None
+
+    @model_validator(mode="after")
+    def _layers_chosen_once(self) -> Self:
+        if self.layers_to_transform is not None and self.target_pattern is not None:
+            raise ValueError(
+                f"layers_to_transform {list(self.layers_to_transform)} beside the pattern {self.target_pattern!r} of "
+                "target_modules, which chooses the layers; expected one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_train_a_module(self) -> Self:

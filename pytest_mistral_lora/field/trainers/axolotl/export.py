@@ -45,6 +45,8 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
         "peft_use_rslora": lora.rslora,
         "peft_use_dora": lora.dora,
     }
+    for name, pattern in zip(("lora_rank_pattern", "lora_alpha_pattern"), run.patterns, strict=True):
+        settings |= {name: pattern} if pattern else {}
     if lora.modules_to_save:
         settings["lora_modules_to_save"] = list(lora.modules_to_save)
     if run.start:

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_mistral_lora.field.trainers.llamafactory.going_on import GOING_ON
-from pytest_mistral_lora.training.export.bridge import ROWS, Bridge, ExportedRun, write_dataset
+from pytest_mistral_lora.training.export.bridge import ROWS, Bridge, ExportedRun, refuse_patterns, write_dataset
 from pytest_mistral_lora.training.export.trainer_arguments import trainer_arguments
 
 
 def _llamafactory_settings(run: ExportedRun) -> dict[str, Any]:
+    """Return the configuration.
+
+    Raises:
+        RecipeError: If layers differ in rank or alpha.
+    """
     lora, training = run.recipe.lora, run.recipe.training
+    refuse_patterns(run, "LLaMA-Factory")
     settings: dict[str, Any] = {"model_name_or_path": run.model}
     if run.revision:
         settings["model_revision"] = run.revision

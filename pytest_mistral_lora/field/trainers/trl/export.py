@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pytest_mistral_lora.training.export.bridge import (
     Bridge,
     ExportedRun,
     message_lines,
+    refuse_patterns,
     write_json_lines,
 )
 from pytest_mistral_lora.training.export.trainer_arguments import trainer_arguments
@@ -27,9 +29,10 @@ def _trl_settings(run: ExportedRun) -> dict[str, Any]:
     """Return the configuration.
 
     Raises:
-        RecipeError: If the run goes on from an adapter.
+        RecipeError: If the run goes on from an adapter, or layers differ in rank or alpha.
     """
     lora, training, quantization = run.recipe.lora, run.recipe.training, run.recipe.base.quantization
+    refuse_patterns(run, "trl sft")
     if run.start:
         load = f"PeftModel.from_pretrained(base, {run.start!r}, is_trainable=True)"
         raise RecipeError(
@@ -49,7 +52,7 @@ def _trl_settings(run: ExportedRun) -> dict[str, Any]:
         "lora_r": lora.r,
         "lora_alpha": run.alpha,
         "lora_dropout": lora.dropout,
-        "lora_target_modules": run.targets,
+        "lora_target_modules": _targets(run.targets),
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
     }
@@ -71,6 +74,11 @@ def _trl_settings(run: ExportedRun) -> dict[str, Any]:
         "use_liger_kernel": training.kernels == "liger",
     }
     return {**settings, **trainer_arguments(run), **memory}
+
+
+def _targets(names: list[str]) -> list[str]:
+    """Return the names of layers: TRL takes a list of one name for a regular expression of full names."""
+    return [rf"(.*\.)?{re.escape(names[0])}"] if len(names) == 1 else names
 
 
 def _write_trl_rows(run: ExportedRun, folder: Path) -> None:
