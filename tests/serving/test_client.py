@@ -30,6 +30,7 @@ from pytest_mistral_lora.cli import main, serve_check
 from pytest_mistral_lora.errors import InputError, NoAnswerError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.addresses import require_url
+from pytest_mistral_lora.records.asking_limits import AT_ONCE
 from pytest_mistral_lora.serving import client as clients
 from pytest_mistral_lora.serving.answers import chat_answer, streamed_answer
 from pytest_mistral_lora.serving.client import KEY, Answer, ServerClient
@@ -380,7 +381,7 @@ def test_a_server_that_ends_in_the_middle_is_not_waited_for_row_by_row(
     assert (code, "no server answers there any more" in out) == (1, True), out
     # nothing is judged of rows that were not answered
     assert "no row was answered" in out
-    assert len(waited) <= 3 * clients.AT_ONCE
+    assert len(waited) <= 3 * AT_ONCE
 
 
 def run_check(url: str, capsys: pytest.CaptureFixture[str], *options: str, kind: str = "llamacpp") -> tuple[int, str]:
