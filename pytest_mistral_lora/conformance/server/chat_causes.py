@@ -105,7 +105,7 @@ class ChatCauses:
     def _of_prompt(self, replayed: Replayed) -> tuple[list[str], str] | None:
         """Return how the prompt differs from the recorded one, as lines, and its fix; None if nothing shows it."""
         ids, recorded = _shown_ids(replayed), replayed.transcript.prompt_ids
-        if ids is not None and ids != recorded:
+        if ids is not None and has_other_prompt(replayed):
             counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
             return [f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
         return self._fed_otherwise(replayed)
@@ -238,6 +238,12 @@ def _shown_ids(replayed: Replayed) -> tuple[int, ...] | None:
     """Return the ids of the served prompt; None if the server does not show them."""
     prompt = replayed.prompt
     return None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+
+
+def has_other_prompt(replayed: Replayed) -> bool:
+    """Return whether the server shows a prompt of the messages that is not the recorded one."""
+    ids = _shown_ids(replayed)
+    return ids is not None and ids != replayed.transcript.prompt_ids
 
 
 def limit_of(golden: Transcript, answer: ServedAnswer) -> str:
