@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,27 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
             assert (post("/tokenize", text)["tokens"] == list(oracle.encode_text(INDIC))) is (oracle.kind == "spm")
         # a Jinja server encodes the rendered text, in which a user's [/INST] is the marker
         assert served_rules(oracle, address, tmp_path) == set()
+
+
+def test_an_end_that_is_left_out_is_a_finding_if_the_reader_takes_another_token(
+    converted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle, fields, tensors = converted
+    file = write_gguf(tmp_path / "model.gguf", {**fields, "tokenizer.ggml.eos_token_id": None}, tensors)
+    with served(file) as (_, address), urllib.request.urlopen(f"{address}/props", timeout=60) as answer:
+        taken = json.load(answer)["eos_token"]
+    # llama.cpp itself, which takes 2 for SentencePiece, and 11 for Tekken
+    assert (taken == oracle.piece(oracle.eos_id)) is (oracle.kind == "spm")
+    found = findings(file, oracle)
+    if oracle.kind == "spm":
+        assert not found
+        assert main(["check", str(file)]) == 0
+        line = "end of answers of model.gguf: tokenizer.ggml.eos_token_id is missing, and readers take 2, which is </s>"
+        assert line in capsys.readouterr().out
+    else:
+        [finding] = found
+        assert finding.rule == "ML912"
+        assert "eos_token_id is missing, and readers take 11" in finding.found
 
 
 @pytest.mark.slow
