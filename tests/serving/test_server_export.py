@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
+from pytest_mistral_lora.field.servers.ollama.modelfile import read_modelfile
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.run import train
 
@@ -242,6 +243,12 @@ def test_the_page_beside_an_export_has_the_remarks_that_are_printed(
     assert [line.partition(": ")[2] for line in out.splitlines() if line.startswith("different:")] == lines
     check = out.rpartition("check:")[2].strip()
     assert f"```console\n$ {check}\n```" in page
+    # who reads the file alone sees it, too: Ollama takes the line for a comment
+    if to == "ollama":
+        text = (tmp_path / "to" / "Modelfile").read_text()
+        assert (f"\n# {NO_THOUGHTS}" in text) is (NO_THOUGHTS in remarks)
+        words = [one.name for one in read_modelfile(Path("Modelfile"), text).commands]
+        assert words == ["from", "template", "parameter", "parameter"]
 
 
 def test_an_adapter_of_a_chat_template_is_served_by_it_with_a_remark(
