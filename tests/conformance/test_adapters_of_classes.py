@@ -119,7 +119,7 @@ def test_each_level_of_a_tie_is_held_to_the_file(
 
 
 def with_experts_apart(folder: Path, base: Path) -> dict[str, torch.Tensor]:
-    """Write an adapter on attention and experts, with a layer for each expert as in transformers 4; return its tensors."""
+    """Write an adapter on attention and experts as transformers 4 has them, and return its tensors."""
     config = json.loads((base / "config.json").read_text())
     width, inner, rank = config["hidden_size"], config["intermediate_size"], 2
     heads = config["num_attention_heads"] * (config.get("head_dim") or width // config["num_attention_heads"])

@@ -96,6 +96,18 @@ def test_vllm_gets_the_mode_the_rank_and_the_names(
     assert out.rpartition("check:")[2].strip() in (tmp_path / "to" / "README.md").read_text()
 
 
+def test_the_line_for_a_cpu_starts_the_module_with_the_same_options(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(capsys, base, "--to", "vllm", "--output", tmp_path / "served")[0] == 0
+    page = (Path(__file__).parents[2] / "docs" / "vllm-cpu.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^\$ (sed .*)$", page, flags=re.MULTILINE)
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    words, other = (command(tmp_path / "served" / name) for name in ("serve.sh", "serve-cpu.sh"))
+    assert words[:2] == ["vllm", "serve"]
+    assert other == ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", *words[2:]]
+
+
 @pytest.mark.parametrize(("name", "needs"), [("derived-v7", False), ("derived-v11", True), ("derived-v13", True)])
 def test_vllm_needs_the_versions_that_answer_a_tekken_tokenizer_from_version_11_on(
     name: str, needs: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
