@@ -164,7 +164,7 @@ class ServerTarget(JudgedTarget):
 
         if self.kind != RECOGNISED:
             return find_server(self.kind), ""
-        return _awaited(recognise_server(require_url(self.url)))
+        return _awaited(recognise_server(require_url(self.url), self.limits.at_once))
 
     @property
     def server(self) -> Server:
@@ -255,7 +255,7 @@ class ServerTarget(JudgedTarget):
             async with self.client(SECONDS) as client:
                 facts = await server.facts(client)
                 if not facts.version:
-                    await require_kind(server, self.url)
+                    await require_kind(server, self.url, self.limits.at_once)
                 model = self._chosen(facts)
                 if client.kept is not None:
                     kind = {"kind": server.name, "version": facts.version, "models": facts.models, "model": model}

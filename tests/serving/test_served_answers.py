@@ -394,10 +394,41 @@ def harmless(parts: list[bytes]) -> list[bytes]:
     return [b": ping\r\n\r\n" + part.replace(b"\n", b"\r\n") for part in parts if b"[DONE]" not in part]
 
 
+def chunks(message: dict[str, Any]) -> None:
+    """Put the texts of a message into a list of parts, as Mistral's own API has those of thinking models."""
+    thought, text = message.pop("reasoning_content", None), message.get("content")
+    parts: list[dict[str, Any]] = []
+    parts += [{"type": "thinking", "thinking": [{"type": "text", "text": thought}]}] if thought else []
+    parts += [{"type": "text", "text": text}] if text else []
+    message["content"] = parts or None
+
+
+def as_chunks(message: dict[str, Any], request: dict[str, Any]) -> None:
+    """Send a whole answer in parts; those of a stream are changed in its events."""
+    if not request.get("stream"):
+        chunks(message)
+
+
+def events_of_chunks(parts: list[bytes]) -> list[bytes]:
+    """Send the texts of each event as a list of parts."""
+
+    def changed(part: bytes) -> bytes:
+        event = part.removeprefix(b"data: ").strip()
+        if not event.startswith(b"{"):
+            return part
+        data = json.loads(event)
+        for choice in data["choices"]:
+            chunks(choice["delta"])
+        return f"data: {json.dumps(data)}\n\n".encode()
+
+    return [changed(part) for part in parts]
+
+
 @needs_llamacpp
 @pytest.mark.parametrize(
     ("given", "rules", "says"),
     [
+        ({"change": as_chunks, "stream": events_of_chunks}, set(), ""),
         ({"stream": cut}, {"ML921"}, r"the stream ends early: finish_reason None, and no event \[DONE\]"),
         (
             {"stream": without_reasons},
@@ -417,7 +448,7 @@ def harmless(parts: list[bytes]) -> list[bytes]:
         ),
         ({"stream": harmless}, set(), ""),
     ],
-    ids=["cut", "no-reason", "lost", "stop", "limit", "harmless"],
+    ids=["chunks", "cut", "no-reason", "lost", "stop", "limit", "harmless"],
 )
 def test_what_a_relay_does_to_an_answer_has_one_cause(
     given: dict[str, Any], rules: set[str], says: str, llamacpp: str, oracle: Oracle
