@@ -45,7 +45,7 @@ SLOW = (
     "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600 "
     "(pytest: --mistral-server-request-seconds 600)."
 )
-_BUSY_STEP = (
+BUSY_STEP = (
     "Ask again when the server has less to do, send fewer requests at once (--at-once 1; pytest: "
     "--mistral-server-at-once 1), or raise its limit of requests."
 )
@@ -292,7 +292,7 @@ class ServerClient:
             asked = "" if answer.retry_after is None else f", Retry-After {answer.retry_after:g} s"
             found = f"the server is busy (HTTP {answer.status}{asked}: {answer.error})"
             sent = f"{counted(attempt + 1, 'request')} in {waited:.0f} s"
-            raise NoAnswerError(f"{found}, after {sent}", place=place, next_step=_BUSY_STEP)
+            raise NoAnswerError(f"{found}, after {sent}", place=place, next_step=BUSY_STEP)
         self._free_at = max(self._free_at, time.monotonic() + pause)
 
     def _other_scheme(self, scheme: str) -> str:

@@ -15,7 +15,7 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.programs.registry import SERVERS_GROUP, Registry
 from pytest_mistral_lora.records.asking_limits import AT_ONCE
 from pytest_mistral_lora.serving.answers import read_field
-from pytest_mistral_lora.serving.client import SLOW, ServerClient
+from pytest_mistral_lora.serving.client import BUSY_STEP, SLOW, ServerClient
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
 SERVERS = Registry(SERVERS_GROUP, "kind of server", Server, {Server.name: Server()})
@@ -126,9 +126,11 @@ async def recognise_server(url: str, at_once: int = AT_ONCE) -> tuple[Server, st
             elif not isinstance(answer, InputError):
                 raise answer
         for kind, answer in zip(kinds, answers, strict=True):
-            # a server may list its model while it loads, and would look like one of OpenAI's kind
+            # one may list its model while it loads or is busy, and would look like one of OpenAI's kind
             if not isinstance(answer, BaseException):
                 answer.require_ready(Place.of(f"{url}{kind.version_at[0]}"))
+            elif isinstance(answer, InputError) and answer.next_step == BUSY_STEP:
+                raise answer
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:

@@ -587,6 +587,28 @@ def test_a_server_that_stays_busy_is_called_busy_and_its_words_are_shown(oracle:
     assert len(behaviour.seen) == 1
 
 
+@pytest.mark.parametrize("is_all", [True, False], ids=["all", "of-versions"])
+@pytest.mark.parametrize("kind", ["", "llamacpp="])
+def test_a_server_that_is_too_busy_to_be_recognised_is_called_busy(
+    is_all: bool, kind: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = (429, b'{"error": {"message": "slow down"}}')
+    # without the endpoints that show its kind, any server looks like one of OpenAI's kind
+    behaviour = Behaviour(
+        oracle,
+        answer=lambda path: busy if is_all or path in ("/version", "/props", "/api/version") else None,
+        headers={"Retry-After": "90"},
+    )
+    with serving(behaviour) as url:
+        code = main(["serve-check", f"{kind}{url}", "--tokenizer", "spm-v3"])
+    printed = capsys.readouterr()
+    out = printed.out + printed.err
+    assert code == 1, out
+    assert "ML901" in out
+    assert "the server is busy (HTTP 429, Retry-After 90 s: slow down)" in out
+    assert "Ask again when the server has less to do" in out
+
+
 def test_the_content_of_an_answer_may_be_a_list_of_parts(oracle: Oracle) -> None:
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "It is"}, {"type": "text", "text": " Paris."}]},

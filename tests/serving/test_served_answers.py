@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,53 @@ def events_of_chunks(parts: list[bytes]) -> list[bytes]:
         return f"data: {json.dumps(data)}\n\n".encode()
 
     return [changed(part) for part in parts]
+
+
+LONG = "a long way " * 40
+LONG_ANSWERS = {
+    "plain": ({"content": f"{LONG}home."}, "ML923"),
+    "thinking": (
+        {"content": [{"type": "thinking", "thinking": f"{LONG}home."}, {"type": "text", "text": "Yes."}]},
+        "ML929",
+    ),
+    "call": (
+        {
+            "tool_calls": [
+                {"id": "callcall1", "function": {"name": "weather", "arguments": {"a": LONG, "city": "home."}}}
+            ]
+        },
+        "ML927",
+    ),
+}
+"""Answers whose last word is far behind their beginning, and the rule of that word."""
+
+
+def homeless(message: dict[str, Any], request: dict[str, Any]) -> None:
+    """Change the last word of each part."""
+    for key in ("content", "reasoning_content"):
+        message[key] = message[key].replace("home.", "none.")
+    for call in message["tool_calls"]:
+        # another form of the same JSON is no fault
+        arguments = json.loads(call["function"]["arguments"].replace("home.", "none."))
+        call["function"]["arguments"] = json.dumps(arguments, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("name", LONG_ANSWERS)
+def test_a_finding_shows_where_two_long_messages_differ(name: str, oracle: Oracle) -> None:
+    [known] = [answer for answer in FEW if answer.name == name]
+    turn, rule = LONG_ANSWERS[name]
+    row = known.row.to_json()
+    row["messages"] = [*row["messages"][:-1], {"role": "assistant", **turn}]
+    few = (replace(known, row=parse_row(row)),)
+    for change, rules in ((homeless, {rule}), (in_streams(homeless), {rule, "ML931"})):
+        with serving(AnswerServer(Oracle(oracle.path), change=change, known=few)) as url:
+            results = judged(url, oracle, kind="vllm", given_answers=few)
+        findings = {finding.rule: finding for result in results.values() for finding in result.findings}
+        assert findings.keys() == rules, findings
+        for finding in findings.values():
+            assert "way none." in finding.found or '"none."' in finding.found, finding.text()
+            assert "way home." in finding.expected or '"home."' in finding.expected, finding.text()
+            assert len(finding.found) < 300
 
 
 @needs_llamacpp

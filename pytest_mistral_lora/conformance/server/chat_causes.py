@@ -57,6 +57,7 @@ _FIXES = {
     "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
     "scale": "Give the adapter the scale 1.",
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
+    "file": "",
 }
 """The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
 
@@ -64,6 +65,11 @@ _FIXES = {
 def fix_of(target: ServerTarget, cause: str) -> str:
     """Return the fix of a cause, in the options of this kind of server if it has words for it."""
     return target.server.fixes("causes").get(cause, _FIXES[cause])
+
+
+def with_file(target: ServerTarget, fix: str) -> str:
+    """Return the fix of a likely cause, followed by the check of the file that this kind of server has its model in."""
+    return f"{fix} {fix_of(target, 'file')}".strip()
 
 
 class ChatCauses:

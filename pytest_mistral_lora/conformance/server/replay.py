@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance.server.chat_causes import (
     judged_passes,
     limit_of,
     same_answer,
+    with_file,
 )
 from pytest_mistral_lora.conformance.server.failures import (
     answered,
@@ -292,7 +293,7 @@ class ReplayChecks:
             cause = f"The weights are served in {precision}, {source}, and were recorded in {golden.precision}: "
             cause += "the quantisation may be the whole cause."
             fix = "Serve the weights in the recorded precision to decide it, then convert or merge the adapter again."
-            found.append((cause, fix))
+            found.append((cause, with_file(target, fix)))
         return found
 
     @cached_property
