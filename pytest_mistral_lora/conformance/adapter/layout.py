@@ -136,7 +136,7 @@ def _as_loaded(tensors: Mapping[str, TensorInfo], adapted: Any) -> Mapping[str, 
         from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
     except ImportError:
         return shapes  # a PEFT that joins none
-    state = {name: torch.empty(shape) for name, shape in shapes.items()}
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         found = convert_peft_adapter_state_dict_for_transformers(adapted, adapted.peft_config["default"], state)
     except Exception:  # PEFT raises many types, for tensors that do not fit together, too

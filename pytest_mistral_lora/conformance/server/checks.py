@@ -460,8 +460,8 @@ def _target_of_rows(
     model: str = "",
     limits: AskingLimits | None = None,
 ) -> ServerTarget:
-    given = {"given": tuple(rows), "model": model, "limits": limits or AskingLimits()}
-    target = choice.target("server", Target.of_loaded(tokenizer), **given)
+    judge, asked = Target.of_loaded(tokenizer), limits or AskingLimits()
+    target = choice.target("server", judge, given=tuple(rows), model=model, limits=asked)
     if isinstance(target, ParsersTarget):
         raise InputError("parsers read answers, and make no prompts", place=target.url, expected="a running server")
     if not rows or len(target.asked_rows()) < len(rows):
