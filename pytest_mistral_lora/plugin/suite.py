@@ -177,6 +177,7 @@ class Suite:
                 servers=given.servers,
                 server_rows=given.server_rows,
                 server_answers=given.server_answers,
+                server_limits=given.server_limits,
                 runners=given.runners,
                 allow_code=given.allow_code,
                 base=given.base,

@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_mistral_lora.plugin.options import GOLDEN_DIR, OPTIONS, ORACLE, SERVER, TOKENIZER, UPDATE, WRITTEN, Option
+from pytest_mistral_lora.plugin.options import (
+    GOLDEN_DIR,
+    OPTIONS,
+    ORACLE,
+    SERVER,
+    SERVER_AT_ONCE,
+    SERVER_KEPT,
+    SERVER_SECONDS,
+    TOKENIZER,
+    UPDATE,
+    WRITTEN,
+    Option,
+)
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.server_target import ServerChoice
+    from pytest_mistral_lora.records.asking_limits import AskingLimits
 
 
 def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
@@ -186,6 +199,58 @@ def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 
+def server_limits(config: pytest.Config, *, keeps: bool = True) -> AskingLimits:
+    """Return how a run asks each server.
+
+    Args:
+        config: The configuration of a session.
+        keeps: Whether answers are kept in the file of the run; False for requests of tests, which ask anew.
+
+    Raises:
+        pytest.UsageError: If a limit is not a whole number from 1 on, or the file has something else than answers.
+    """
+    from pytest_mistral_lora.records.asking_limits import AT_ONCE, AskingLimits, is_kept
+
+    def require_kept(path: Path) -> Path:
+        from pytest_mistral_lora.records.files import require_writable
+
+        return require_writable(path, is_kept)
+
+    seconds = whole_number(config, SERVER_SECONDS, 0, least=1)
+    at_once = whole_number(config, SERVER_AT_ONCE, AT_ONCE, least=1)
+    kept = written_file(config, SERVER_KEPT, require_kept) if keeps else None
+    return AskingLimits(seconds, at_once, kept)
+
+
+def whole_number(config: pytest.Config, option: Option, default: int, *, least: int) -> int:
+    """Return the number that an option names, or the default.
+
+    Raises:
+        pytest.UsageError: If it is not a whole number, or is below `least`.
+    """
+    value, source = option_value(config, option)
+    if value in (None, ""):
+        return default
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise pytest.UsageError(f"{source}: {value!r}; expected a whole number, {least} or more")
+    return number
+
+
+def refuse_workers(config: pytest.Config, option: Option) -> None:
+    """Refuse an option whose files several workers would write.
+
+    Raises:
+        pytest.UsageError: If the run has workers of pytest-xdist.
+    """
+    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
+        raise pytest.UsageError(f"{option.flag} writes files and cannot be shared between workers; leave out -n")
+
+
 def check_update(config: pytest.Config, folders: Sequence[Path]) -> None:
     """Refuse to record goldens that nobody would review, or that others rely on.
 
@@ -204,8 +269,6 @@ def check_update(config: pytest.Config, folders: Sequence[Path]) -> None:
             raise pytest.UsageError(
                 f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give your own folder"
             )
-    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
-    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
-        raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
+    refuse_workers(config, UPDATE)
     if os.environ.get("CI"):
         raise pytest.UsageError(f"{UPDATE.flag} is refused if CI is set: a golden that CI writes guards nothing")

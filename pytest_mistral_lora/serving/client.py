@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_mistral_lora.errors import InputError, NoAnswerError, counted
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.records.asking_limits import AT_ONCE
 from pytest_mistral_lora.records.secrets import SERVER_KEY as KEY
 from pytest_mistral_lora.records.secrets import redacted, server_key
 
 if TYPE_CHECKING:
     import httpx
-
-AT_ONCE = 4
-"""The most open requests."""
 
 SECONDS = 60.0
 MOST_LATE = AT_ONCE
@@ -43,10 +41,13 @@ _LONGEST_PAUSE = 5.0
 """The longest pause in seconds before a request to a server that asks to come back, and does not say when."""
 _SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
 """The most characters of a server's text in a message, of the text that is searched for it, and of a key."""
-SLOW = "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600."
-_BUSY_STEP = (
-    "Ask again when the server has less to do, send fewer requests at once (--at-once 1), or raise its limit of "
-    "requests."
+SLOW = (
+    "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600 "
+    "(pytest: --mistral-server-request-seconds 600)."
+)
+BUSY_STEP = (
+    "Ask again when the server has less to do, send fewer requests at once (--at-once 1; pytest: "
+    "--mistral-server-at-once 1), or raise its limit of requests."
 )
 _WITHOUT_TLS = "If the server has no certificate, write http:// (on this machine alone)."
 
@@ -291,7 +292,7 @@ class ServerClient:
             asked = "" if answer.retry_after is None else f", Retry-After {answer.retry_after:g} s"
             found = f"the server is busy (HTTP {answer.status}{asked}: {answer.error})"
             sent = f"{counted(attempt + 1, 'request')} in {waited:.0f} s"
-            raise NoAnswerError(f"{found}, after {sent}", place=place, next_step=_BUSY_STEP)
+            raise NoAnswerError(f"{found}, after {sent}", place=place, next_step=BUSY_STEP)
         self._free_at = max(self._free_at, time.monotonic() + pause)
 
     def _other_scheme(self, scheme: str) -> str:

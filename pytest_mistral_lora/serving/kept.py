@@ -99,11 +99,5 @@ class KeptAnswers:
             raise InputError(f"it cannot be written: {error.strerror}", place=str(self.file)) from error
 
 
-def is_kept(file: Path) -> bool:
-    """Return whether a file is one of kept answers."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        return lines.readline(1 << 16).startswith('{"asked": ')
-
-
 def _digest(path: str, data: Any) -> str:
     return hashlib.sha256(json.dumps([path, data], ensure_ascii=True).encode()).hexdigest()

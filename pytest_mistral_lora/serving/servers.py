@@ -13,8 +13,9 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.programs.registry import SERVERS_GROUP, Registry
+from pytest_mistral_lora.records.asking_limits import AT_ONCE
 from pytest_mistral_lora.serving.answers import read_field
-from pytest_mistral_lora.serving.client import SLOW, ServerClient
+from pytest_mistral_lora.serving.client import BUSY_STEP, SLOW, ServerClient
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
 SERVERS = Registry(SERVERS_GROUP, "kind of server", Server, {Server.name: Server()})
@@ -100,17 +101,21 @@ def _bounded(prompt: ServedPrompt, row: Row, place: Place) -> ServedPrompt:
     return prompt
 
 
-async def recognise_server(url: str) -> tuple[Server, str]:
+async def recognise_server(url: str, at_once: int = AT_ONCE) -> tuple[Server, str]:
     """Return the kind of the server at an address, and the endpoint that shows it.
 
     Each kind has its version at another endpoint, or in another field. A server without any of them that lists its
     models as OpenAI does is of OpenAI's kind.
 
+    Args:
+        url: The address.
+        at_once: The most open requests.
+
     Raises:
         InputError: If no server answers, or its kind is not known.
     """
     kinds = [kind for kind in SERVERS.of_this_package() if kind.version_at[0]]
-    async with ServerClient(url, SECONDS) as client:
+    async with ServerClient(url, SECONDS, at_once) as client:
         # a server that answers one endpoint late, or forbids it, may be of another kind
         answers = await asyncio.gather(*(client.get(kind.version_at[0]) for kind in kinds), return_exceptions=True)
         for kind, answer in zip(kinds, answers, strict=True):
@@ -121,9 +126,11 @@ async def recognise_server(url: str) -> tuple[Server, str]:
             elif not isinstance(answer, InputError):
                 raise answer
         for kind, answer in zip(kinds, answers, strict=True):
-            # a server may list its model while it loads, and would look like one of OpenAI's kind
+            # one may list its model while it loads or is busy, and would look like one of OpenAI's kind
             if not isinstance(answer, BaseException):
                 answer.require_ready(Place.of(f"{url}{kind.version_at[0]}"))
+            elif isinstance(answer, InputError) and answer.next_step == BUSY_STEP:
+                raise answer
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:
@@ -135,8 +142,13 @@ async def recognise_server(url: str) -> tuple[Server, str]:
     return SERVERS["openai"], "/v1/models"
 
 
-async def require_kind(server: Server, url: str) -> None:
+async def require_kind(server: Server, url: str, at_once: int = AT_ONCE) -> None:
     """Refuse a server whose recognised kind differs from its named kind, if that has a version.
+
+    Args:
+        server: The named kind.
+        url: The address.
+        at_once: The most open requests.
 
     Raises:
         InputError: If the kinds differ.
@@ -144,7 +156,7 @@ async def require_kind(server: Server, url: str) -> None:
     found, endpoint = server, ""
     # it answers like its named kind, or its kind is not recognised and nothing is known
     with suppress(InputError):
-        found, endpoint = await recognise_server(url)
+        found, endpoint = await recognise_server(url, at_once)
     if server.version_at[0] and found.version_at[0] and found.name != server.name:
         raise InputError(
             f"it is {found.title}, recognised by {endpoint}, and was named as {server.title}",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from of_classes import MadeAdapter, made_adapter, tiny_base
+from peft import PeftModel
+from safetensors.torch import save_file
 from sampling import sampled
+from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -111,3 +116,47 @@ def test_each_level_of_a_tie_is_held_to_the_file(
         lies = [TOP]  # a file without a head needs the flag
     assert [finding.found.split()[0] for finding in findings] == lies
     assert {finding.rule for finding in findings} <= {"ML436"}
+
+
+def with_experts_apart(folder: Path, base: Path) -> dict[str, torch.Tensor]:
+    """Write an adapter on attention and experts as transformers 4 has them, and return its tensors."""
+    config = json.loads((base / "config.json").read_text())
+    width, inner, rank = config["hidden_size"], config["intermediate_size"], 2
+    heads = config["num_attention_heads"] * (config.get("head_dim") or width // config["num_attention_heads"])
+    drawn = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"base_model.model.model.layers.{layer}"
+        sizes = {"self_attn.q_proj": (width, heads)}
+        for expert in range(config["num_local_experts"]):
+            experts = {"w1": (width, inner), "w2": (inner, width), "w3": (width, inner)}
+            sizes |= {f"block_sparse_moe.experts.{expert}.{name}": size for name, size in experts.items()}
+        for name, (inputs, outputs) in sizes.items():
+            tensors[f"{prefix}.{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=drawn) / 10
+            tensors[f"{prefix}.{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=drawn) / 10
+    targets = ["q_proj", "w1", "w2", "w3"]
+    lora = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": targets, "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps({**lora, "base_model_name_or_path": str(base)}))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return tensors
+
+
+def test_experts_of_transformers_4_are_judged_as_the_installed_peft_loads_them(tmp_path: Path) -> None:
+    base = tiny_base("mixtral")
+    tensors = with_experts_apart(tmp_path, base)
+    made = MadeAdapter(base, tmp_path, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path)
+    # huggingface/peft#3009: before 0.19, one that runs beside transformers 5 loads the attention alone
+    is_whole = any(".experts." in name and ".lora_B." in name for name, _ in model.named_parameters())
+    errors = {
+        finding.rule for result in judged(made).values() for finding in result.findings if finding.severity == "error"
+    }
+    assert errors == (set() if is_whole else {"ML401", "ML409"})
+    for name in [name for name in tensors if ".experts.1.w2." in name]:
+        del tensors[name]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    # joined, the experts that are left have another rank
+    found = {finding.rule for result in judged(made).values() for finding in result.findings}
+    assert found & {"ML401", "ML404"}

@@ -67,10 +67,10 @@ class ML908(Example):
 
 
 class ML909(Example):
-    mutant = bench_server.the_prompt_is_not_right
+    mutant = bench_server.a_stop_string
 
     def sound(self, artifact: Artifact) -> None:
-        replayed(artifact, prompt=lambda ids, _: ids)
+        replayed(artifact, completion=lambda ids, _: ids)
 
 
 class ML910(Example):

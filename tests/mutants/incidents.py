@@ -299,7 +299,8 @@ INCIDENTS = (
     Incident(
         "N82",
         "Adapters of experts are dropped or transposed by servers",
-        "vllm-project/vllm#41384, vllm-project/vllm#52194, sgl-project/sglang#25528",
+        "vllm-project/vllm#41384, vllm-project/vllm#52194, sgl-project/sglang#25528, huggingface/peft#3112, "
+        "NVIDIA-NeMo/Automodel#1755",
     ),
     Incident(
         "N84",
@@ -456,12 +457,22 @@ INCIDENTS = (
     Incident(
         "N203",
         "A server loads the consolidated file of the base that lies beside merged weights",
-        "vllm-project/vllm#28659, modelscope/ms-swift#7074",
+        "vllm-project/vllm#28659, vllm-project/vllm#40765, modelscope/ms-swift#7074",
     ),
     Incident(
         "N204",
         "A server scales a rank-stabilised adapter by alpha / r: it is too weak by the root of the rank",
         "sgl-project/sglang#40835, NVIDIA/TensorRT-LLM#1668",
+    ),
+    Incident(
+        "N206",
+        "A server reads params.json, left beside weights of transformers, in place of their configuration",
+        "vllm-project/vllm#33175, vllm-project/vllm#33253",
+    ),
+    Incident(
+        "N207",
+        "Experts that transformers keeps in one parameter are left out of an adapter, without a warning",
+        "huggingface/peft#3009",
     ),
     Incident(
         "N205",

@@ -42,6 +42,13 @@ def experts_are_adapted(artifact: Artifact) -> None:
     of_class(artifact, made_adapter("mixtral", ("w1", "w2", "w3")))
 
 
+@mutant("ML401", "N207", says=".experts.")
+def experts_left_out_by_an_older_peft(artifact: Artifact) -> None:
+    """The attention alone is adapted, and the experts are named, as PEFT 0.18 leaves it under transformers 5."""
+    of_class(artifact, made_adapter("mixtral", ("q_proj",)))
+    artifact["config"]["target_modules"] = ["q_proj", "w1", "w2", "w3"]
+
+
 @mutant("ML454", says="MixtralForCausalLM has no down_proj: experts are in its place")
 def adapter_of_a_dense_model_on_experts(artifact: Artifact) -> None:
     """The adapter has the MLP of a Mistral, and the base is a Mixtral."""

@@ -93,6 +93,14 @@ def eos_is_unk(artifact: Artifact) -> None:
     setting(artifact, "eos_token_id", 0)
 
 
+@mutant("ML912 ML915", says="eos_token_id is missing, and readers take 11")
+def eos_left_out_of_tekken(artifact: Artifact) -> None:
+    """The id of EOS is left out, and the one that readers take is another token."""
+    artifact["compared"] = False
+    take_tekken(artifact)
+    setting(artifact, "eos_token_id", None)
+
+
 @mutant("ML912", says="add_bos_token is false")
 def no_bos(artifact: Artifact) -> None:
     """The file says not to put <s> before a prompt."""

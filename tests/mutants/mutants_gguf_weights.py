@@ -133,7 +133,7 @@ def stretch(artifact: Artifact, factor: float, **more: float) -> None:
     artifact["fields"] |= {f"llama.rope.scaling.{key}": value for key, value in fields.items()}
 
 
-@mutant("ML917", "N201", says="yarn_log_multiplier is 1: cosine and sine are multiplied by 1")
+@mutant("ML917", "N200", "N201", says="yarn_log_multiplier is 1: cosine and sine are multiplied by 1")
 def another_attention_factor(artifact: Artifact) -> None:
     """The file has the mscale_all_dim of another release, with which readers do not multiply cosine and sine."""
     stretch(artifact, factor=4.0)

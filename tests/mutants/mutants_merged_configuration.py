@@ -266,7 +266,7 @@ def write_bos(folder: Path) -> None:
     file.write_text(json.dumps(data))
 
 
-@mutant("ML243", says="rope_theta is 10000")
+@mutant("ML243", "N206", says="rope_theta is 10000")
 def params_of_another_model(artifact: Artifact) -> None:
     """Mistral's own configuration has another base of the rotary embedding."""
     (artifact["folder"] / "params.json").write_text(json.dumps({"rope_theta": 10_000.0}))

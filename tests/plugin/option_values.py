@@ -11,6 +11,7 @@ from pytest_mistral_lora.conformance.known import Xfail
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.conformance.targets import RunnerChoice
+from pytest_mistral_lora.records.asking_limits import AskingLimits
 
 GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-tokenizer": ("tok.model.v3", "tokenizers", lambda here: (here / "tok.model.v3",)),
@@ -32,6 +33,13 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     ),
     "--mistral-server-rows": ("own/rows.jsonl", "server_rows", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-server-answers": (None, "server_answers", lambda here: True),
+    "--mistral-server-request-seconds": ("600", "server_limits", lambda here: AskingLimits(seconds=600)),
+    "--mistral-server-at-once": ("1", "server_limits", lambda here: AskingLimits(at_once=1)),
+    "--mistral-server-kept": (
+        "answers.jsonl",
+        "server_limits",
+        lambda here: AskingLimits(kept=here / "answers.jsonl"),
+    ),
     "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
         "trl=own/rows.jsonl",
@@ -64,6 +72,10 @@ NEEDS = {
         ("--mistral-server", "http://127.0.0.1:8000", "--mistral-tokenizer", "tok.model.v3"),
         "servers tokenizers",
     ),
+    **dict.fromkeys(
+        ("--mistral-server-request-seconds", "--mistral-server-at-once", "--mistral-server-kept"),
+        (("--mistral-server", "http://127.0.0.1:8000", "--mistral-tokenizer", "tok.model.v3"), "servers tokenizers"),
+    ),
     "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
     "--mistral-objective": (
         ("--mistral-encoded", "own/rows.jsonl", "--mistral-tokenizer", "tok.model.v3"),
@@ -84,6 +96,7 @@ DEFAULTS = {
     "servers": (),
     "server_rows": (),
     "server_answers": False,
+    "server_limits": AskingLimits(),
     "runners": (),
     "allow_code": False,
     "require_manifest": False,
@@ -133,6 +146,11 @@ BAD = [
         "lmstudio=http://127.0.0.1",
         ("'lmstudio'", "expected one of llamacpp, vllm, sglang, ollama, openai, "),
     ),
+    ("--mistral-server-request-seconds", "0", ("'0'; expected a whole number, 1 or more",)),
+    ("--mistral-server-request-seconds", "1.5", ("'1.5'; expected a whole number",)),
+    ("--mistral-server-at-once", "many", ("'many'; expected a whole number",)),
+    ("--mistral-server-kept", "known.txt", ("known.txt: is there, and was not written",)),
+    ("--mistral-server-kept", "nope/answers.jsonl", ("nope: no such folder",)),
     ("--mistral-runner", "nope", NO_RUNNER),
     ("--mistral-runner", "trl=nope", ("nope: no such file", "TRL")),
     ("--mistral-xfails", "nope", ("no such file or folder: nope",)),
@@ -170,6 +188,8 @@ BAD_INI = [
     ("mistral_golden_dirs = bare", ("rows (*.jsonl)", " in bare")),
     ("mistral_output_format = sarif", ("'sarif'; expected one of text, github",)),
     ("mistral_device = tpu", ("'tpu'; expected one of auto, cpu, cuda",)),
+    ("mistral_server_at_once = 0", ("0; expected a whole number, 1 or more",)),
+    ("mistral_server_request_seconds = long", ("'long'",)),
     ("mistral_examples = 0", ("0; expected a whole number, 1 or more",)),
     ("mistral_examples = many", ("'many'",)),
     ("mistral_strict = maybe", ("'maybe'",)),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,25 @@ def test_answers_of_a_server_need_a_server(here: Path, golden: Run) -> None:
     refusal = _refusal(golden("--mistral-server-answers"))
     assert refusal.startswith("ERROR: --mistral-server-answers ")
     assert "add --mistral-server URL" in refusal
+
+
+@pytest.mark.parametrize("option", ["request-seconds=600", "at-once=1", "kept=answers.jsonl"])
+def test_limits_of_requests_need_a_running_server(option: str, here: Path, golden: Run) -> None:
+    flag = f"--mistral-server-{option.partition('=')[0]}"
+    for more in ((), ("--mistral-server", f"vllm-parsers={sys.executable}", "--mistral-tokenizer", "tok.model.v3")):
+        refusal = _refusal(golden(f"--mistral-server-{option}", *more))
+        assert refusal.startswith(f"ERROR: {flag} is for a running server")
+
+
+def test_a_file_keeps_the_answers_of_one_server_and_one_process(here: Path, golden: Run) -> None:
+    asked = ("--mistral-tokenizer", "tok.model.v3", "--mistral-server", "http://127.0.0.1:1")
+    kept = "--mistral-server-kept=answers.jsonl"
+    for more in (("--mistral-server", "http://127.0.0.1:2"), ("--mistral-adapter", "own", "--mistral-adapter", "bare")):
+        assert f"{kept.partition('=')[0]} keeps the answers of one server" in _refusal(golden(kept, *asked, *more))
+    refusal = _refusal(golden("--mistral-server-kept=out.json", *asked, "--mistral-report=out.json"))
+    assert "out.json" in refusal
+    pytest.importorskip("xdist")
+    assert "cannot be shared between workers" in _refusal(golden(kept, *asked, "-n", "2"))
 
 
 def test_a_base_needs_an_adapter(here: Path, golden: Run) -> None:

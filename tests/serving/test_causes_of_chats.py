@@ -94,6 +94,49 @@ def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorde
     assert "1 exact of 1" in out
 
 
+def strict(text: str) -> str:
+    """Leave the space behind [SYSTEM_PROMPT] out, which rows without a system message do not have."""
+    changed = text.replace("[SYSTEM_PROMPT]", "[SYSTEM_PROMPT] ")
+    assert changed != text
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "rules", "says"),
+    [
+        (
+            lambda text: text.replace("[INST]", "[INST] "),
+            ["ML902"],
+            r"ML902 .*one\.jsonl[\s\S]*explains: 2 more findings: ML909 \(2\)",
+        ),
+        # the asked row is right: the answer alone shows the template
+        (strict, ["ML909"], rf"{re.escape(RIGHT_MODEL)}\n.*the first other: token \d+"),
+    ],
+    ids=["each-row", "transcript"],
+)
+def test_answers_to_prompts_of_a_wrong_template_are_a_part_of_the_finding_of_the_prompts(
+    change: Callable[[str], str],
+    rules: list[str],
+    says: str,
+    folder: Path,
+    oracle: Oracle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    template = tmp_path / "other.jinja"
+    template.write_text(change(oracle.chat_template()))
+    file = write_gguf(tmp_path / "model.gguf", *converted_model(folder / "model", oracle))
+    words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl"), "--golden", str(folder / "right")]
+    with served(file, template=str(template)) as (_, address):
+        code = main(["serve-check", f"llamacpp@{BUILD}={address}", *words])
+    out = capsys.readouterr().out
+    assert (code, re.findall(r"^(ML\d+) ", out, re.MULTILINE)) == (1, rules), out
+    assert re.search(says, out), out
+    # by ids they are the recorded ones, in the summary
+    assert RIGHT_MODEL in out
+    assert "3 exact of 3" in out
+
+
 def with_system_prompt(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "messages": [{"role": "system", "content": "You are kind."}, *request["messages"]]}
 

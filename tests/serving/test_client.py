@@ -30,6 +30,7 @@ from pytest_mistral_lora.cli import main, serve_check
 from pytest_mistral_lora.errors import InputError, NoAnswerError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.addresses import require_url
+from pytest_mistral_lora.records.asking_limits import AT_ONCE
 from pytest_mistral_lora.serving import client as clients
 from pytest_mistral_lora.serving.answers import chat_answer, streamed_answer
 from pytest_mistral_lora.serving.client import KEY, Answer, ServerClient
@@ -380,7 +381,7 @@ def test_a_server_that_ends_in_the_middle_is_not_waited_for_row_by_row(
     assert (code, "no server answers there any more" in out) == (1, True), out
     # nothing is judged of rows that were not answered
     assert "no row was answered" in out
-    assert len(waited) <= 3 * clients.AT_ONCE
+    assert len(waited) <= 3 * AT_ONCE
 
 
 def run_check(url: str, capsys: pytest.CaptureFixture[str], *options: str, kind: str = "llamacpp") -> tuple[int, str]:
@@ -584,6 +585,28 @@ def test_a_server_that_stays_busy_is_called_busy_and_its_words_are_shown(oracle:
     with serving(behaviour) as url, pytest.raises(NoAnswerError, match="Retry-After 3600 s: slow down"):
         ask(url)
     assert len(behaviour.seen) == 1
+
+
+@pytest.mark.parametrize("is_all", [True, False], ids=["all", "of-versions"])
+@pytest.mark.parametrize("kind", ["", "llamacpp="])
+def test_a_server_that_is_too_busy_to_be_recognised_is_called_busy(
+    is_all: bool, kind: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = (429, b'{"error": {"message": "slow down"}}')
+    # without the endpoints that show its kind, any server looks like one of OpenAI's kind
+    behaviour = Behaviour(
+        oracle,
+        answer=lambda path: busy if is_all or path in ("/version", "/props", "/api/version") else None,
+        headers={"Retry-After": "90"},
+    )
+    with serving(behaviour) as url:
+        code = main(["serve-check", f"{kind}{url}", "--tokenizer", "spm-v3"])
+    printed = capsys.readouterr()
+    out = printed.out + printed.err
+    assert code == 1, out
+    assert "ML901" in out
+    assert "the server is busy (HTTP 429, Retry-After 90 s: slow down)" in out
+    assert "Ask again when the server has less to do" in out
 
 
 def test_the_content_of_an_answer_may_be_a_list_of_parts(oracle: Oracle) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from converted import converted_tokenizer
 from derived_tekken import write_cut
 from gguf_files import write_gguf
 from llamacpp_process import BUILD, Post, converted_model, needs_llamacpp, served
 from named_deviations import SEEN, seen_deviations
+from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -97,6 +101,27 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
         assert served_rules(oracle, address, tmp_path) == set()
 
 
+def test_an_end_that_is_left_out_is_a_finding_if_the_reader_takes_another_token(
+    converted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle, fields, tensors = converted
+    file = write_gguf(tmp_path / "model.gguf", {**fields, "tokenizer.ggml.eos_token_id": None}, tensors)
+    with served(file) as (_, address), urllib.request.urlopen(f"{address}/props", timeout=60) as answer:
+        taken = json.load(answer)["eos_token"]
+    # llama.cpp itself, which takes 2 for SentencePiece, and 11 for Tekken
+    assert (taken == oracle.piece(oracle.eos_id)) is (oracle.kind == "spm")
+    found = findings(file, oracle)
+    if oracle.kind == "spm":
+        assert not found
+        assert main(["check", str(file)]) == 0
+        line = "end of answers of model.gguf: tokenizer.ggml.eos_token_id is missing, and readers take 2, which is </s>"
+        assert line in capsys.readouterr().out
+    else:
+        [finding] = found
+        assert finding.rule == "ML912"
+        assert "eos_token_id is missing, and readers take 11" in finding.found
+
+
 @pytest.mark.slow
 def test_another_tokenizer_than_that_of_the_server_is_the_one_finding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -169,3 +194,28 @@ def test_a_file_with_a_finding_is_served_with_other_ids(
     with served(file) as (post, address):
         assert any(expected != found for expected, found in prompts(oracle, post))
         assert "ML902" in served_rules(oracle, address, tmp_path)
+
+
+def test_llamacpp_reads_no_sliding_window(tmp_path: Path) -> None:
+    # the fact served-without-a-window of field/facts/llamacpp.toml
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    base = write_tiny_base(tmp_path / "tiny", oracle.path)
+    fields, tensors = converted_model(base, oracle)
+    ids = [oracle.bos_id, *range(1000, 1040)]
+
+    def likeliest(more: dict[str, Any]) -> list[tuple[int, float]]:
+        asked = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 5}
+        with served(write_gguf(tmp_path / "model.gguf", {**fields, **more}, tensors)) as (post, _):
+            [step] = post("/completion", asked)["completion_probabilities"]
+        return [(token["id"], token["logprob"]) for token in step["top_logprobs"]]
+
+    def of_transformers(window: int | None) -> list[int]:
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, sliding_window=window, attn_implementation="eager"
+        )
+        with torch.no_grad():
+            return model(torch.tensor([ids])).logits[0, -1].topk(5).indices.tolist()
+
+    found = likeliest({"llama.attention.sliding_window": 4})
+    assert found == likeliest({})
+    assert [token for token, _ in found] == of_transformers(None) != of_transformers(4)

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -394,10 +395,88 @@ def harmless(parts: list[bytes]) -> list[bytes]:
     return [b": ping\r\n\r\n" + part.replace(b"\n", b"\r\n") for part in parts if b"[DONE]" not in part]
 
 
+def chunks(message: dict[str, Any]) -> None:
+    """Put the texts of a message into a list of parts, as Mistral's own API has those of thinking models."""
+    thought, text = message.pop("reasoning_content", None), message.get("content")
+    parts: list[dict[str, Any]] = []
+    parts += [{"type": "thinking", "thinking": [{"type": "text", "text": thought}]}] if thought else []
+    parts += [{"type": "text", "text": text}] if text else []
+    message["content"] = parts or None
+
+
+def as_chunks(message: dict[str, Any], request: dict[str, Any]) -> None:
+    """Send a whole answer in parts; those of a stream are changed in its events."""
+    if not request.get("stream"):
+        chunks(message)
+
+
+def events_of_chunks(parts: list[bytes]) -> list[bytes]:
+    """Send the texts of each event as a list of parts."""
+
+    def changed(part: bytes) -> bytes:
+        event = part.removeprefix(b"data: ").strip()
+        if not event.startswith(b"{"):
+            return part
+        data = json.loads(event)
+        for choice in data["choices"]:
+            chunks(choice["delta"])
+        return f"data: {json.dumps(data)}\n\n".encode()
+
+    return [changed(part) for part in parts]
+
+
+LONG = "a long way " * 40
+LONG_ANSWERS = {
+    "plain": ({"content": f"{LONG}home."}, "ML923"),
+    "thinking": (
+        {"content": [{"type": "thinking", "thinking": f"{LONG}home."}, {"type": "text", "text": "Yes."}]},
+        "ML929",
+    ),
+    "call": (
+        {
+            "tool_calls": [
+                {"id": "callcall1", "function": {"name": "weather", "arguments": {"a": LONG, "city": "home."}}}
+            ]
+        },
+        "ML927",
+    ),
+}
+"""Answers whose last word is far behind their beginning, and the rule of that word."""
+
+
+def homeless(message: dict[str, Any], request: dict[str, Any]) -> None:
+    """Change the last word of each part."""
+    for key in ("content", "reasoning_content"):
+        message[key] = message[key].replace("home.", "none.")
+    for call in message["tool_calls"]:
+        # another form of the same JSON is no fault
+        arguments = json.loads(call["function"]["arguments"].replace("home.", "none."))
+        call["function"]["arguments"] = json.dumps(arguments, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("name", LONG_ANSWERS)
+def test_a_finding_shows_where_two_long_messages_differ(name: str, oracle: Oracle) -> None:
+    [known] = [answer for answer in FEW if answer.name == name]
+    turn, rule = LONG_ANSWERS[name]
+    row = known.row.to_json()
+    row["messages"] = [*row["messages"][:-1], {"role": "assistant", **turn}]
+    few = (replace(known, row=parse_row(row)),)
+    for change, rules in ((homeless, {rule}), (in_streams(homeless), {rule, "ML931"})):
+        with serving(AnswerServer(Oracle(oracle.path), change=change, known=few)) as url:
+            results = judged(url, oracle, kind="vllm", given_answers=few)
+        findings = {finding.rule: finding for result in results.values() for finding in result.findings}
+        assert findings.keys() == rules, findings
+        for finding in findings.values():
+            assert "way none." in finding.found or '"none."' in finding.found, finding.text()
+            assert "way home." in finding.expected or '"home."' in finding.expected, finding.text()
+            assert len(finding.found) < 300
+
+
 @needs_llamacpp
 @pytest.mark.parametrize(
     ("given", "rules", "says"),
     [
+        ({"change": as_chunks, "stream": events_of_chunks}, set(), ""),
         ({"stream": cut}, {"ML921"}, r"the stream ends early: finish_reason None, and no event \[DONE\]"),
         (
             {"stream": without_reasons},
@@ -417,7 +496,7 @@ def harmless(parts: list[bytes]) -> list[bytes]:
         ),
         ({"stream": harmless}, set(), ""),
     ],
-    ids=["cut", "no-reason", "lost", "stop", "limit", "harmless"],
+    ids=["chunks", "cut", "no-reason", "lost", "stop", "limit", "harmless"],
 )
 def test_what_a_relay_does_to_an_answer_has_one_cause(
     given: dict[str, Any], rules: set[str], says: str, llamacpp: str, oracle: Oracle

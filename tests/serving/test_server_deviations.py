@@ -83,6 +83,8 @@ def test_a_deviation_of_another_version_is_a_finding(kind: str, version: str, sa
     assert "a named deviation (empty-text-space)" in out
     assert "empty-text-space is known of llama.cpp >=8672, vLLM >=0.32" in out
     assert says in out
+    # whether the version is named or the file is wrong
+    assert ("mistral-lora check FILE.gguf" in " ".join(out.split())) == kind.startswith("llamacpp")
 
 
 def test_another_difference_of_a_known_server_is_a_finding(check: Check) -> None:

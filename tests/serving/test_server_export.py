@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
+from pytest_mistral_lora.field.servers.ollama.modelfile import read_modelfile
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.run import train
 
@@ -93,6 +94,18 @@ def test_vllm_gets_the_mode_the_rank_and_the_names(
     assert (option(words, "--dtype"), option(words, "--generation-config")) == ("float32", "vllm")
     assert "serve-check vllm:fp32=http://127.0.0.1:8000" in out
     assert out.rpartition("check:")[2].strip() in (tmp_path / "to" / "README.md").read_text()
+
+
+def test_the_line_for_a_cpu_starts_the_module_with_the_same_options(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(capsys, base, "--to", "vllm", "--output", tmp_path / "served")[0] == 0
+    page = (Path(__file__).parents[2] / "docs" / "vllm-cpu.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^\$ (sed .*)$", page, flags=re.MULTILINE)
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    words, other = (command(tmp_path / "served" / name) for name in ("serve.sh", "serve-cpu.sh"))
+    assert words[:2] == ["vllm", "serve"]
+    assert other == ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", *words[2:]]
 
 
 @pytest.mark.parametrize(("name", "needs"), [("derived-v7", False), ("derived-v11", True), ("derived-v13", True)])
@@ -242,6 +255,12 @@ def test_the_page_beside_an_export_has_the_remarks_that_are_printed(
     assert [line.partition(": ")[2] for line in out.splitlines() if line.startswith("different:")] == lines
     check = out.rpartition("check:")[2].strip()
     assert f"```console\n$ {check}\n```" in page
+    # who reads the file alone sees it, too: Ollama takes the line for a comment
+    if to == "ollama":
+        text = (tmp_path / "to" / "Modelfile").read_text()
+        assert (f"\n# {NO_THOUGHTS}" in text) is (NO_THOUGHTS in remarks)
+        words = [one.name for one in read_modelfile(Path("Modelfile"), text).commands]
+        assert words == ["from", "template", "parameter", "parameter"]
 
 
 def test_an_adapter_of_a_chat_template_is_served_by_it_with_a_remark(

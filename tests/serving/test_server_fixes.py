@@ -115,6 +115,33 @@ def test_a_cause_has_the_option_of_the_kind_in_place_of_the_fix_of_the_rule(
     assert fixes == {SERVERS["llamacpp"].fixes("causes")["no-adapter"]}
 
 
+LIKELY = {
+    "another-tokenizer": ("ML902", "Else another model is served"),
+    "quantised": ("ML908", "Serve the weights in the recorded precision"),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("cause", LIKELY)
+def test_a_likely_cause_is_followed_by_the_check_of_the_file_that_llamacpp_reads(
+    cause: str, kind: str, oracle: Oracle, tmp_path: Path, judged: Judged
+) -> None:
+    version = {"version": "0.32.0"} if kind == "vllm" else {}
+    if cause == "quantised":
+        folder = write_golden_answers(oracle, tmp_path / "answers")
+        rome = oracle.encode_text("Rome")[0]
+        behaviour = {"golden": golden_answers(oracle), "completion": lambda ids, _: (rome, *ids[1:]), **version}
+        found = judged(f"{kind}:q4", "--golden", str(folder), **behaviour)
+    else:
+        found = judged(kind, "--tokenizer", "spm-v1", **version)
+    rule, says = LIKELY[cause]
+    fixes = {finding["fix"] for finding in found if finding["rule"] == rule}
+    assert fixes
+    for fix in fixes:
+        assert says in fix
+        assert ("mistral-lora check FILE.gguf" in fix) == (kind == "llamacpp"), fix
+
+
 @pytest.mark.parametrize("kind", SERVERS.ours)
 def test_the_words_of_a_server_are_of_its_rules_and_causes_and_name_an_option_of_it(kind: str) -> None:
     server = SERVERS[kind]

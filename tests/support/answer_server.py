@@ -42,14 +42,16 @@ class AnswerServer(Behaviour):
     Attributes:
         change: Changes each message.
         stream: Changes the events of a stream.
+        known: The answers that it knows.
     """
 
     change: Change = nothing
     stream: Callable[[list[bytes]], list[bytes]] = lambda parts: parts
+    known: Sequence[KnownAnswer] = field(default_factory=known_answers)
 
     def __post_init__(self) -> None:
         # before any request: an oracle traces one conversation at a time, and requests come in threads
-        fitting = [answer for answer in known_answers() if answer.fits(self.oracle)]
+        fitting = [answer for answer in self.known if answer.fits(self.oracle)]
         self._messages = {question(request_of(answer)): message_of(answer, self.oracle) for answer in fitting}
         self._said: dict[Ids, Ids] = {
             answer.prompt_ids(self.oracle): answer.answer_ids(self.oracle) for answer in fitting

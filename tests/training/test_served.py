@@ -86,7 +86,9 @@ def test_with_a_second_space_the_ids_are_answered_as_recorded_and_the_messages_a
         assert fired(check(address, kind="openai:fp32")[1]) == {"ML904", "ML905", "ML909"}
         code, out = check(address)
     assert code == 1
-    assert fired(out) == {"ML902", "ML909"}
+    # the answers differ because the prompts do: one finding, which counts them
+    assert fired(out) == {"ML902"}
+    assert re.search(r"explains: (\d) more findings: ML909 \(\1\)", out), out
     assert RIGHT_MODEL in out
     assert "5 exact of 5" in out
 

@@ -269,7 +269,8 @@ class AdapterChecks:
             raise
         except InputError as error:
             return Result(not_checked=layout_checks.not_mistral(error))
-        findings = list(config_checks.target_findings(self.folder, layout.modules, layout.linear, layout.unmatched))
+        of_base = (layout.modules, layout.linear, layout.unmatched, layout.converted)
+        findings = list(config_checks.target_findings(self.folder, *of_base))
         if layout.refusal and not findings:
             findings.append(Finding("ML408", f"PEFT refuses it: {layout.refusal}", Place.of(self.folder.config_file)))
         findings += layout_checks.rank_findings(self.folder, layout)

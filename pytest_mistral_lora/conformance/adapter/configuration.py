@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pytest_mistral_lora.checkpoint.architectures import (
     ALL,
@@ -32,7 +32,11 @@ def configuration_findings(folder: AdapterFolder) -> Iterator[Finding]:
 
 
 def target_findings(
-    folder: AdapterFolder, modules: Sequence[str], linear: Iterable[str], unmatched: Iterable[tuple[str, str]]
+    folder: AdapterFolder,
+    modules: Sequence[str],
+    linear: Iterable[str],
+    unmatched: Iterable[tuple[str, str]],
+    converted: Collection[str],
 ) -> Iterator[Finding]:
     """Yield each name and pattern of a configuration that matches no module: PEFT silently accepts them.
 
@@ -41,13 +45,14 @@ def target_findings(
         modules: Dotted names of every module of the base.
         linear: The modules that LoRA can adapt.
         unmatched: Key and pattern of each regular expression that matches no module.
+        converted: Names of `target_modules` that PEFT replaces by others when it loads the adapter.
     """
     config, place = folder.config, Place.of(folder.config_file)
     targets, have = config.get("target_modules"), sorted({name.rpartition(".")[2] for name in linear})
     # as PEFT matches: a target is whole parts of a name, a saved module is any end of a name
     for key, names, mark in (("target_modules", targets, "."), ("modules_to_save", config.get("modules_to_save"), "")):
         for name in names if isinstance(names, list) else []:
-            if not any(f"{mark}{module}".endswith(f"{mark}{name}") for module in modules):
+            if name not in converted and not any(f"{mark}{module}".endswith(f"{mark}{name}") for module in modules):
                 yield Finding("ML409", f"{key} has {name!r}, which matches nothing", place, ", ".join(have))
     layers = config.get("layers_to_transform")
     # a model with images has two lists of layers

@@ -29,6 +29,8 @@ _OTHER_MODEL = re.compile(
 """Names of Mistral's models with images or experts."""
 
 _SIDE = re.compile(r"\.lora_(?P<side>A|B|a|b|down|up)(?P<inner>(?:\.[\w-]+)*?)(?P<weight>\.weight)?$")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""A part of the names of experts that have layers of their own, as in transformers 4."""
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?P<name>embed_tokens|lm_head)(?:\.base_layer|\.modules_to_save)?(?:\.default)?\.weight$"
 )
@@ -50,6 +52,8 @@ class AdapterLayout:
         unmatched: Key and pattern of each regular expression of the configuration that matches no module.
         refusal: Why PEFT refuses the configuration; empty if it accepts it.
         scalings: Factor of B A in each adapted layer, by the layer's name in the base.
+        loaded: Shape of each tensor of the file as PEFT loads it, by the name that it looks for.
+        converted: Names of `target_modules` that PEFT replaces by names of parameters when it loads the adapter.
     """
 
     expected: Mapping[str, tuple[int, ...]]
@@ -59,6 +63,8 @@ class AdapterLayout:
     unmatched: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
     scalings: Mapping[str, float] = field(default_factory=dict)
+    loaded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    converted: frozenset[str] = frozenset()
 
     def is_resized(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a tensor is an embedding whose shape differs from the base's."""
@@ -97,6 +103,7 @@ def adapter_layout(folder: AdapterFolder, base: BaseFolder | None) -> AdapterLay
             unmatched = tuple(unmatched_patterns(folder.config, (*modules, *parameters)))
             adapted = get_peft_model(model, folder.lora_config(modules))
             state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            loaded = _as_loaded(readable_tensors(folder), adapted)
         except InputError as error:
             return replace(plain, refusal=error.found.removeprefix("PEFT refuses it: "))
         except Exception as error:  # PEFT raises many types
@@ -107,7 +114,34 @@ def adapter_layout(folder: AdapterFolder, base: BaseFolder | None) -> AdapterLay
         if "default" in getattr(module, "lora_A", ())
     }
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings)
+    named = folder.config.get("target_modules")
+    kept = adapted.peft_config["default"].target_modules or ()
+    converted = frozenset(named if isinstance(named, list) else ()) - {*kept}
+    return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings, loaded=loaded, converted=converted)
+
+
+def _as_loaded(tensors: Mapping[str, TensorInfo], adapted: Any) -> Mapping[str, tuple[int, ...]]:
+    """Return the shape of each tensor as PEFT loads it: it joins experts that a file of transformers 4 has apart.
+
+    Args:
+        tensors: The tensors of the file.
+        adapted: The model with the adapter, on the meta device.
+    """
+    import torch
+
+    shapes = {name: tuple(info.shape) for name, info in tensors.items()}
+    if not any(_EXPERT.search(name) for name in shapes):
+        return shapes
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+    except ImportError:
+        return shapes  # a PEFT that joins none
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        found = convert_peft_adapter_state_dict_for_transformers(adapted, adapted.peft_config["default"], state)
+    except Exception:  # PEFT raises many types, for tensors that do not fit together, too
+        return shapes
+    return {name.replace(".default.", "."): tuple(tensor.shape) for name, tensor in found.items()}
 
 
 def _known_base(base: BaseFolder, folder: AdapterFolder) -> Any:
@@ -161,7 +195,7 @@ def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
 
 def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield the tensors that are missing, fit nothing, or have names that PEFT will not find."""
-    found, expected, place = folder.tensors, layout.expected, Place.of(folder.tensors_file)
+    found, expected, place = layout.loaded, layout.expected, Place.of(folder.tensors_file)
     unknown, absent = set(found) - set(expected), set(expected) - set(found)
     # the name that PEFT looks for, of each unknown name that means the same tensor
     by_core = {_tensor_core(name): name for name in absent}
@@ -179,7 +213,7 @@ def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Find
     extra = [
         name
         for name in sorted(unknown - set(renamed))
-        if not layout.is_resized(name, found[name].shape)
+        if not layout.is_resized(name, found[name])
         and not ((match := _EMBEDDING.search(name)) and name[: match.end("name")] in adapted)
     ]
     wanted = f"the {len(expected)} tensors that PEFT saves of this configuration"
@@ -223,7 +257,7 @@ def _naming_fault(name: str, right: str) -> str:
 
 def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield each tensor whose rank differs from the configuration's."""
-    patterns, pairs = folder.config.get("rank_pattern") or {}, list(_shape_pairs(folder, layout))
+    patterns, pairs = folder.config.get("rank_pattern") or {}, list(_shape_pairs(layout))
     ranks = {shape[axis] for name, _, shape in pairs if len(shape) == 2 and (axis := _rank_axis(name)) is not None}
     for name, expected, shape in pairs:
         axis = _rank_axis(name)
@@ -243,7 +277,7 @@ def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Find
 def shape_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield each tensor that does not fit the base's layer, and embeddings for another vocabulary."""
     place = Place.of(folder.tensors_file)
-    for name, expected, shape in _shape_pairs(folder, layout):
+    for name, expected, shape in _shape_pairs(layout):
         axis = _rank_axis(name)
         if axis is not None and len(shape) != 2:
             continue  # the rank is wrong too
@@ -263,12 +297,9 @@ def _rank_axis(name: str) -> int | None:
     return 1 if re.search(r"\.lora_(B|embedding_B)(\.weight)?$", name) else None
 
 
-def _shape_pairs(
-    folder: AdapterFolder, layout: AdapterLayout
-) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    tensors = readable_tensors(folder)
-    for name in sorted(layout.expected.keys() & tensors.keys()):
-        yield name, layout.expected[name], tensors[name].shape
+def _shape_pairs(layout: AdapterLayout) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    for name in sorted(layout.expected.keys() & layout.loaded.keys()):
+        yield name, layout.expected[name], layout.loaded[name]
 
 
 def not_mistral(error: MistralLoraError) -> str:

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.answer.comparison import (
     message_text,
     replaced_fault,
     stopped_at,
+    told_apart,
     was_limited,
 )
 from pytest_mistral_lora.conformance.answer.deviations import AnswerDeviation, named_deviation
@@ -245,8 +246,9 @@ class AnswerChecks:
             whole, plain = answered(forced.whole), answered(forced.plain)
             if whole is None or plain is None or is_same_message(whole, plain):
                 continue
-            found = f"asked with the temperature 0 alone: {message_text(plain)}"
-            finding = self._finding("ML922", forced, found, f"as with each setting named: {message_text(whole)}")
+            found, expected = told_apart(plain, whole)
+            found = f"asked with the temperature 0 alone: {found}"
+            finding = self._finding("ML922", forced, found, f"as with each setting named: {expected}")
             yield replace(finding, shape="defaults", fix=_DEFAULTS_FIX)
 
     def same(self) -> Result:
@@ -267,8 +269,8 @@ class AnswerChecks:
             for way, served in {STREAMED: stream, **forced.cuts}.items():
                 if is_same_message(whole, served):
                     continue
-                of = message_text if message_text(served) != message_text(whole) else finish_text
-                finding = self._finding("ML931", forced, f"{way}: {of(served)}", f"as whole: {of(whole)}")
+                found, expected = told_apart(served, whole)
+                finding = self._finding("ML931", forced, f"{way}: {found}", f"as whole: {expected}")
                 findings.append(replace(finding, shape=cause_of(way)))
         return Result(tuple(self._first(findings)))
 

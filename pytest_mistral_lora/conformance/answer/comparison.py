@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
 
 _SHOWN = 160
+_BEFORE = 40
 STOPPED = "stopped"
 """The part of a fault that a stop string makes."""
 
@@ -176,6 +177,16 @@ def message_text(served: ServedAnswer) -> str:
     return _joined(served.thinking, served.text, _served_calls_text(served))
 
 
+def told_apart(first: ServedAnswer, second: ServedAnswer) -> tuple[str, str]:
+    """Return two messages that are not the same, each in one line that shows where they differ."""
+    if _parts(first)[:-1] == _parts(second)[:-1]:
+        return finish_text(first), finish_text(second)
+    calls = _beside(_served_calls_text(first), _served_calls_text(second), _served_calls(first), _served_calls(second))
+    one, other = ((of.thinking, of.text, text) for of, text in zip((first, second), calls, strict=True))
+    starts = [_start(*pair) for pair in zip(one, other, strict=True)]
+    return _joined(*one, starts), _joined(*other, starts)
+
+
 def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
     """Return whether two answers are the same to a client; ids of calls are made for each request."""
     return _parts(first) == _parts(second)
@@ -202,17 +213,38 @@ def _said_calls_text(message: AnswerMessage) -> str:
     return ", ".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in message.calls)
 
 
-def _joined(thinking: str, text: str, calls: str) -> str:
+def _beside(found: str, expected: str, *calls: list[tuple[str, str]]) -> tuple[str, str]:
+    """Return the texts of two messages' calls; of long ones in one form, so that they differ where the calls do."""
+    if max(len(found), len(expected)) <= _SHOWN:
+        return found, expected
+    first, second = (", ".join(f"{name}({arguments})" for name, arguments in of) for of in calls)
+    return first, second
+
+
+def _joined(thinking: str, text: str, calls: str, starts: Sequence[int] = (0, 0, 0)) -> str:
     parts = [
-        f"thinking {_shown(thinking)}" if thinking else "",
-        f"text {_shown(text)}" if text else "",
-        f"calls {calls[:_SHOWN]}" if calls else "",
+        f"thinking {_shown(thinking, starts[0])}" if thinking else "",
+        f"text {_shown(text, starts[1])}" if text else "",
+        f"calls {_cut(calls, starts[2])}" if calls else "",
     ]
     return ", ".join(filter(None, parts)) or "an empty message"
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+def _shown(text: str, start: int = 0) -> str:
+    return repr(_cut(text, start))
+
+
+def _cut(text: str, start: int = 0) -> str:
+    """Return the part of a text that is shown, from a place on."""
+    end = start + _SHOWN
+    return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"
+
+
+def _start(said: str, arrived: str) -> int:
+    """Return the place from which on two texts are shown, so that their first difference is among the letters."""
+    same = next((place for place, pair in enumerate(zip(said, arrived, strict=False)) if len(set(pair)) > 1), None)
+    same = min(len(said), len(arrived)) if same is None else same
+    return 0 if same < _SHOWN - _BEFORE else same - _BEFORE
 
 
 def _arguments(text: str) -> str:
@@ -250,16 +282,19 @@ def _part_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[Answe
     for part, (rule, said, arrived) in parts.items():
         if said != arrived:
             rule = "ML926" if _UNREADABLE in arrived else rule
-            yield AnswerFault(rule, f"the {part} {_shown(arrived)}", _shown(said), part, said, arrived)
+            start = _start(said, arrived)
+            yield AnswerFault(rule, f"the {part} {_shown(arrived, start)}", _shown(said, start), part, said, arrived)
 
 
 def _call_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
-    if _said_calls(message) == _served_calls(served):
+    calls, said = _served_calls(served), _said_calls(message)
+    if said == calls:
         return
     is_split = any(_UNREADABLE in call.arguments for call in served.calls)
-    found, expected = _served_calls_text(served), _said_calls_text(message)
-    rule = "ML926" if is_split else "ML927"
-    yield AnswerFault(rule, f"the calls {found[:_SHOWN] or '(none)'}", expected[:_SHOWN] or "no call", "calls")
+    found, expected = _beside(_served_calls_text(served), _said_calls_text(message), calls, said)
+    rule, start = "ML926" if is_split else "ML927", _start(found, expected)
+    found, expected = _cut(found, start), _cut(expected, start)
+    yield AnswerFault(rule, f"the calls {found or '(none)'}", expected or "no call", "calls")
 
 
 def _id_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:

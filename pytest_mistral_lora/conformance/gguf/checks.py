@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pytest_mistral_lora.chat.rows import imported
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
-from pytest_mistral_lora.conformance.gguf.tokenizer import template_findings, tokenizer_findings
+from pytest_mistral_lora.conformance.gguf.tokenizer import default_end, template_findings, tokenizer_findings
 from pytest_mistral_lora.conformance.model_targets import GgufTarget, ModelFileTarget
 from pytest_mistral_lora.conformance.program_faults import findings_of_programs
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
@@ -76,9 +76,11 @@ class GgufChecks:
         except NoOracleError as error:
             # every other check that needs it reports this reason
             return Result((Finding("ML912", error.found, error.place, error.expected, fix=error.next_step),))
-        facts = (("oracle of", f"{judge.path.name} ({judge.oracle.version})"),)
+        facts = [("oracle of", f"{judge.path.name} ({judge.oracle.version})")]
+        if end := default_end(self._gguf, judge.oracle):
+            facts.append(("end of answers of", end))
         found = (*tokenizer_findings(self._gguf, judge.oracle), *self.read_by("tokenizer").findings)
-        return Result(found, facts=facts)
+        return Result(found, facts=tuple(facts))
 
     def template(self) -> Result:
         """ML913: the chat template renders the user's text as mistral-common does."""

@@ -150,6 +150,16 @@ def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         yield Finding("ML912", found, place, "false")
 
 
+def default_end(file: GgufFile, oracle: Oracle) -> str:
+    """Return the EOS that readers take for a missing field, in words, if the vocabulary has the tokenizer's there."""
+    used = _DEFAULT_IDS[oracle.kind]["eos"]
+    is_missing = file.setting(_FIELDS["eos"]) is None and file.setting("model") == MODELS[oracle.kind]
+    # another token at its id is a finding of the vocabulary
+    if not is_missing or used != oracle.eos_id or file.vocabulary is None:
+        return ""
+    return f"tokenizer.ggml.{_FIELDS['eos']} is missing, and readers take {used}, which is {oracle.piece(used)}"
+
+
 def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield a finding if a score is not the SentencePiece file's: the scores decide which pieces merge first."""
     scores, place = file.setting("scores"), Place.of(file.path)

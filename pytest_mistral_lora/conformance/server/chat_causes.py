@@ -57,6 +57,7 @@ _FIXES = {
     "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
     "scale": "Give the adapter the scale 1.",
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
+    "file": "",
 }
 """The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
 
@@ -64,6 +65,11 @@ _FIXES = {
 def fix_of(target: ServerTarget, cause: str) -> str:
     """Return the fix of a cause, in the options of this kind of server if it has words for it."""
     return target.server.fixes("causes").get(cause, _FIXES[cause])
+
+
+def with_file(target: ServerTarget, fix: str) -> str:
+    """Return the fix of a likely cause, followed by the check of the file that this kind of server has its model in."""
+    return f"{fix} {fix_of(target, 'file')}".strip()
 
 
 class ChatCauses:
@@ -105,7 +111,7 @@ class ChatCauses:
     def _of_prompt(self, replayed: Replayed) -> tuple[list[str], str] | None:
         """Return how the prompt differs from the recorded one, as lines, and its fix; None if nothing shows it."""
         ids, recorded = _shown_ids(replayed), replayed.transcript.prompt_ids
-        if ids is not None and ids != recorded:
+        if ids is not None and has_other_prompt(replayed):
             counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
             return [f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
         return self._fed_otherwise(replayed)
@@ -238,6 +244,12 @@ def _shown_ids(replayed: Replayed) -> tuple[int, ...] | None:
     """Return the ids of the served prompt; None if the server does not show them."""
     prompt = replayed.prompt
     return None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+
+
+def has_other_prompt(replayed: Replayed) -> bool:
+    """Return whether the server shows a prompt of the messages that is not the recorded one."""
+    ids = _shown_ids(replayed)
+    return ids is not None and ids != replayed.transcript.prompt_ids
 
 
 def limit_of(golden: Transcript, answer: ServedAnswer) -> str:

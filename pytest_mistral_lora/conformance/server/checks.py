@@ -33,6 +33,7 @@ from pytest_mistral_lora.conformance.server_target import (
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import EntryPointError, InputError, RunnerError, TokenizerError, and_more, counted
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.records.asking_limits import AskingLimits
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
@@ -419,9 +420,18 @@ def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenize
 
 
 def served_prompt(
-    choice: ServerChoice | None, row: Row | Mapping[str, Any], tokenizer: CheckpointTokenizer
+    choice: ServerChoice | None,
+    row: Row | Mapping[str, Any],
+    tokenizer: CheckpointTokenizer,
+    limits: AskingLimits | None = None,
 ) -> tuple[int, ...]:
     """Return the ids of a server's prompt for a row's messages before its last answer.
+
+    Args:
+        choice: The server; None if none is named.
+        row: The row.
+        tokenizer: The tokenizer of its model.
+        limits: The limits of the request; None for the usual ones.
 
     Raises:
         InputError: If no server is named, the server is unreachable, refuses the messages or hides its ids, or the row
@@ -431,7 +441,7 @@ def served_prompt(
     if choice is None:
         step = "Set mistral_servers in your ini file, or give --mistral-golden --mistral-server NAME=URL."
         raise InputError("no server is named", next_step=step)
-    target = _target_of_rows(choice, [as_row(row)], tokenizer)
+    target = _target_of_rows(choice, [as_row(row)], tokenizer, limits=limits)
     found = target.answers.rows[0].served
     if isinstance(found, InputError):
         raise found
@@ -444,9 +454,14 @@ def served_prompt(
 
 
 def _target_of_rows(
-    choice: ServerChoice, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str = ""
+    choice: ServerChoice,
+    rows: Sequence[Row],
+    tokenizer: CheckpointTokenizer,
+    model: str = "",
+    limits: AskingLimits | None = None,
 ) -> ServerTarget:
-    target = choice.target("server", Target.of_loaded(tokenizer), given=tuple(rows), model=model)
+    judge, asked = Target.of_loaded(tokenizer), limits or AskingLimits()
+    target = choice.target("server", judge, given=tuple(rows), model=model, limits=asked)
     if isinstance(target, ParsersTarget):
         raise InputError("parsers read answers, and make no prompts", place=target.url, expected="a running server")
     if not rows or len(target.asked_rows()) < len(rows):

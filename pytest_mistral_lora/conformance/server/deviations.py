@@ -9,6 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
+from pytest_mistral_lora.conformance.server.chat_causes import with_file
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.errors import InputError, NoTemplateError, OracleRejection, RowError
 from pytest_mistral_lora.places import Place
@@ -145,7 +146,7 @@ class PromptDeviations:
         found = f"{asked_row.name}: a named deviation ({names}) that is not known of {served_by}"
         expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
         named = f"{kind}@VERSION={target.url}"
-        fix = "" if version else f"Name the version, since the server reports none: {named}"
+        fix = "" if version else with_file(target, f"Name the version, since the server reports none: {named}.")
         sides = (asked_row.expected or (), None), (served, None)
         diff = TokenDiff.of(*sides, target.oracle.piece, ("mistral-common", "served"))
         parts = shown_difference(diff, Place.of(asked_row.name))
@@ -204,7 +205,7 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
             if words == _SPELL:
                 # another version, or a fault in each prompt
                 name = f"Name the tokenizer of the served model, whose vocabulary is {names[0]}'s: --tokenizer FOLDER."
-            fix = f"{name} Else another model is served, or one with another's tokenizer."
+            fix = with_file(target, f"{name} Else another model is served, or one with another's tokenizer.")
             return Finding(rule, text, Place.of(target.url), f"{named}, the tokenizer that you named", fix=fix)
     return None
 

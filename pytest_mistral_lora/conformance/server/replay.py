@@ -18,9 +18,11 @@ from pytest_mistral_lora.conformance.server.chat_causes import (
     STOP_FIX,
     ChatCauses,
     fix_of,
+    has_other_prompt,
     judged_passes,
     limit_of,
     same_answer,
+    with_file,
 )
 from pytest_mistral_lora.conformance.server.failures import (
     answered,
@@ -192,8 +194,8 @@ class ReplayChecks:
             lines, fix = [HIDDEN_PROMPT], ""
         else:
             lines, fix = self._causes.of_moved(replayed)
-        row = replayed.transcript.row.to_jsonl()
-        return Finding(rule, far, self._place, moved.explained, "\n".join(lines), row, fix=fix)
+        row, effect_of = replayed.transcript.row.to_jsonl(), _effect_of(rule, replayed)
+        return Finding(rule, far, self._place, moved.explained, "\n".join(lines), row, fix=fix, effect_of=effect_of)
 
     def _cut_texts(self, replayed: Replayed) -> Iterator[Finding]:
         """Yield ML909 if the ids are the recorded ones, and the client gets only the beginning of their text."""
@@ -267,7 +269,7 @@ class ReplayChecks:
             causes_of_prompt, fix = of or self._causes.of(replayed, judged.difference)
             lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
         finding = self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines))
-        return replace(finding, fix=fix, shape=shape)
+        return replace(finding, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
         """Return the known properties of the served model that can change answers, with their fixes, likeliest first.
@@ -291,7 +293,7 @@ class ReplayChecks:
             cause = f"The weights are served in {precision}, {source}, and were recorded in {golden.precision}: "
             cause += "the quantisation may be the whole cause."
             fix = "Serve the weights in the recorded precision to decide it, then convert or merge the adapter again."
-            found.append((cause, fix))
+            found.append((cause, with_file(target, fix)))
         return found
 
     @cached_property
@@ -409,6 +411,14 @@ class ReplayChecks:
                     fix = fix_of(self._target, "default-limit")
                 findings.append(Finding("ML911", found, self._place, expected, row=row, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
+
+
+def _effect_of(rule: str, replayed: Replayed) -> str:
+    """Return the rule whose finding explains one of an answer to messages: that of prompts, if the prompt is another.
+
+    Beside a finding of that rule it is only counted.
+    """
+    return "ML902" if rule == "ML909" and has_other_prompt(replayed) else ""
 
 
 def _reason(outcome: Outcome) -> str:

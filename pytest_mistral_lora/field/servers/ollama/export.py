@@ -40,6 +40,8 @@ class OllamaExport(LlamaCppExport):
         # Ollama's own penalty of repetition is 1.1, which changes greedy answers, and its own context is short
         longest = text_part(BaseFolder(served.base).config).get("max_position_embeddings")
         context = min(longest, _MOST_CONTEXT) if type(longest) is int and longest > 0 else _MOST_CONTEXT
+        lost = [_NO_THOUGHTS] if served.oracle.facts.thinking and "[THINK]" in served.oracle.control_ids else []
+        lines += [f"# {remark}" for remark in lost]
         lines += [f'TEMPLATE """{template}"""', "PARAMETER repeat_penalty 1", f"PARAMETER num_ctx {context}"]
         write_text(folder / "Modelfile", "\n".join(lines) + "\n")
         (folder / "serve.sh").unlink()
@@ -49,7 +51,7 @@ class OllamaExport(LlamaCppExport):
             "Spaces at the end of an answer are kept, and system messages one after another are joined.",
             f"Ollama cuts a prompt of more than num_ctx tokens, {context} here, without a word: set what your memory "
             "holds.",
-            *([_NO_THOUGHTS] if served.oracle.facts.thinking and "[THINK]" in served.oracle.control_ids else []),
+            *lost,
         )
         create = f"ollama create {shlex.quote(served.name)} --file Modelfile"
         return Written((made.commands[0], create), check_command(served, "ollama", 11434), (*made.remarks, *ours))

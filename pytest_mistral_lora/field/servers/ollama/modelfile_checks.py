@@ -124,6 +124,8 @@ class ModelfileChecks:
             if ids != expected:
                 findings += _differences(name, row, oracle, expected, ids, place)
         text = f"{right} of {len(rows)} prompts of texts have the ids of mistral-common"
+        thinks = oracle.facts.thinking and "[THINK]" in oracle.control_ids
+        text += "; thoughts of a history are not compared" if thinks else ""
         kept = first_of_each_cause(findings, _SHOWN, place)
         return Result(tuple(kept), facts=(("prompts of", text),))
 
