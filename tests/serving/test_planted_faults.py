@@ -245,16 +245,17 @@ def test_a_fault_of_the_server_is_found(name: str, lab: Lab, check: Check) -> No
 
 
 @pytest.mark.slow
-def test_a_file_without_the_id_of_eos_is_served_right_and_its_check_names_it(
+def test_a_file_without_the_id_of_eos_is_served_right(
     lab: Lab, check: Check, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = lab.model("no-eos", tokenizer__ggml__eos_token_id=None)
     with served(started, lora=str(lab.lora)) as (_, address):
         code, out = check(address)
     assert (code, found_rules(out)) == (0, []), out
+    # llama.cpp takes the id that it has for such a vocabulary, which is that of this one
     code = main(["check", str(started), "--tokenizer", str(lab.oracle.path)])
     out = "".join(capsys.readouterr())
-    assert (code, "eos_token_id" in out, "ML912" in out) == (1, True, True), out
+    assert (code, found_rules(out)) == (0, []), out
 
 
 @pytest.mark.slow
