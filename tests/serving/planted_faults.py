@@ -204,7 +204,13 @@ OF_VLLM = {
     "vllm-base-for-adapter": _found(
         "The base is asked.", "ML908", "base is the parent of the adapters that the server lists", _ADAPTERS
     ),
-    "vllm-no-name": _harmless("No model is named: the first adapter of the list is asked.", _ADAPTERS),
+    "vllm-no-name": _harmless(
+        "No model is named, and one adapter is served: it is asked.",
+        "test_faults_of_vllm.test_the_one_adapter_is_asked_without_its_name",
+    ),
+    "vllm-no-name-of-several": _found(
+        "No model is named, and several adapters are served.", "ML901", "Name the adapter: --model NAME", _ADAPTERS
+    ),
     "vllm-wrong-name": _found("A model is named that is not there.", "ML901", "tuned, ", _ADAPTERS),
     "vllm-stale-adapter": _found("An adapter of 0.6 times the size.", "ML908", _UNTOLD_WEIGHTS, _ADAPTERS),
     "vllm-alpha-halved": _found("An adapter whose alpha was halved.", "ML908", _UNTOLD_WEIGHTS, _ADAPTERS),
@@ -212,9 +218,16 @@ OF_VLLM = {
     "vllm-other-adapter": _found(
         "Another adapter has the name.", "ML932", "other answers as no adapter that you named", _ADAPTERS
     ),
-    "vllm-gateway-system-prompt": _found("A system prompt is put before each chat.", "ML902", "ML527", _RELAYS),
-    "vllm-gateway-cut-prompt": _found("Prompts are cut at the start.", "ML902", r"cut at the start.*ML531", _RELAYS),
-    "vllm-gateway-stop": _found("A stop string.", "ML909", r"it is cut by a stop string, which is in '\.", _RELAYS),
+    "vllm-gateway-system-prompt": _found(
+        "A system prompt is put before each chat.",
+        "ML902 ML909",
+        "Find the system prompt that each chat gets: that of a gateway",
+        _RELAYS,
+    ),
+    "vllm-gateway-cut-prompt": _found(
+        "Prompts are cut at the start.", "ML902 ML909", "a field `truncate_prompt_tokens` of a gateway", _RELAYS
+    ),
+    "vllm-gateway-stop": _found("A stop string.", "ML909", r"the answer ends early, by the stop string '\.'", _RELAYS),
     "vllm-gateway-penalty": _found(
         "A strong penalty is forced.",
         "ML909",
@@ -238,7 +251,8 @@ OF_VLLM = {
         "No parser of thoughts.", "ML929", "Start vLLM with its parser of thinking", _FLAGS
     ),
     "vllm-penalty-of-the-folder": _found(
-        "A penalty in generation_config.json.",
+        # one that changes no answer is not seen: vLLM shows no defaults of its requests
+        "A penalty in generation_config.json that changes an answer.",
         "ML922",
         "A default of the server changes the answer, such as a penalty in generation_config.json",
         _FLAGS,

@@ -158,7 +158,7 @@ def test_a_healthy_server_is_green_by_its_own_rows_and_the_packaged_ones(sound: 
 
 MODELS = {
     "vllm-base-for-adapter": ["--model", "base"],
-    "vllm-no-name": [],
+    "vllm-no-name-of-several": [],
     "vllm-wrong-name": ["--model", "trained"],
     "vllm-stale-adapter": ["--model", "stale"],
     "vllm-alpha-halved": ["--model", "alpha"],
@@ -176,6 +176,25 @@ def test_another_model_under_a_name_is_found(name: str, sound: str, lab: Lab, ch
         words = ["--adapter", f"tuned={answers}", "--adapter", f"other={answers}"]
     code, out = check(sound, *words, golden=name != "vllm-other-adapter")
     assert_only_found(name, code, out)
+
+
+@dataclass
+class OneAdapter(Relay):
+    """A relay that lists the base and one adapter."""
+
+    def respond(self, path: str, data: Any) -> tuple[int, Any]:
+        """Return the answer of the server, without the names of the other adapters."""
+        status, answer = super().respond(path, data)
+        if path == "/v1/models":
+            answer = {**answer, "data": [model for model in answer["data"] if model["id"] in ("base", "tuned")]}
+        return status, answer
+
+
+def test_the_one_adapter_is_asked_without_its_name(sound: str, lab: Lab, check: Check) -> None:
+    with serving(OneAdapter(lab.oracle, upstream=sound, seconds=600)) as url:
+        code, out = check(url)
+    assert_only_found("vllm-no-name", code, out)
+    assert "model tuned" in out, out
 
 
 def assert_only_found(name: str, code: int, out: str) -> None:

@@ -288,6 +288,12 @@ def test_vllm_is_asked_for_calls_as_clients_ask(check: Check, oracle: Oracle) ->
         assert {data.get("tool_choice", "auto") for data in with_tools} == {"auto"}
 
 
+def test_an_answer_without_a_call_leaves_none_in_its_text(check: Check, oracle: Oracle) -> None:
+    other = (*oracle.encode_text("Rome"), 2)
+    code, out, _ = check("vllm", scale=None, completion=lambda ids, data: ids if "prompt" in data else other)
+    assert (code, "tool calls are compared by their ids alone" in out) == (1, False), out
+
+
 def test_a_vllm_that_was_started_without_a_parser_of_calls_is_compared_by_ids(check: Check) -> None:
     def tools_alone(data: dict[str, Any]) -> bool:
         return bool(data.get("tools")) and data.get("tool_choice", "auto") == "auto" and "max_tokens" in data

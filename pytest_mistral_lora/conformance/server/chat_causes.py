@@ -56,6 +56,8 @@ _FIXES = {
     "typed": "Convert the model again: these tokens must be control tokens in its vocabulary.",
     "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
     "scale": "Give the adapter the scale 1.",
+    "system-prompt": f"Find the system prompt of each chat, such as that of a gateway or a template. {ASK_ITSELF}",
+    "cut-prompt": f"Find what cuts each prompt, such as a setting of a gateway. {ASK_ITSELF}",
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
 }
 """The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
+_CAUSES = {"ML527": "system-prompt", "ML531": "cut-prompt"}
+"""The rules of differences that a gateway makes, too, with the causes that have the fixes."""
+
 _ALL_FAILED = "each request failed: see the check `failures`"
 _NO_TRANSCRIPTS = (
     "no golden transcripts: name an adapter that has some (--adapter, --mistral-adapter), or their folder (--golden); "
@@ -378,7 +381,10 @@ class ServerChecks:
             if (fault.rule == "ML523") is injected:
                 rule, found = ("ML906" if injected else "ML902"), f"{asked_row.name}: {fault.found} ({fault.rule})"
                 parts, row = shown_difference(difference, Place.of(asked_row.name)), asked_row.row.to_jsonl()
-                yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
+                # a preview does not pass what changes a chat
+                is_fed = self._target.server.strength == "ids" and fault.rule in _CAUSES
+                fix = fix_of(self._target, _CAUSES[fault.rule]) if is_fed else ""
+                yield Finding(rule, found, self._place, fault.expected, row=row, fix=fix, **parts)
 
 
 def _of_error(error: InputError, asked_row: AskedRow | None = None) -> Finding:
