@@ -87,7 +87,7 @@ def test_calls_of_version_11_do_not_arrive_and_the_cause_is_named_before_and_aft
     adapter = learned(tmp_path, converted_tokenizer("derived-v11").oracle.path, ROWS)
     output = tmp_path / "my server"
     serve, check, said = exported(adapter, output, capsys)
-    assert re.search(r"^different:.*\[CALL_ID\]", said, re.MULTILINE), said
+    assert "\ndifferent: No tool call of v11 arrives: " in said, said
     with served_by(serve, output) as address:
         code, out = checked(check, address, capsys)
     # the texts are right, and so is the model: by ids nothing differs
