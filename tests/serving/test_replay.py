@@ -183,6 +183,17 @@ def test_an_answer_that_the_server_constrains_is_no_fault_of_the_prompt(check: C
     assert RIGHT_MODEL not in out
 
 
+def test_a_control_token_that_a_grammar_refuses_is_named(check: Check, oracle: Oracle) -> None:
+    def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
+        is_free = not data.get("tools") or "structured_outputs" in data
+        return ids if is_free else (*oracle.encode_text("No call"), 2)
+
+    code, out, _ = check("vllm", scale=None, completion=grammar)
+    assert (code, CONSTRAINED in out) == (1, True), out
+    assert "because the grammar refuses [TOOL_CALLS]" in out
+    assert re.search(r"fix: +No schema of a tool and no prompt mends it", out), out
+
+
 def test_the_grammar_of_vllm_is_the_cause_if_another_grammar_in_its_place_frees_the_answer(
     check: Check, oracle: Oracle
 ) -> None:
@@ -190,7 +201,7 @@ def test_the_grammar_of_vllm_is_the_cause_if_another_grammar_in_its_place_frees_
         return (*ids[:4], 2) if data.get("tools") and "structured_outputs" not in data else ids
 
     code, out, behaviour = check("vllm", scale=None, completion=grammar)
-    assert (code, CONSTRAINED in out) == (1, True), out
+    assert (code, CONSTRAINED in out, "the grammar refuses" in out) == (1, True, False), out
     freed = [data for _, _, data in behaviour.seen if data and "structured_outputs" in data]
     assert [data["structured_outputs"] for data in freed] == [{"grammar": f"start: <[0-{oracle.vocab_size - 1}]>*"}]
     # the prompt, the settings and the tool choice are those of the answer that differs

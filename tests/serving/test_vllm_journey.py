@@ -93,7 +93,11 @@ def test_calls_of_version_11_do_not_arrive_and_the_cause_is_named_before_and_aft
     # the texts are right, and so is the model: by ids nothing differs
     assert (code, found_rules(out)) == (1, ["ML909"]), out
     assert (f"{len(ROWS)} exact of {len(ROWS)}" in out, f"{len(TEXTS)} exact" in out) == (True, True), out
-    assert "served-call-ids-in-names" in out, out
+    assert "because the grammar refuses [CALL_ID]" in out, out
+    # the known fault of this version, with its way out
+    assert re.search("^known of .*it reads the id of a call of v11 as a part of the tool's name", out, re.MULTILINE), (
+        out
+    )
 
 
 def test_a_tokenizer_of_version_15_is_served_if_the_pinned_versions_read_it(

@@ -39,6 +39,10 @@ _CONSTRAINED_FIX = (
     "Compare the answer with the schema of its tool: the grammar of a server may fix the order of keys, and refuse "
     "those that the schema does not name. docs/serving.md lists what grammars change. The prompt needs no change."
 )
+_REFUSED_FIX = (
+    "No schema of a tool and no prompt mends it: the grammar has no place for this control token. `mistral-lora "
+    "doctor` lists the known faults of servers; without a way out there, serve by another server."
+)
 STOP_FIX = f"Find the stop string that each chat gets: a field `stop` of a gateway, or a preset. {ASK_ITSELF}"
 _LIMIT_FIX = (
     "Find the limit that each chat gets: a field `max_tokens` of a gateway, or a preset. The same prompt by ids is "
@@ -173,7 +177,7 @@ class ChatCauses:
             return f"{RIGHT_PROMPT}: {_RANDOM}.", RANDOM_FIX
         free = answered(self._target.answer_without_grammar(golden))
         if free is not None and self._passes(golden, free):
-            return CONSTRAINED, _CONSTRAINED_FIX
+            return CONSTRAINED, _REFUSED_FIX if self.refused_marker(difference) else _CONSTRAINED_FIX
         if answer.ended and self._is_beginning(golden, answer) and not self._says_end(answer):
             by = self._stop_words(golden, answer)
             if answer.stop or answer.ids is not None or any(step.id is not None for step in answer.steps):
@@ -184,6 +188,16 @@ class ChatCauses:
             words = "the model ends the answer early; whether by a bias or by another prompt cannot be told"
             return f"{RIGHT_PROMPT}: {words}.", _UNTOLD_FIX
         return self._sampled(golden, answer, difference)
+
+    def refused_marker(self, difference: FirstDifference | None) -> str:
+        """Return the control token that a grammar refuses where an answer differs; empty for another token or the end.
+
+        Args:
+            difference: The first token of an answer that the grammar of the server constrains.
+        """
+        token = None if difference is None else difference.golden.id
+        oracle = self._target.oracle
+        return "" if token is None or token == oracle.eos_id else oracle.control_tokens.get(token, "")
 
     def _sampled(self, golden: Transcript, answer: ServedAnswer, difference: FirstDifference) -> tuple[str, str]:
         """Return the cause of an answer with another token, by the likeliest token at its place."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.chat_causes import (
+    CONSTRAINED,
     CUT_TEXT,
     HIDDEN_PROMPT,
     RANDOM_FIX,
@@ -256,6 +257,7 @@ class ReplayChecks:
         return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
+        found = f"answered {judged.text!r}"
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
         shape = ""
         if rule == "ML908":
@@ -269,8 +271,10 @@ class ReplayChecks:
             by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
             of = self._causes.of_hidden(replayed) if isinstance(by_ids, str) else None
             causes_of_prompt, fix = of or self._causes.of(replayed, judged.difference)
+            if CONSTRAINED in causes_of_prompt and (marker := self._causes.refused_marker(judged.difference)):
+                found += f", because the grammar refuses {marker}"
             lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
-        finding = self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines))
+        finding = self._finding(rule, replayed.transcript, found, "\n".join(lines))
         return replace(finding, fix=fix, shape=shape)
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
