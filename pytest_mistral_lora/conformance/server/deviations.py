@@ -170,7 +170,8 @@ class PromptDeviations:
         from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS
 
         server, version = self._target.server, self._target.served_version
-        named = (deviation for deviation in (*DEVIATIONS, *READ_DEVIATIONS) if deviation.id in explained)
+        every: tuple[Deviation | ReadDeviation, ...] = (*DEVIATIONS, *READ_DEVIATIONS)
+        named = (deviation for deviation in every if deviation.id in explained)
         return [deviation for deviation in named if not server.has_deviation("prompts", deviation.id, version)]
 
 
