@@ -224,6 +224,19 @@ OF_VLLM = {
         "Find the system prompt that each chat gets: that of a gateway",
         _RELAYS,
     ),
+    "vllm-gateway-last-message": _found(
+        "Only the last message arrives.", "ML902 ML909", "its history is lost, which gives the ids of each", _RELAYS
+    ),
+    "vllm-gateway-no-tools": _found(
+        "Tools are dropped.", "ML902 ML909", "The chat has no tools, which gives the ids of each", _RELAYS
+    ),
+    "vllm-gateway-strips": _found(
+        "Texts are stripped.", "ML902 ML909", "the texts is stripped, which gives the ids of each", _RELAYS
+    ),
+    "vllm-gateway-limit": _found(
+        "A limit of tokens is forced.", "ML909", "a limit ends the answer after 3 tokens", _RELAYS
+    ),
+    "vllm-gateway-temperature": _found("A temperature is forced.", "ML909 ML911", "a temperature is forced", _RELAYS),
     "vllm-gateway-cut-prompt": _found(
         "Prompts are cut at the start.", "ML902 ML909", "a field `truncate_prompt_tokens` of a gateway", _RELAYS
     ),
@@ -281,6 +294,27 @@ def with_system_prompt(request: Request) -> Request:
     if any(message["role"] == "system" for message in request["messages"]):
         return request
     return {**request, "messages": [{"role": "system", "content": "You are kind."}, *request["messages"]]}
+
+
+def with_last_message(request: Request) -> Request:
+    """Keep the last message alone."""
+    return {**request, "messages": request["messages"][-1:]}
+
+
+def stripped(request: Request) -> Request:
+    """Strip the texts."""
+    messages = [{**one, "content": one["content"].strip()} for one in request["messages"]]
+    return {**request, "messages": messages}
+
+
+def without_tools(request: Request) -> Request:
+    """Drop the tools."""
+    return {name: value for name, value in request.items() if name != "tools"}
+
+
+def with_limit(request: Request) -> Request:
+    """End each answer after three tokens."""
+    return {**request, "max_tokens": min(3, request.get("max_tokens", 3))}
 
 
 def with_stop(request: Request) -> Request:

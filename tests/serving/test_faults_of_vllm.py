@@ -30,8 +30,12 @@ from planted_faults import (
     found_rules,
     loaded,
     or_default,
+    stripped,
+    with_last_message,
+    with_limit,
     with_stop,
     with_system_prompt,
+    without_tools,
 )
 from safetensors.torch import load_file, save_file
 from test_server_export import write_base
@@ -211,6 +215,11 @@ def assert_only_found(name: str, code: int, out: str) -> None:
 
 GATEWAYS: dict[str, Ask] = {
     "vllm-gateway-system-prompt": with_system_prompt,
+    "vllm-gateway-last-message": with_last_message,
+    "vllm-gateway-no-tools": without_tools,
+    "vllm-gateway-strips": stripped,
+    "vllm-gateway-limit": with_limit,
+    "vllm-gateway-temperature": lambda request: {**request, "temperature": 9},
     "vllm-gateway-cut-prompt": lambda request: {**request, "truncate_prompt_tokens": 24},
     "vllm-gateway-stop": with_stop,
     "vllm-gateway-penalty": lambda request: {**request, "repetition_penalty": 20.0},

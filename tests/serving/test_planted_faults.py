@@ -33,8 +33,12 @@ from planted_faults import (
     loaded,
     only_openai,
     or_default,
+    stripped,
+    with_last_message,
+    with_limit,
     with_stop,
     with_system_prompt,
+    without_tools,
 )
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -266,27 +270,18 @@ def test_the_noise_of_a_dtype_is_no_finding(kind: str, lab: Lab, check: Check) -
     assert (code, found_rules(out)) == (0, []), out
 
 
-def stripped(request: Request) -> Request:
-    messages = [{**one, "content": one["content"].strip()} for one in request["messages"]]
-    return {**request, "messages": messages}
-
-
-def without_tools(request: Request) -> Request:
-    return {name: value for name, value in request.items() if name != "tools"}
-
-
 def without_samplers(request: Request) -> Request:
     return {name: value for name, value in request.items() if name != "samplers"}
 
 
 GATEWAYS: dict[str, Ask] = {
     "gateway-system-prompt": with_system_prompt,
-    "gateway-last-message": lambda request: {**request, "messages": request["messages"][-1:]},
+    "gateway-last-message": with_last_message,
     "gateway-no-tools": without_tools,
     "gateway-strips": stripped,
     "gateway-stop": with_stop,
     "gateway-temperature": lambda request: {**without_samplers(request), "temperature": 9, "seed": -1},
-    "gateway-limit": lambda request: {**request, "max_tokens": min(3, request["max_tokens"])},
+    "gateway-limit": with_limit,
     "gateway-penalty": lambda request: {
         **without_samplers(request),
         "repeat_penalty": 1e6,

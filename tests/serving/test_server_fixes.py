@@ -94,6 +94,35 @@ def test_what_a_gateway_does_to_a_prompt_has_its_own_fix_where_the_fed_ids_are_s
     assert "mistral-lora check FILE.gguf" in found["fix"]
 
 
+def last_message(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "messages": row["messages"][-1:]}
+
+
+def without_tools(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "tools"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(last_message, "its history is lost"), (without_tools, "The chat has no tools")],
+    ids=["history", "tools"],
+)
+def test_messages_that_a_gateway_changes_before_the_right_tokenizer_are_one_finding(
+    change: Any, words: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Changing(Behaviour):
+        def ids(self, data: dict[str, Any]) -> Ids:
+            return super().ids(change(data))
+
+    with serving(Changing(oracle, version="0.32.0")) as url:
+        assert main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]) == 1
+    out = capsys.readouterr().out
+    # a tool result alone is refused
+    assert re.findall("^ML[0-9]+", out, re.MULTILINE) in (["ML902"], ["ML902", "ML907"]), out
+    assert f"{words}, which gives the ids of each" in out, out
+    assert "--tokenizer-mode" not in out
+
+
 def test_an_assertion_has_the_words_of_the_server_too(oracle: Oracle) -> None:
     with (
         serving(Behaviour(oracle, prompt=with_a_space)) as url,

@@ -12,7 +12,12 @@ from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference
-from pytest_mistral_lora.conformance.server.changed_messages import FedPrompt, changed_messages
+from pytest_mistral_lora.conformance.server.changed_messages import (
+    ChangedMessages,
+    FedPrompt,
+    changed_by_ids,
+    changed_messages,
+)
 from pytest_mistral_lora.conformance.server.chat_causes import fix_of
 from pytest_mistral_lora.conformance.server.deviations import (
     INJECTED,
@@ -174,6 +179,13 @@ class ServerChecks:
         return [(taken_row, self._deviations.explain(taken_row.asked, taken_row.ids or ())) for taken_row in rows]
 
     @cached_property
+    def _changed(self) -> ChangedMessages | None:
+        """What changes the messages of each chat before they are encoded right; None if no change is known to."""
+        if self._target.server.strength != "ids":
+            return None
+        return changed_by_ids([(one.asked.prompt, one.ids) for one in self._shown if one.ids], self._target.oracle)
+
+    @cached_property
     def _other(self) -> Finding | None:
         """The finding of prompts that another tokenizer makes; None if the named tokenizer or none makes them."""
         miscounted = any(
@@ -251,7 +263,11 @@ class ServerChecks:
         for taken_row, explained in self._differing if self._other is None else ():
             # text that becomes a control token is judged by `injection`
             deviations = [name for name in explained or () if name != INJECTED]
-            if explained is None:
+            if self._changed is not None:
+                found, row = f"{taken_row.asked.name}: {self._changed.words}", taken_row.asked.row.to_jsonl()
+                fix = self._changed.fix
+                findings.append(Finding("ML902", found, self._place, row=row, shape="changed messages", fix=fix))
+            elif explained is None:
                 findings += self._differences(taken_row, injected=False)
             elif unknown := self._deviations.unknown_finding(taken_row.asked, taken_row.ids or (), deviations):
                 findings.append(unknown)
@@ -364,7 +380,9 @@ class ServerChecks:
             else:
                 continue
             shape = cause_of(f"{found}, {expected}")
-            fix = fix_of(self._target, "context") if is_about_context(asked_row.served.refused) else ""
+            # what is left of changed messages may be refused
+            fix = self._changed.fix if self._changed is not None else ""
+            fix = fix_of(self._target, "context") if is_about_context(asked_row.served.refused) else fix
             words = f"{asked_row.name}: {found}"
             findings.append(Finding("ML907", words, self._place, expected, row=row, shape=shape, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
