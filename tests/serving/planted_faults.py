@@ -236,6 +236,12 @@ OF_VLLM = {
     "vllm-gateway-limit": _found(
         "A limit of tokens is forced.", "ML909", "a limit ends the answer after 3 tokens", _RELAYS
     ),
+    "vllm-gateway-wrong-temperature": _found(
+        "A temperature is forced that vLLM refuses.",
+        "ML907 ML909",
+        "The server refuses a setting of the request, and not the messages",
+        _RELAYS,
+    ),
     "vllm-gateway-temperature": _found("A temperature is forced.", "ML909 ML911", "a temperature is forced", _RELAYS),
     "vllm-gateway-cut-prompt": _found(
         "Prompts are cut at the start.", "ML902 ML909", "a field `truncate_prompt_tokens` of a gateway", _RELAYS

@@ -94,6 +94,15 @@ def test_what_a_gateway_does_to_a_prompt_has_its_own_fix_where_the_fed_ids_are_s
     assert "mistral-lora check FILE.gguf" in found["fix"]
 
 
+def test_a_setting_that_a_server_refuses_is_no_template(judged: Judged) -> None:
+    words = "temperature must be in [0, 2], got 9.0."
+    [found] = judged("vllm", refuses=lambda data: True, refusal=(400, words), version="0.32.0")
+    assert (found["rule"], "refuses a setting of the request" in found["fix"]) == ("ML907", True), found
+    # of messages the template is the cause
+    [found] = judged("vllm", refuses=lambda data: True, version="0.32.0")
+    assert (found["rule"], "template.jinja" in found["fix"]) == ("ML907", True), found
+
+
 def last_message(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "messages": row["messages"][-1:]}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.conformance.server.changed_messages import ASK_ITSELF, FedPrompt, changed_messages
-from pytest_mistral_lora.conformance.server.failures import answered
+from pytest_mistral_lora.conformance.server.failures import answered, is_about_context, is_about_setting
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.judgement import AnswerJudgement, FirstDifference
@@ -57,6 +57,8 @@ _RANDOM = "two answers to one request differ, so they are not greedy (ML911), as
 _FIXES = {
     "misread": "Start the server with its parser of Mistral's tool calls.",
     "context": "The context of the server is too small: raise it. No template has a part in it.",
+    "setting": "The server refuses a setting of the request, and not the messages: find what sets it, such as a "
+    f"gateway. {ASK_ITSELF}",
     "typed": "Convert the model again: these tokens must be control tokens in its vocabulary.",
     "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
     "scale": "Give the adapter the scale 1.",
@@ -65,6 +67,18 @@ _FIXES = {
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
 }
 """The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
+
+
+def fix_of_refusal(target: ServerTarget, words: str) -> str:
+    """Return the fix of a refusal that is not about the messages; empty for one that is.
+
+    Args:
+        target: The server.
+        words: Its words.
+    """
+    if is_about_context(words):
+        return fix_of(target, "context")
+    return fix_of(target, "setting") if is_about_setting(words) else ""
 
 
 def fix_of(target: ServerTarget, cause: str) -> str:

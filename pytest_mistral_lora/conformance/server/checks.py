@@ -18,14 +18,14 @@ from pytest_mistral_lora.conformance.server.changed_messages import (
     changed_by_ids,
     changed_messages,
 )
-from pytest_mistral_lora.conformance.server.chat_causes import fix_of
+from pytest_mistral_lora.conformance.server.chat_causes import fix_of, fix_of_refusal
 from pytest_mistral_lora.conformance.server.deviations import (
     INJECTED,
     PromptDeviations,
     TakenRow,
     other_tokenizer_finding,
 )
-from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding, is_about_context
+from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import (
     NOT_ASKED,
@@ -382,7 +382,7 @@ class ServerChecks:
             shape = cause_of(f"{found}, {expected}")
             # what is left of changed messages may be refused
             fix = self._changed.fix if self._changed is not None else ""
-            fix = fix_of(self._target, "context") if is_about_context(asked_row.served.refused) else fix
+            fix = fix_of_refusal(self._target, asked_row.served.refused) or fix
             words = f"{asked_row.name}: {found}"
             findings.append(Finding("ML907", words, self._place, expected, row=row, shape=shape, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))

@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.server.chat_causes import (
     STOP_FIX,
     ChatCauses,
     fix_of,
+    fix_of_refusal,
     judged_passes,
     limit_of,
     same_answer,
@@ -250,7 +251,7 @@ class ReplayChecks:
             return Finding("ML919", found, self._place, "an answer", row=row, shape=shape, fix=outcome.next_step)
         if outcome is not None and not isinstance(outcome, InputError) and outcome.failed:
             return failure_finding(golden.case, outcome.failed, self._place, row)
-        fix = fix_of(self._target, "context") if is_about_context(reason) else ""
+        fix = fix_of_refusal(self._target, reason)
         return replace(self._finding(rule, golden, reason), shape=cause_of(reason), fix=fix)
 
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
