@@ -42,6 +42,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa:
 from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import TRAINERS, Trainer  # noqa: E402
+from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS, ReadDeviation  # noqa: E402
 from pytest_mistral_lora.serving.server import Server  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
@@ -71,21 +72,24 @@ def deviations_page() -> str:
         "A server that renders the template has them, too. `mistral-lora serve-check` accepts one of the servers that",
         "are listed here, from the version on (llama.cpp: from the build on): others were not run, and fail (ML902).",
         "`control-literal` is ML906. It is accepted of llama.cpp alone, which has no setting that prevents it; vLLM",
-        "has one, `--tokenizer-mode mistral`.",
+        "has one, `--tokenizer-mode mistral`. Those without tokenizer versions are of servers alone, which change",
+        "messages before they render the template.",
         "",
         "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with the special tokens of",
         "that version: mistral-common ships none of it.",
         "",
         f"{_MADE} from that table, and the tests run each example.",
     ]
-    return _page([*lines, *(line for deviation in DEVIATIONS for line in _deviation(deviation))])
+    named = (*DEVIATIONS, *READ_DEVIATIONS)
+    return _page([*lines, *(line for deviation in named for line in _deviation(deviation))])
 
 
-def _deviation(deviation: Deviation) -> Iterator[str]:
-    versions = ", ".join(facts.name for facts in VERSIONS if facts in deviation.versions)
+def _deviation(deviation: Deviation | ReadDeviation) -> Iterator[str]:
     yield from ("", f"## {deviation.id}", "", f"{deviation.title} {deviation.why}", "")
-    yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
-    yield f"- mistral-common: {deviation.mistral_common}"
+    if isinstance(deviation, Deviation):
+        versions = ", ".join(facts.name for facts in VERSIONS if facts in deviation.versions)
+        yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
+        yield f"- mistral-common: {deviation.mistral_common}"
     known = ((server.title, server.known_deviations("prompts")) for server in SERVERS.of_this_package())
     seen = [f"{title} {versions[deviation.id]}" for title, versions in known if deviation.id in versions]
     if seen:

@@ -344,6 +344,15 @@ def test_a_red_server_names_the_faults_of_its_version(proof: str, case: str, fou
 
 
 @pytest.mark.of_field
+def test_a_replay_names_the_fault_of_a_grammar_that_refuses_the_ids_of_calls() -> None:
+    for token, count in (("[CALL_ID]", 1), ("[ARGS]", 0)):
+        finding = Finding("ML909", f"row-0001: answered 'weather', because the grammar refuses {token}")
+        replayed = outcome_of("a::server::by-messages", finding)
+        lines = known_faults_of(server_outcome("a", "vLLM 0.32.0, model m"), replayed)
+        assert [fact("served-call-ids-in-names").symptom in line for line in lines] == [True] * count
+
+
+@pytest.mark.of_field
 @pytest.mark.parametrize(
     ("proof", "case", "found", "remark"),
     [

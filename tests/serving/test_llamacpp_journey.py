@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,12 @@ LEARNED = {
 """The rows that the adapter of each tokenizer learns by heart."""
 
 
-def learned(folder: Path, name: str) -> Path:
-    """Return the folder of an adapter with its transcripts."""
+def learned(folder: Path, tokenizer: Path, learned: Sequence[Mapping[str, Any]]) -> Path:
+    """Return the folder of an adapter that knows rows by heart, with its transcripts."""
     harness = TrainerHarness(folder, folder, "cpu")
-    write_tiny_base(harness.base, converted_tokenizer(name).oracle.path)
-    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in LEARNED[name]), encoding="utf-8")
-    train(harness.recipe(harness.adapter, steps=40, batch_size=len(LEARNED[name])))
+    write_tiny_base(harness.base, tokenizer)
+    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in learned), encoding="utf-8")
+    train(harness.recipe(harness.adapter, steps=40, batch_size=len(learned)))
     rows = list(read_rows(harness.rows))
     record_rows(harness.adapter, rows, harness.adapter / TRANSCRIPTS, harness.base, max_new_tokens=48, device="cpu")
     return harness.adapter
@@ -69,7 +69,7 @@ def printed(out: str, label: str) -> list[str]:
 def test_the_printed_commands_alone_lead_to_a_green_check(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = learned(tmp_path, name)
+    adapter = learned(tmp_path, converted_tokenizer(name).oracle.path, LEARNED[name])
     output = tmp_path / "my server"
     capsys.readouterr()
     assert main(["export", str(adapter), "--to", "llamacpp", "--output", str(output)]) == 0

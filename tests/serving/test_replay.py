@@ -183,6 +183,17 @@ def test_an_answer_that_the_server_constrains_is_no_fault_of_the_prompt(check: C
     assert RIGHT_MODEL not in out
 
 
+def test_a_control_token_that_a_grammar_refuses_is_named(check: Check, oracle: Oracle) -> None:
+    def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
+        is_free = not data.get("tools") or "structured_outputs" in data
+        return ids if is_free else (*oracle.encode_text("No call"), 2)
+
+    code, out, _ = check("vllm", scale=None, completion=grammar)
+    assert (code, CONSTRAINED in out) == (1, True), out
+    assert "because the grammar refuses [TOOL_CALLS]" in out
+    assert re.search(r"fix: +No schema of a tool and no prompt mends it", out), out
+
+
 def test_the_grammar_of_vllm_is_the_cause_if_another_grammar_in_its_place_frees_the_answer(
     check: Check, oracle: Oracle
 ) -> None:
@@ -190,7 +201,7 @@ def test_the_grammar_of_vllm_is_the_cause_if_another_grammar_in_its_place_frees_
         return (*ids[:4], 2) if data.get("tools") and "structured_outputs" not in data else ids
 
     code, out, behaviour = check("vllm", scale=None, completion=grammar)
-    assert (code, CONSTRAINED in out) == (1, True), out
+    assert (code, CONSTRAINED in out, "the grammar refuses" in out) == (1, True, False), out
     freed = [data for _, _, data in behaviour.seen if data and "structured_outputs" in data]
     assert [data["structured_outputs"] for data in freed] == [{"grammar": f"start: <[0-{oracle.vocab_size - 1}]>*"}]
     # the prompt, the settings and the tool choice are those of the answer that differs
@@ -286,6 +297,12 @@ def test_vllm_is_asked_for_calls_as_clients_ask(check: Check, oracle: Oracle) ->
         assert "tool calls are compared by their ids alone" not in out
         with_tools = [data for _, _, data in behaviour.seen if data and data.get("tools")]
         assert {data.get("tool_choice", "auto") for data in with_tools} == {"auto"}
+
+
+def test_an_answer_without_a_call_leaves_none_in_its_text(check: Check, oracle: Oracle) -> None:
+    other = (*oracle.encode_text("Rome"), 2)
+    code, out, _ = check("vllm", scale=None, completion=lambda ids, data: ids if "prompt" in data else other)
+    assert (code, "tool calls are compared by their ids alone" in out) == (1, False), out
 
 
 def test_a_vllm_that_was_started_without_a_parser_of_calls_is_compared_by_ids(check: Check) -> None:

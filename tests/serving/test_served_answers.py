@@ -17,6 +17,7 @@ from derived_tekken import write_derived
 from gguf_files import write_gguf
 from llamacpp_process import BUILD, converted_model, needs_llamacpp, served
 from local_server import serving
+from planted_faults import OF_ANSWERS, assert_found, with_stop
 from test_server_export import command, option, write_adapter
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
@@ -390,6 +391,18 @@ def without_some(parts: list[bytes]) -> list[bytes]:
     return kept
 
 
+def without_white_space(parts: list[bytes]) -> list[bytes]:
+    """Strip the text of each part of a stream."""
+    stripped = []
+    for part in parts:
+        event = json.loads(part[6:]) if part.startswith(b"data: {") else {}
+        for choice in event.get("choices", ()):
+            if choice["delta"].get("content"):
+                choice["delta"]["content"] = choice["delta"]["content"].strip()
+        stripped.append(b"data: " + json.dumps(event).encode() + b"\n\n" if event else part)
+    return stripped
+
+
 def harmless(parts: list[bytes]) -> list[bytes]:
     """Put comments between the events, end lines as HTTP does, and leave the last event out."""
     return [b": ping\r\n\r\n" + part.replace(b"\n", b"\r\n") for part in parts if b"[DONE]" not in part]
@@ -472,41 +485,51 @@ def test_a_finding_shows_where_two_long_messages_differ(name: str, oracle: Oracl
             assert len(finding.found) < 300
 
 
+RELAYS: dict[str, dict[str, Any]] = {
+    "stream-cut": {"stream": cut},
+    "stream-no-reason": {"stream": without_reasons},
+    "stream-parts-lost": {"stream": without_some},
+    "stream-white-space": {"stream": without_white_space},
+    "stream-harmless": {"stream": harmless},
+    "answers-in-parts": {"change": as_chunks, "stream": events_of_chunks},
+    "answers-stop": {"asks": with_stop},
+    "answers-limit": {"asks": lambda request: {**request, "max_tokens": 2}},
+}
+
+
 @needs_llamacpp
-@pytest.mark.parametrize(
-    ("given", "rules", "says"),
-    [
-        ({"change": as_chunks, "stream": events_of_chunks}, set(), ""),
-        ({"stream": cut}, {"ML921"}, r"the stream ends early: finish_reason None, and no event \[DONE\]"),
-        (
-            {"stream": without_reasons},
-            {"ML930", "ML931"},
-            r"finish_reason None\n  expected: as whole: finish_reason '(stop|tool_calls)'",
-        ),
-        ({"stream": without_some}, {"ML931"}, "parts of the stream are lost, such as"),
-        (
-            {"asks": lambda request: {**request, "stop": ["."]}},
-            {"ML923"},
-            r"ends early, by a stop string, which is in '\.",
-        ),
-        (
-            {"asks": lambda request: {**request, "max_tokens": 2}},
-            {"ML930"},
-            "finish_reason 'length'.* a limit of the server, or of a proxy",
-        ),
-        ({"stream": harmless}, set(), ""),
-    ],
-    ids=["chunks", "cut", "no-reason", "lost", "stop", "limit", "harmless"],
-)
-def test_what_a_relay_does_to_an_answer_has_one_cause(
-    given: dict[str, Any], rules: set[str], says: str, llamacpp: str, oracle: Oracle
-) -> None:
-    plain = tuple(answer for answer in FEW if answer.name in ("plain", "call", "thinking"))
-    with serving(Relay(oracle, upstream=llamacpp, **given)) as url:
+@pytest.mark.parametrize("name", RELAYS)
+def test_what_a_relay_does_to_an_answer_has_one_cause(name: str, llamacpp: str, oracle: Oracle) -> None:
+    plain = tuple(answer for answer in FEW if answer.name in ("plain", "trailing-line-break", "call", "thinking"))
+    with serving(Relay(oracle, upstream=llamacpp, **RELAYS[name])) as url:
         results = judged(url, oracle, given_answers=plain)
+    assert_only_found(name, results)
+
+
+def assert_only_found(name: str, results: dict[str, Result]) -> None:
+    """Assert that a planted fault is found by its rules, and by no other."""
     findings = [finding for result in results.values() for finding in result.findings]
-    assert {finding.rule for finding in findings} == rules, [finding.text() for finding in findings]
-    assert re.search(says, "\n".join(finding.text() for finding in findings)), [one.text() for one in findings]
+    text = "\n".join(finding.text() for finding in findings)
+    assert {finding.rule for finding in findings} == OF_ANSWERS[name].rules, text
+    assert_found(name, text)
+
+
+PARSERS = {
+    # `--reasoning-format none`
+    "thoughts-as-text": {"reasoning_format": 0},
+    "no-parser": {"force_pure_content_parser": True},
+}
+
+
+@needs_llamacpp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_parser_that_is_switched_off_is_found(name: str, probe: ServerFiles, llamacpp: str, oracle: Oracle) -> None:
+    few = tuple(answer for answer in FEW if answer.name in ("plain", "call", "thinking"))
+    assert broken(judged(llamacpp, oracle, given_answers=few)) == {}
+    with served(probe.folder / "model.gguf", set=PARSERS[name]) as (_, address):
+        results = judged(address, oracle, given_answers=few)
+    assert_only_found(name, results)
 
 
 @needs_llamacpp

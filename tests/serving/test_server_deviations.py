@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converted import converted_tokenizer
 from local_server import Behaviour, Ids, serving, space_for_an_empty_text
 
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.answer.deviations import ANSWER_DEVIATIONS
 from pytest_mistral_lora.errors import EntryPointError
-from pytest_mistral_lora.serving.deviations import deviations_in
+from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS, ReadDeviation, deviations_in
 from pytest_mistral_lora.serving.servers import SERVERS
 
 ROWS = [
@@ -128,10 +130,36 @@ def test_prompts_of_another_tokenizer_are_one_finding_that_names_it(
     assert len(found) == (bool(says) or 2 * bool(prompt)), out
 
 
+@pytest.mark.parametrize("deviation", READ_DEVIATIONS, ids=lambda deviation: deviation.id)
+@pytest.mark.parametrize(
+    ("kind", "version", "says"),
+    [
+        ("vllm", "0.32.0", ""),
+        ("vllm", "0.31.2", "is not known of vLLM 0.31.2"),
+        # a server that is not known to change messages
+        ("llamacpp", "b11549-8b3f1c2", "ML902 "),
+    ],
+)
+def test_what_a_server_changes_before_it_renders_is_named(
+    kind: str, version: str, says: str, deviation: ReadDeviation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle = converted_tokenizer(deviation.tokenizer).oracle
+    (tmp_path / "row.jsonl").write_text(json.dumps(deviation.example) + "\n")
+    changed = deviation.change(parse_row(deviation.example))
+    served = oracle.encode_prompt(changed)
+    assert served != oracle.encode_prompt(deviation.example)
+    with serving(Behaviour(oracle, prompt=lambda ids, _: served, version=version)) as url:
+        words = ["--tokenizer", str(oracle.path), "--rows", str(tmp_path / "row.jsonl")]
+        code = main(["serve-check", f"{kind}={url}", *words])
+    out = "".join(capsys.readouterr())
+    assert (code, f"known of vLLM 0.32.0: {deviation.id} (1)" in out) == (bool(says), not says), out
+    assert says in out
+
+
 @pytest.mark.parametrize("kind", SERVERS.ours)
 def test_a_server_names_deviations_of_the_tables(kind: str) -> None:
     server = SERVERS[kind]
-    assert server.known_deviations("prompts").keys() <= {one.id for one in DEVIATIONS}
+    assert server.known_deviations("prompts").keys() <= {one.id for one in (*DEVIATIONS, *READ_DEVIATIONS)}
     assert server.known_deviations("answers").keys() <= {one.id for one in ANSWER_DEVIATIONS}
 
 

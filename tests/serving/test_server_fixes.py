@@ -67,6 +67,71 @@ def test_a_finding_has_the_option_of_the_kind_of_server_and_no_other(kind: str, 
         assert found["fix"] == RULES["ML904"].fix
 
 
+def with_a_system_prompt(ids: Ids, _: Any) -> Ids:
+    """Put the ids of `Be kind.` and a blank line before the text of the user (ids of `spm-v3`)."""
+    kind = Oracle(shipped_tokenizer("spm-v3")).encode_prompt(
+        {"messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]]}
+    )
+    return kind if len(kind) > len(ids) else ids
+
+
+def without_the_start(ids: Ids, _: Any) -> Ids:
+    """Cut a prompt to its last tokens."""
+    return ids[-2:]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(with_a_system_prompt, "the system prompt that each chat gets"), (without_the_start, "what cuts each prompt")],
+)
+def test_what_a_gateway_does_to_a_prompt_has_its_own_fix_where_the_fed_ids_are_shown(
+    change: Any, words: str, judged: Judged
+) -> None:
+    [found] = judged("vllm", prompt=change, version="0.32.0")
+    assert (found["rule"], words in found["fix"], "Ask vLLM itself" in found["fix"]) == ("ML902", True, True), found
+    # a preview passes no gateway: the file or its template is the cause
+    found = next(one for one in judged("llamacpp", preview=change, prompt=change) if one["rule"] == "ML902")
+    assert "mistral-lora check FILE.gguf" in found["fix"]
+
+
+def test_a_setting_that_a_server_refuses_is_no_template(judged: Judged) -> None:
+    words = "temperature must be in [0, 2], got 9.0."
+    [found] = judged("vllm", refuses=lambda data: True, refusal=(400, words), version="0.32.0")
+    assert (found["rule"], "refuses a setting of the request" in found["fix"]) == ("ML907", True), found
+    # of messages the template is the cause
+    [found] = judged("vllm", refuses=lambda data: True, version="0.32.0")
+    assert (found["rule"], "template.jinja" in found["fix"]) == ("ML907", True), found
+
+
+def last_message(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "messages": row["messages"][-1:]}
+
+
+def without_tools(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "tools"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(last_message, "its history is lost"), (without_tools, "The chat has no tools")],
+    ids=["history", "tools"],
+)
+def test_messages_that_a_gateway_changes_before_the_right_tokenizer_are_one_finding(
+    change: Any, words: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Changing(Behaviour):
+        def ids(self, data: dict[str, Any]) -> Ids:
+            return super().ids(change(data))
+
+    with serving(Changing(oracle, version="0.32.0")) as url:
+        assert main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]) == 1
+    out = capsys.readouterr().out
+    # a tool result alone is refused
+    assert re.findall("^ML[0-9]+", out, re.MULTILINE) in (["ML902"], ["ML902", "ML907"]), out
+    assert f"{words}, which gives the ids of each" in out, out
+    assert "--tokenizer-mode" not in out
+
+
 def test_an_assertion_has_the_words_of_the_server_too(oracle: Oracle) -> None:
     with (
         serving(Behaviour(oracle, prompt=with_a_space)) as url,

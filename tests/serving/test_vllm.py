@@ -8,37 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from converted import converted_tokenizer
 from learned_rows import LEARNED, learn_by_heart
-from local_server import free_port
 from named_deviations import SEEN, seen_deviations
 from packaging.specifiers import SpecifierSet
-from server_process import started
 from test_server_export import export, write_adapter, write_base
-from vllm_python import VLLM_PYTHON, needs_vllm
+from vllm_python import needs_vllm, serve_by_vllm
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.server.chat_causes import CONSTRAINED
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
-SECONDS = 900
-
-
-def serve(script: Path, *more: str) -> AbstractContextManager[str]:
-    """Start the command of an exported script on a port of the tests."""
-    words = shlex.split(script.read_text().partition("exec ")[2].replace("\\\n", " "))[2:]
-    port = str(free_port())
-    words[words.index("--port") + 1] = port
-    # the wheel for CPUs has no working `vllm`
-    command = [str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", *words, *more]
-    command += ["--max-model-len", "2048", "--enforce-eager"]
-    return started(command, f"http://127.0.0.1:{port}", "/version", SECONDS)
 
 
 def test_an_adapter_of_our_trainer_is_served_as_it_was_trained(
@@ -48,7 +32,7 @@ def test_an_adapter_of_our_trainer_is_served_as_it_was_trained(
     adapter = learn_by_heart(tmp_path, base)
     assert export(capsys, adapter, "--to", "vllm", "--output", tmp_path / "to", "--name", "tuned")[0] == 0
     named = ("--golden", str(tmp_path / "answers"), "--model", "tuned")
-    with serve(tmp_path / "to" / "serve.sh") as url:
+    with serve_by_vllm(tmp_path / "to" / "serve.sh") as url:
         # by its bare address
         code = main(["serve-check", url, "--tokenizer", "spm-v3", *named])
         out = capsys.readouterr().out
@@ -104,7 +88,7 @@ def test_an_adapter_that_calls_tools_is_served_as_it_was_trained_and_a_strict_gr
     [constrained] = [file for file in (tmp_path / "answers").iterdir() if "Bern" in file.read_text()]
     (tmp_path / "strict").mkdir()
     constrained.rename(tmp_path / "strict" / constrained.name)
-    with serve(tmp_path / "to" / "serve.sh") as url:
+    with serve_by_vllm(tmp_path / "to" / "serve.sh") as url:
         words = ["serve-check", url, "--tokenizer", str(base), "--model", "tuned", "--rows", str(rows)]
         code = main([*words, "--golden", str(tmp_path / "answers")])
         out = capsys.readouterr().out
@@ -124,7 +108,7 @@ def test_an_exported_adapter_of_a_tekken_base_is_served_with_the_ids_of_mistral_
     base = write_base(tmp_path / "base", "tekken-240911")
     adapter = write_adapter(tmp_path / "lora", base)
     assert export(capsys, adapter, "--to", "vllm", "--output", tmp_path / "to", "--name", "tuned")[0] == 0
-    with serve(tmp_path / "to" / "serve.sh") as url:
+    with serve_by_vllm(tmp_path / "to" / "serve.sh") as url:
         for model in ("base", "tuned"):
             code = main(["serve-check", f"vllm={url}", "--tokenizer", "tekken-240911", "--model", model])
             out = capsys.readouterr().out
@@ -140,7 +124,7 @@ def test_the_mode_of_transformers_shows_the_deviations_that_the_table_has_of_vll
     base = write_base(tmp_path / "base", name)
     assert export(capsys, base, "--to", "vllm", "--output", tmp_path / "to")[0] == 0
     # argparse takes the last of two options
-    with serve(tmp_path / "to" / "serve.sh", "--tokenizer-mode", "hf") as url:
+    with serve_by_vllm(tmp_path / "to" / "serve.sh", "--tokenizer-mode", "hf") as url:
         assert seen_deviations("vllm", url, tokenizer) == {"tools-as-written", *SEEN[name].split()}
         code = main(["serve-check", f"vllm={url}", "--tokenizer", str(tokenizer.oracle.path)])
     out = capsys.readouterr().out

@@ -81,12 +81,14 @@ class Relay(Behaviour):
         change: Changes each message.
         asks: Changes each chat request before it is passed on.
         stream: Changes the events of a stream.
+        seconds: Longest wait for the real server.
     """
 
     upstream: str = ""
     change: Change = nothing
     asks: Callable[[dict[str, Any]], dict[str, Any]] = lambda request: request
     stream: Callable[[list[bytes]], list[bytes]] = lambda parts: parts
+    seconds: float = 60
     passed: list[str] = field(default_factory=list)
 
     def respond(self, path: str, data: Any) -> tuple[int, Any]:
@@ -97,7 +99,7 @@ class Relay(Behaviour):
         body = None if asked is None else json.dumps(asked).encode()
         request = urllib.request.Request(self.upstream + path, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=self.seconds) as answer:
                 content: bytes = answer.read()
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")

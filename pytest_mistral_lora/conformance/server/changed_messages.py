@@ -1,4 +1,4 @@
-"""What a proxy or a gateway does to the messages of a chat, by the numbers of tokens that are fed to the model."""
+"""What a proxy or a gateway does to the messages of a chat, by the tokens that the model is fed, or their number."""
 
 from __future__ import annotations
 
@@ -92,6 +92,24 @@ def _stripped(row: Row) -> Row:
     return replace(row, messages=tuple(map(strip, row.messages)))
 
 
+def changed_by_ids(prompts: Sequence[tuple[Row, tuple[int, ...]]], oracle: Oracle) -> ChangedMessages | None:
+    """Return the change of the messages that gives the ids of each prompt; None if none does, or nothing is changed.
+
+    Args:
+        prompts: The messages that were sent, each with the ids that were fed.
+        oracle: The tokenizer.
+    """
+    sent = [_ids(row, oracle) for row, _ in prompts]
+    fed: list[tuple[int, ...] | None] = [ids for _, ids in prompts]
+    if sent == fed:
+        return None
+    for words, fix, change in _CHANGES:
+        if [_ids(change(row), oracle) for row, _ in prompts] == fed:
+            numbers = counted(len(prompts), "prompt")
+            return ChangedMessages(f"{words}, which gives the ids of each of {numbers}.", f"{fix} {ASK_ITSELF}")
+    return None
+
+
 _CHANGES: Sequence[tuple[str, str, Callable[[Row], Row]]] = (
     (
         "The chat has the last message alone: its history is lost",
@@ -117,9 +135,15 @@ def _gives_each(prompts: Sequence[FedPrompt], change: Callable[[Row], Row], orac
 
 def _count(row: Row, oracle: Oracle) -> int | None:
     """Return the number of tokens of a prompt; None if mistral-common refuses it."""
+    ids = _ids(row, oracle)
+    return None if ids is None else len(ids)
+
+
+def _ids(row: Row, oracle: Oracle) -> tuple[int, ...] | None:
+    """Return the ids of a prompt; None if mistral-common refuses it."""
     answer = {"role": "assistant", "content": "x"}
     try:
-        return len(oracle.encode_prompt(replace(row, messages=(*row.messages, answer))))
+        return oracle.encode_prompt(replace(row, messages=(*row.messages, answer)))
     except (OracleRejection, RowError):
         return None
 

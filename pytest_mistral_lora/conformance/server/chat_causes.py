@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.conformance.server.changed_messages import ASK_ITSELF, FedPrompt, changed_messages
-from pytest_mistral_lora.conformance.server.failures import answered
+from pytest_mistral_lora.conformance.server.failures import answered, is_about_context, is_about_setting
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.judgement import AnswerJudgement, FirstDifference
@@ -39,6 +39,10 @@ _CONSTRAINED_FIX = (
     "Compare the answer with the schema of its tool: the grammar of a server may fix the order of keys, and refuse "
     "those that the schema does not name. docs/serving.md lists what grammars change. The prompt needs no change."
 )
+_REFUSED_FIX = (
+    "No schema of a tool and no prompt mends it: the grammar has no place for this control token. `mistral-lora "
+    "doctor` lists the known faults of servers; without a way out there, serve by another server."
+)
 STOP_FIX = f"Find the stop string that each chat gets: a field `stop` of a gateway, or a preset. {ASK_ITSELF}"
 _LIMIT_FIX = (
     "Find the limit that each chat gets: a field `max_tokens` of a gateway, or a preset. The same prompt by ids is "
@@ -53,13 +57,29 @@ _RANDOM = "two answers to one request differ, so they are not greedy (ML911), as
 _FIXES = {
     "misread": "Start the server with its parser of Mistral's tool calls.",
     "context": "The context of the server is too small: raise it. No template has a part in it.",
+    "setting": "The server refuses a setting of the request, and not the messages: find what sets it, such as a "
+    f"gateway. {ASK_ITSELF}",
     "typed": "Convert the model again: these tokens must be control tokens in its vocabulary.",
     "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
     "scale": "Give the adapter the scale 1.",
+    "system-prompt": f"Find the system prompt of each chat, such as that of a gateway or a template. {ASK_ITSELF}",
+    "cut-prompt": f"Find what cuts each prompt, such as a setting of a gateway. {ASK_ITSELF}",
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
     "file": "",
 }
 """The fix of a cause, by its name; a kind of server may have one in its own options: `Server.fixes("causes")`."""
+
+
+def fix_of_refusal(target: ServerTarget, words: str) -> str:
+    """Return the fix of a refusal that is not about the messages; empty for one that is.
+
+    Args:
+        target: The server.
+        words: Its words.
+    """
+    if is_about_context(words):
+        return fix_of(target, "context")
+    return fix_of(target, "setting") if is_about_setting(words) else ""
 
 
 def fix_of(target: ServerTarget, cause: str) -> str:
@@ -177,7 +197,7 @@ class ChatCauses:
             return f"{RIGHT_PROMPT}: {_RANDOM}.", RANDOM_FIX
         free = answered(self._target.answer_without_grammar(golden))
         if free is not None and self._passes(golden, free):
-            return CONSTRAINED, _CONSTRAINED_FIX
+            return CONSTRAINED, _REFUSED_FIX if self.refused_marker(difference) else _CONSTRAINED_FIX
         if answer.ended and self._is_beginning(golden, answer) and not self._says_end(answer):
             by = self._stop_words(golden, answer)
             if answer.stop or answer.ids is not None or any(step.id is not None for step in answer.steps):
@@ -188,6 +208,16 @@ class ChatCauses:
             words = "the model ends the answer early; whether by a bias or by another prompt cannot be told"
             return f"{RIGHT_PROMPT}: {words}.", _UNTOLD_FIX
         return self._sampled(golden, answer, difference)
+
+    def refused_marker(self, difference: FirstDifference | None) -> str:
+        """Return the control token that a grammar refuses where an answer differs; empty for another token or the end.
+
+        Args:
+            difference: The first token of an answer that the grammar of the server constrains.
+        """
+        token = None if difference is None else difference.golden.id
+        oracle = self._target.oracle
+        return "" if token is None or token == oracle.eos_id else oracle.control_tokens.get(token, "")
 
     def _sampled(self, golden: Transcript, answer: ServedAnswer, difference: FirstDifference) -> tuple[str, str]:
         """Return the cause of an answer with another token, by the likeliest token at its place."""

@@ -12,15 +12,20 @@ from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference
-from pytest_mistral_lora.conformance.server.changed_messages import FedPrompt, changed_messages
-from pytest_mistral_lora.conformance.server.chat_causes import fix_of
+from pytest_mistral_lora.conformance.server.changed_messages import (
+    ChangedMessages,
+    FedPrompt,
+    changed_by_ids,
+    changed_messages,
+)
+from pytest_mistral_lora.conformance.server.chat_causes import fix_of, fix_of_refusal
 from pytest_mistral_lora.conformance.server.deviations import (
     INJECTED,
     PromptDeviations,
     TakenRow,
     other_tokenizer_finding,
 )
-from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding, is_about_context
+from pytest_mistral_lora.conformance.server.failures import cause_of, failure_finding
 from pytest_mistral_lora.conformance.server.shown import judged_publicly
 from pytest_mistral_lora.conformance.server_target import (
     NOT_ASKED,
@@ -40,6 +45,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
+_CAUSES = {"ML527": "system-prompt", "ML531": "cut-prompt"}
+"""The rules of differences that a gateway makes, too, with the causes that have the fixes."""
+
 _ALL_FAILED = "each request failed: see the check `failures`"
 _NO_TRANSCRIPTS = (
     "no golden transcripts: name an adapter that has some (--adapter, --mistral-adapter), or their folder (--golden); "
@@ -172,6 +180,13 @@ class ServerChecks:
         return [(taken_row, self._deviations.explain(taken_row.asked, taken_row.ids or ())) for taken_row in rows]
 
     @cached_property
+    def _changed(self) -> ChangedMessages | None:
+        """What changes the messages of each chat before they are encoded right; None if no change is known to."""
+        if self._target.server.strength != "ids":
+            return None
+        return changed_by_ids([(one.asked.prompt, one.ids) for one in self._shown if one.ids], self._target.oracle)
+
+    @cached_property
     def _other(self) -> Finding | None:
         """The finding of prompts that another tokenizer makes; None if the named tokenizer or none makes them."""
         miscounted = any(
@@ -249,7 +264,11 @@ class ServerChecks:
         for taken_row, explained in self._differing if self._other is None else ():
             # text that becomes a control token is judged by `injection`
             deviations = [name for name in explained or () if name != INJECTED]
-            if explained is None:
+            if self._changed is not None:
+                found, row = f"{taken_row.asked.name}: {self._changed.words}", taken_row.asked.row.to_jsonl()
+                fix = self._changed.fix
+                findings.append(Finding("ML902", found, self._place, row=row, shape="changed messages", fix=fix))
+            elif explained is None:
                 findings += self._differences(taken_row, injected=False)
             elif unknown := self._deviations.unknown_finding(taken_row.asked, taken_row.ids or (), deviations):
                 findings.append(unknown)
@@ -362,7 +381,9 @@ class ServerChecks:
             else:
                 continue
             shape = cause_of(f"{found}, {expected}")
-            fix = fix_of(self._target, "context") if is_about_context(asked_row.served.refused) else ""
+            # what is left of changed messages may be refused
+            fix = self._changed.fix if self._changed is not None else ""
+            fix = fix_of_refusal(self._target, asked_row.served.refused) or fix
             words = f"{asked_row.name}: {found}"
             findings.append(Finding("ML907", words, self._place, expected, row=row, shape=shape, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
@@ -379,7 +400,10 @@ class ServerChecks:
             if (fault.rule == "ML523") is injected:
                 rule, found = ("ML906" if injected else "ML902"), f"{asked_row.name}: {fault.found} ({fault.rule})"
                 parts, row = shown_difference(difference, Place.of(asked_row.name)), asked_row.row.to_jsonl()
-                yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
+                # a preview does not pass what changes a chat
+                is_fed = self._target.server.strength == "ids" and fault.rule in _CAUSES
+                fix = fix_of(self._target, _CAUSES[fault.rule]) if is_fed else ""
+                yield Finding(rule, found, self._place, fault.expected, row=row, fix=fix, **parts)
 
 
 def _of_error(error: InputError, asked_row: AskedRow | None = None) -> Finding:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.deviations import Deviation
+    from pytest_mistral_lora.serving.deviations import ReadDeviation
 
 INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
@@ -77,7 +78,7 @@ class PromptDeviations:
         # a deviation of the answer is not a deviation of the prompt
         turn = asked_row.row.messages[len(prompt.messages)]
         answer = {key: turn[key] for key in ("role", "weight") if key in turn} | {"content": "x"}
-        for read in _as_read(prompt):
+        for own, read in self._as_read(prompt):
             try:
                 named = compare(replace(read, messages=(*read.messages, answer)), self._target.oracle, template)
                 text = template.render(read, generation_prompt=True)
@@ -85,11 +86,23 @@ class PromptDeviations:
                 continue
             # a server that accepts a row which the template refuses in training has another difference
             # nor may a server deviate by the template's own system prompt
-            if named.differences or named.own_prompt or not named.deviations or named.template is None:
+            if named.differences or named.own_prompt or named.template is None:
                 continue
-            if is_served(tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"])):
-                return named.deviations
+            found = (*named.deviations, *own)
+            if found and is_served(tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"])):
+                return found
         return None
+
+    def _as_read(self, prompt: Row) -> Iterator[tuple[tuple[str, ...], Row]]:
+        """Yield a prompt as servers read it, each time with the names of what this kind of server changes before."""
+        from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS
+
+        own = [one for one in READ_DEVIATIONS if one.id in self._target.server.known_deviations("prompts")]
+        for read in _as_read(prompt):
+            yield (), read
+            for deviation in own:
+                if (changed := deviation.change(read)) is not read:
+                    yield (deviation.id,), changed
 
     def are_unavoidable(self, explained: Collection[str]) -> bool:
         """Return whether text becomes a control token as it does in every prompt of this server and version.
@@ -152,12 +165,14 @@ class PromptDeviations:
         parts = shown_difference(diff, Place.of(asked_row.name))
         return Finding("ML902", found, Place.of(target.url), expected, row=asked_row.row.to_jsonl(), fix=fix, **parts)
 
-    def _unknown(self, explained: Collection[str]) -> list[Deviation]:
+    def _unknown(self, explained: Collection[str]) -> list[Deviation | ReadDeviation]:
         """Return the named deviations that are not known of the server and its version."""
         from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
+        from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS
 
         server, version = self._target.server, self._target.served_version
-        named = (deviation for deviation in DEVIATIONS if deviation.id in explained)
+        every: tuple[Deviation | ReadDeviation, ...] = (*DEVIATIONS, *READ_DEVIATIONS)
+        named = (deviation for deviation in every if deviation.id in explained)
         return [deviation for deviation in named if not server.has_deviation("prompts", deviation.id, version)]
 
 

@@ -65,6 +65,17 @@ def is_about_context(words: str) -> bool:
     return _CONTEXT.search(words) is not None
 
 
+_SETTING = re.compile(
+    r"\b(?:temperature|top_p|top_k|min_p|\w+_penalty|max_tokens|logit_bias|seed)\b.{0,20} (?:must be|should be)\b"
+)
+"""The words of servers for a setting of sampling that they refuse."""
+
+
+def is_about_setting(words: str) -> bool:
+    """Return whether a server refuses a setting of the request, and not its messages."""
+    return _SETTING.search(words) is not None
+
+
 def answered(outcome: Outcome) -> ServedAnswer | None:
     """Return the answer of a request; None if it was not sent, has no answer, was refused or failed."""
     if outcome is None or isinstance(outcome, InputError) or outcome.refused or outcome.failed:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.chat_causes import (
+    CONSTRAINED,
     CUT_TEXT,
     HIDDEN_PROMPT,
     RANDOM_FIX,
@@ -18,6 +19,7 @@ from pytest_mistral_lora.conformance.server.chat_causes import (
     STOP_FIX,
     ChatCauses,
     fix_of,
+    fix_of_refusal,
     has_other_prompt,
     judged_passes,
     limit_of,
@@ -216,7 +218,11 @@ class ReplayChecks:
         """Whether the server left a recorded call in the text, as one that was started without a parser of calls."""
         call = self._target.oracle.tool_calls_id
         pairs = [(replayed.transcript, answered(replayed.by_messages)) for replayed in self._target.replayed]
-        return any(call in golden.completion_ids and answer and not answer.calls_read for golden, answer in pairs)
+        return any(
+            # an answer that has no call leaves none in its text
+            call in golden.completion_ids and answer and not answer.calls_read and call in (answer.ids or (call,))
+            for golden, answer in pairs
+        )
 
     def _differs_by_ids(self, replayed: Replayed) -> bool:
         """Whether the answer to the recorded ids also differs, so that the prompt is not the cause."""
@@ -247,13 +253,14 @@ class ReplayChecks:
             return Finding("ML919", found, self._place, "an answer", row=row, shape=shape, fix=outcome.next_step)
         if outcome is not None and not isinstance(outcome, InputError) and outcome.failed:
             return failure_finding(golden.case, outcome.failed, self._place, row)
-        fix = fix_of(self._target, "context") if is_about_context(reason) else ""
+        fix = fix_of_refusal(self._target, reason)
         return replace(self._finding(rule, golden, reason), shape=cause_of(reason), fix=fix)
 
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
         return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
+        found = f"answered {judged.text!r}"
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
         shape = ""
         if rule == "ML908":
@@ -267,8 +274,10 @@ class ReplayChecks:
             by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
             of = self._causes.of_hidden(replayed) if isinstance(by_ids, str) else None
             causes_of_prompt, fix = of or self._causes.of(replayed, judged.difference)
+            if CONSTRAINED in causes_of_prompt and (marker := self._causes.refused_marker(judged.difference)):
+                found += f", because the grammar refuses {marker}"
             lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
-        finding = self._finding(rule, replayed.transcript, f"answered {judged.text!r}", "\n".join(lines))
+        finding = self._finding(rule, replayed.transcript, found, "\n".join(lines))
         return replace(finding, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
