@@ -221,18 +221,18 @@ OF_VLLM = {
     ),
     "vllm-gateway-system-prompt": _found(
         "A system prompt is put before each chat.",
-        "ML902 ML909",
+        "ML902",
         "Find the system prompt that each chat gets: that of a gateway",
         _RELAYS,
     ),
     "vllm-gateway-last-message": _found(
-        "Only the last message arrives.", "ML902 ML909", "its history is lost, which gives the ids of each", _RELAYS
+        "Only the last message arrives.", "ML902", "its history is lost, which gives the ids of each", _RELAYS
     ),
     "vllm-gateway-no-tools": _found(
-        "Tools are dropped.", "ML902 ML909", "The chat has no tools, which gives the ids of each", _RELAYS
+        "Tools are dropped.", "ML902", "The chat has no tools, which gives the ids of each", _RELAYS
     ),
     "vllm-gateway-strips": _found(
-        "Texts are stripped.", "ML902 ML909", "the texts is stripped, which gives the ids of each", _RELAYS
+        "Texts are stripped.", "ML902", "the texts is stripped, which gives the ids of each", _RELAYS
     ),
     "vllm-gateway-limit": _found(
         "A limit of tokens is forced.", "ML909", "a limit ends the answer after 3 tokens", _RELAYS
@@ -245,7 +245,7 @@ OF_VLLM = {
     ),
     "vllm-gateway-temperature": _found("A temperature is forced.", "ML909 ML911", "a temperature is forced", _RELAYS),
     "vllm-gateway-cut-prompt": _found(
-        "Prompts are cut at the start.", "ML902 ML909", "a field `truncate_prompt_tokens` of a gateway", _RELAYS
+        "Prompts are cut at the start.", "ML902", "a field `truncate_prompt_tokens` of a gateway", _RELAYS
     ),
     "vllm-gateway-stop": _found("A stop string.", "ML909", r"the answer ends early, by the stop string '\.'", _RELAYS),
     "vllm-gateway-penalty": _found(
