@@ -265,7 +265,7 @@ class FakeStep:
                 one.grad = torch.zeros_like(one)
             optimizer.step()
             count.restart()
-            with disable_input_dtype_casting(self.model, active=self._autocasts):
+            with disable_input_dtype_casting(self.model, active=self._autocasts and not self._has_dora):
                 with self._autocast():
                     loss = forward.supervised_losses(self.model, rows)[0].sum() / len(rows)
                 loss.backward()
@@ -274,6 +274,10 @@ class FakeStep:
             optimizer.step()
         forget()
         return count
+
+    @property
+    def _has_dora(self) -> bool:
+        return any(config.use_dora for config in self.model.peft_config.values())
 
     @property
     def _autocasts(self) -> bool:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -172,6 +173,13 @@ def _run_without_numbers(model: Any) -> None:
         module.forward = forward
 
 
+def _cast_twice(model: Any) -> None:
+    """Let each adapted layer have its input in float32, as PEFT does, and keep it as autocast casts it back."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module._cast_input_dtype = lambda x, dtype: x.float().to(dtype)
+
+
 def kernel_of(precision: Precision, *, on_gpu: bool) -> Kernel:
     """Return the kernel of attention that packed rows get.
 
@@ -218,6 +226,8 @@ def estimate_need(
         model = model.to(torch_dtype(precision)).train()
         model.set_attn_implementation(f"counted-{kernel or kernel_of(precision, on_gpu=on_gpu)}")
         _run_without_numbers(model)
+        if recipe.lora.dora and precision != "fp32":
+            _cast_twice(model)
         if recipe.base.quantization:
             in_four_bits(model)
         use_frozen_layers(model)
@@ -229,7 +239,7 @@ def estimate_need(
         return need
     # each layer keeps the copies of its adapter that autocast made
     copies = sum(one.nbytes for one in model.parameters() if one.requires_grad)
-    return replace(need, plain=replace(need.plain, fixed=need.plain.fixed + copies))
+    return replace(need, plain=replace(need.plain, copies=copies))
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Setup:
 
     def __str__(self) -> str:
         named = {"checkpointed": self.checkpointed, "nf4": self.nf4}
-        more = [name for name, is_set in named.items() if is_set] + [name for name, _ in self.lora]
+        more = [name for name, is_set in named.items() if is_set] + [f"{name}-{value}" for name, value in self.lora]
         return "-".join([str(self.case), self.precision, self.kernel, self.targets, *more])
 
 
@@ -145,3 +145,31 @@ def test_the_estimate_is_within_a_twentieth_of_the_peak(
     assert estimate == pytest.approx(peak, rel=0.05)
     # and without the weights, which are counted and not estimated
     assert estimate - weights == pytest.approx(peak - weights, rel=0.05)
+
+
+LORAS = [
+    Setup(Case("mistral"), targets="attention+mlp", lora=(("r", 256),)),
+    Setup(Case("mistral"), targets="attention+mlp", checkpointed=True, lora=(("r", 256),)),
+    Setup(Case("mistral"), targets="attention+mlp", lora=(("dropout", 0.1),)),
+    Setup(Case("mistral"), lora=(("dora", True),)),
+    Setup(Case("mistral"), lora=(("modules_to_save", ["lm_head"]),)),
+]
+
+
+@pytest.mark.parametrize("setup", sampled(LORAS, [str(LORAS[0])]))
+def test_other_adapters_are_within_a_twentieth(
+    setup: Setup, fake: ModuleType, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    peak, _, estimate = compared(setup, fake, tmp_path / "base", make_recipe)
+    assert estimate == pytest.approx(peak, rel=0.05)
+
+
+def test_each_further_layer_adds_the_same(fake: ModuleType, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    setup = Setup(Case("mistral"))
+    peaks, estimates = [], []
+    for layers in (3, 5, 9):
+        peak, _, estimate = compared(setup, fake, tmp_path / str(layers), make_recipe, layers)
+        peaks.append(peak)
+        estimates.append(estimate)
+    assert (peaks[2] - peaks[1]) == pytest.approx(2 * (peaks[1] - peaks[0]), rel=1e-3)
+    assert estimates == pytest.approx(peaks, rel=0.01)

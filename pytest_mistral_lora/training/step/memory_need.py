@@ -55,16 +55,18 @@ class PassNeed:
     Attributes:
         head: For each input token, while the losses are computed; without the logits.
         backward: For each input token, where the backward pass needs the most.
-        fixed: For any number of tokens: copies of weights.
+        fixed: There, for any number of tokens: a full matrix of a base in 4 bits, the gradient of a matrix.
+        copies: All the time: the adapter in the dtype of the base.
     """
 
     head: int
     backward: int
     fixed: int
+    copies: int = 0
 
     def with_more(self, more: int) -> PassNeed:
         """Return a need that has this many bytes more for each token."""
-        return PassNeed(self.head + more, self.backward + more, self.fixed)
+        return replace(self, head=self.head + more, backward=self.backward + more)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class MemoryNeed:
         quantisable: Part of `base` that a 4-bit base would shrink: the decoder's linear layers.
         values: Number of values in `quantisable`; 0 if they are in 4 bits already.
         adapter: The adapter with its gradients and the optimizer's state.
+        gathered: Part of `base` that is whole on each of the devices that share it: all but the decoder's layers, and
+            two of these, the one that is computed and the next.
         plain: The need of a pass.
         checkpointed: The need of a pass with activation checkpointing.
         vocabulary: Logits of a position.
@@ -87,6 +91,7 @@ class MemoryNeed:
     quantisable: int
     values: int
     adapter: int
+    gathered: int
     plain: PassNeed
     checkpointed: PassNeed
     vocabulary: int
@@ -96,7 +101,8 @@ class MemoryNeed:
     def total(self, tokens: int, *, checkpointed: bool = False, shards: int = 1, nf4: bool = False) -> int:
         """Return the bytes for a pass of this many tokens; for none, those of the weights and of the optimizer."""
         base = self.base - self.quantisable + self.values * _NF4_BYTES if nf4 else self.base
-        return int((base + self.adapter) / shards) + self._of_pass(tokens, checkpointed=checkpointed)
+        weights = (base + self.adapter + self.gathered * (shards - 1)) / shards
+        return int(weights) + self._of_pass(tokens, checkpointed=checkpointed)
 
     def most_tokens(self, limit: int, *, checkpointed: bool = False) -> int:
         """Return how many tokens fit into `limit` bytes at once; 0 if not even the weights do."""
@@ -110,7 +116,8 @@ class MemoryNeed:
         if not tokens:
             return 0
         need = self.checkpointed if checkpointed else self.plain
-        return need.fixed + max(need.backward * tokens, need.head * tokens + self._of_logits(tokens))
+        backward = need.backward * tokens + need.fixed
+        return need.copies + max(backward, need.head * tokens + self._of_logits(tokens))
 
     def _of_logits(self, tokens: int) -> int:
         """Return the bytes of the logits that are alive at a time."""
@@ -204,10 +211,14 @@ def _kinds_of_layers(layers: Iterable[Any]) -> list[list[Any]]:
     return list(kinds.values())
 
 
+def _decoder_of(model: Any) -> Any:
+    # a vision tower has layers, too, and no embeddings of tokens
+    return next(one for one in model.modules() if hasattr(one, "embed_tokens") and hasattr(one, "layers"))
+
+
 def _measure_pass(model: Any) -> PassNeed:
     """Measure the need of a pass with two layers of each kind; a third one shows what each further layer adds."""
-    # the decoder alone has both: a vision tower has no embeddings of tokens
-    decoder = next(one for one in model.modules() if hasattr(one, "embed_tokens") and hasattr(one, "layers"))
+    decoder = _decoder_of(model)
     layers = decoder.layers
     order = {layer: number for number, layer in enumerate(layers)}
     lengths = _PROBED_ON_META if next(model.parameters()).is_meta else _PROBED_TOKENS
@@ -272,11 +283,14 @@ def measure_need(model: Any, device: str | None = None) -> MemoryNeed:
         if not module.weight.requires_grad and module.weight.is_floating_point()
     ]
     plain, checkpointed = _measure_passes(model)
+    base = sum(weight.nbytes for weight in frozen)
+    layers = [sum(one.nbytes for one in layer.parameters()) for layer in _decoder_of(model).layers]
     return MemoryNeed(
-        sum(weight.nbytes for weight in frozen),
+        base,
         sum(weight.nbytes for weight in linear),
         sum(weight.numel() for weight in linear),
         sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * _TRAINED_BYTES,
+        max(0, base - sum(layers)) + 2 * max(layers),
         plain,
         checkpointed,
         model.config.get_text_config().vocab_size,
