@@ -228,10 +228,10 @@ def estimate_need(
         _run_without_numbers(model)
         if recipe.lora.dora and precision != "fp32":
             _cast_twice(model)
-        if recipe.base.quantization:
-            in_four_bits(model)
+        packed = in_four_bits(model) if recipe.base.quantization else []
         use_frozen_layers(model)
         need = measure_need(model, "cuda" if on_gpu else "cpu")
+        need = replace(need, unpacked=max((one.weight.nbytes for one in packed), default=0))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         found = f"no estimate of memory for this base: {one_line(error)}"
         raise InputError(found, place=str(base.config_file)) from error

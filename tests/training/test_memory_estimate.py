@@ -239,6 +239,14 @@ def test_settings_that_need_less_are_named_the_least_harmful_first(big_base: Pat
     assert "training.precision: bf16: about " in text
 
 
+def test_devices_that_share_a_base_gather_what_they_compute(big_base: Path, make_recipe: MakeRecipe) -> None:
+    memory = recipe_memory(make_recipe(training={"device": "auto", "precision": "bf16"}), BaseFolder(big_base))
+    # embeddings and head of 134 million values each, and two of the 32 layers of 218 million
+    gathered = 2 * (2 * 134.2e6 + 2 * 218.1e6)
+    whole, shared = (memory.need.total(0, shards=shards) for shards in (1, 8))
+    assert shared == pytest.approx(whole / 8 + gathered * 7 / 8, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("80GB", 80 * 10**9), ("24 GiB", 24 * 2**30), ("1.5g", 1_500_000_000), ("512MiB", 2**29), ("7", 7)],

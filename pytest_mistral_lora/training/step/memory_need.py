@@ -85,6 +85,7 @@ class MemoryNeed:
         vocabulary: Logits of a position.
         logits: Most logits that are computed at a time.
         logit_bytes: Bytes of a logit as the head computes it; its loss is computed in float32.
+        unpacked: The largest matrix of a base in 4 bits, which is made again for each product.
     """
 
     base: int
@@ -97,6 +98,7 @@ class MemoryNeed:
     vocabulary: int
     logits: int
     logit_bytes: int
+    unpacked: int = 0
 
     def total(self, tokens: int, *, checkpointed: bool = False, shards: int = 1, nf4: bool = False) -> int:
         """Return the bytes for a pass of this many tokens; for none, those of the weights and of the optimizer."""
@@ -116,8 +118,9 @@ class MemoryNeed:
         if not tokens:
             return 0
         need = self.checkpointed if checkpointed else self.plain
-        backward = need.backward * tokens + need.fixed
-        return need.copies + max(backward, need.head * tokens + self._of_logits(tokens))
+        # beside few tokens, a matrix is the most of the backward pass
+        at_head = need.head * tokens + max(self._of_logits(tokens), self.unpacked)
+        return need.copies + max(need.backward * tokens + need.fixed, at_head)
 
     def _of_logits(self, tokens: int) -> int:
         """Return the bytes of the logits that are alive at a time."""
