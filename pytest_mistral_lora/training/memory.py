@@ -109,9 +109,9 @@ def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, *, kernel:
 
 
 class FourBitLinear(torch.nn.Linear):
-    """A linear layer that keeps as little as bitsandbytes' of a frozen matrix in 4 bits, and has the same copies.
+    """A linear layer that needs as much memory as bitsandbytes' layer of a frozen matrix in 4 bits, without numbers.
 
-    The full matrix is made again for each product.
+    It keeps nothing for the backward pass, and makes the full matrix again for each product.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,12 @@ from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.attention_cpu import BLOCK
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
-from pytest_mistral_lora.training.step.memory_need import checkpoint_activations, checkpointed_layers, measure_need
+from pytest_mistral_lora.training.step.memory_need import (
+    _bytes_of_pass,
+    checkpoint_activations,
+    checkpointed_layers,
+    measure_need,
+)
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 320, "num_attention_heads": 4}
 CASES = [
@@ -105,6 +110,20 @@ def test_a_model_that_is_checkpointed_already_is_measured_like_any_other(
     # and it is left as it was
     assert layers
     assert checkpointed_layers(model) == layers
+
+
+def test_layers_without_an_adapter_are_counted_apart(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    folder, recipe = tmp_path / "base", make_recipe(lora={"target_modules": ["attention"]})
+    Case("mistral").config(**SIZES, num_hidden_layers=9, sliding_window=None).save_pretrained(folder)
+    model = real(folder, recipe, adapted_layers(BaseFolder(folder), recipe.lora.target_modules)).train()
+    for name, parameter in model.named_parameters():
+        # of the layers below the first adapter, and of two between others
+        if re.search(r"\.layers\.[01346]\..*lora_", name):
+            parameter.requires_grad = False
+    found = measure_need(model).plain
+    (short_head, short), (long_head, long) = (_bytes_of_pass(model, tokens) for tokens in (16, 48))
+    assert found.head == pytest.approx((long_head - short_head) / 32, rel=0.02)
+    assert found.backward == pytest.approx((long - short) / 32, rel=0.02)
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:

@@ -130,7 +130,7 @@ class MemoryNeed:
         return min(each * self.vocabulary * tokens, (each + _FLOAT32) * at_once)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are made within its block, while they are alive.
 
     Attributes:
@@ -144,7 +144,7 @@ class LiveBytes(TorchDispatchMode):
         Args:
             known: Tensors from before, which are not counted; nor are views of them.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = [tensor.untyped_storage() for tensor in known]
         # by the storage's own address: the data of a tensor on `meta` has no address
         self._sizes = {storage._cdata: 0 for storage in self._known}
@@ -224,7 +224,8 @@ def _measure_pass(model: Any) -> PassNeed:
     decoder = _decoder_of(model)
     layers = decoder.layers
     order = {layer: number for number, layer in enumerate(layers)}
-    lengths = _PROBED_ON_META if next(model.parameters()).is_meta else _PROBED_TOKENS
+    is_meta = next(model.parameters()).is_meta
+    lengths = _PROBED_ON_META if is_meta else _PROBED_TOKENS
 
     def measure(chosen: Sequence[Any]) -> torch.Tensor:
         decoder.layers = torch.nn.ModuleList(sorted(chosen, key=order.__getitem__))
@@ -236,6 +237,8 @@ def _measure_pass(model: Any) -> PassNeed:
     kinds = _kinds_of_layers(layers)
     some = [layer for kind in kinds for layer in kind[:2]]
     try:
+        if not is_meta:
+            measure(some)  # attention makes masks the first time, and remembers them
         found = first = measure(some)
         for kind in kinds:
             if len(kind) > 2:
@@ -404,7 +407,8 @@ def _shortage(trainer: Any, failure: str, tokens: int, longest: int) -> MemorySh
             "over more devices.",
         )
     limit, checkpointed = memory_limit(str(device)), bool(checkpointed_layers(model))
-    need = measure_need(model)
+    with trainer.compute_loss_context_manager():
+        need = measure_need(model)
     # these tokens did not fit: if the estimate says they do, it is too small
     unexplained = limit - need.total(tokens, checkpointed=checkpointed)
     if unexplained > 0 and tokens:
