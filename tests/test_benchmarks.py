@@ -15,18 +15,23 @@ import pytest
 import torch
 from forked import run_forked
 from sampling import sampled
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pytest_mistral_lora.training.adapter import peft_quiet
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet
+from pytest_mistral_lora.training.recipe import Lora
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py", "answers.py", "golden.py")
+SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py", "answers.py", "golden.py", "counted.py")
 
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    return {name: importlib.import_module(name) for name in ("report", "meters", "rows", "golden")}
+    return {
+        name: importlib.import_module(name) for name in ("report", "meters", "rows", "golden", "fake_step", "counted")
+    }
 
 
 def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
@@ -152,6 +157,62 @@ def test_needed_operations_are_those_that_torch_counts(modules: dict[str, Module
     # the head counts where there is loss, and nowhere else
     unsupervised = [{"input_ids": list(range(100)), "labels": [-100] * 100}]
     assert needed - modules["meters"].needed_flops(config, 4, unsupervised) == 4 * 64 * 500 * 99
+
+
+def test_steps_are_counted_without_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("counted.py", "--quick", "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert "counted, not measured: 650 TFLOP/s" in done.stdout
+    found = {(row["weights"], row["adapted"], row["cards"]): row for row in json.loads(file.read_text())}
+    assert len(found) == 2 * 2 * 2
+    for row in found.values():
+        assert row["launches"] * 2e-3 < row["products"] + row["attention"] + row["other"]
+        assert (row["exchange"] > 0) is (row["cards"] == 8)
+        assert (row["useful"] < 1) is (row["cards"] == 8)
+    # two layers of 218 million values, embeddings and head of 134 million each
+    full, four_bits = (found[weights, "attention", 1]["peak"] for weights in ("bf16", "nf4"))
+    assert full - four_bits == pytest.approx(2 * 218e6 * 1.48 / 2**30, rel=0.5)
+    assert found["bf16", "all layers", 1]["products"] > found["bf16", "attention", 1]["products"]
+
+
+def test_rows_that_are_dealt_keep_more_cards_busy_in_larger_steps(modules: dict[str, ModuleType]) -> None:
+    share = modules["counted"].useful_share
+    assert 0.5 < share(16, 8) < share(32, 8) < share(128, 8) < 1
+    assert share(64, 1) == 1
+
+
+def test_operators_are_counted_by_their_operations_and_bytes(modules: dict[str, ModuleType]) -> None:
+    fake = modules["fake_step"]
+    machine = fake.Machine(product_flops=1e9, attention_flops=1e9, bytes=1e9, launch_seconds=1.0)
+    with FakeTensorMode(), fake.Count(machine, [5]) as count:
+        left, right = torch.zeros(20, 30), torch.zeros(30, 40)
+        product = left @ right.T.contiguous().T
+        product.view(-1).add_(1)
+        kept = left.T
+        del right, left, product
+    assert count.now == kept.nbytes == 20 * 30 * 4
+    # both matrices, the copy of one, and the product
+    assert count.most == 4 * (20 * 30 + 2 * 30 * 40 + 20 * 40)
+    assert count.work["product"] == fake.Work(1, 4 * (20 * 30 + 30 * 40 + 20 * 40), 2 * 20 * 30 * 40)
+    assert count.seconds["product"] == pytest.approx(1 + 48e3 / 1e9)
+    # a view launches nothing: two matrices are filled, one is copied, and one is added to
+    assert count.work["other"].launches == 4
+
+
+def test_the_counted_operations_are_those_that_a_step_needs(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    fake, counted = modules["fake_step"], modules["counted"]
+    config = {**counted.configuration("7B", 4), "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base, lora, mode = BaseFolder(tmp_path), Lora(r=16), FakeTensorMode(allow_non_fake_inputs=True)
+    model = fake.fake_model(base, lora, adapted_layers(base, lora.target_modules), "bf16", mode)
+    with fake.on_gpu():
+        count = fake.FakeStep(model, [300, 200], mode).run()
+    rows = [{"input_ids": [1] * (length + 1), "labels": [-100] + [1] * length} for length in (300, 200)]
+    needed = modules["meters"].needed_flops(base.model_config(), 16, rows)
+    done = count.work["product"].flops + count.work["attention"].flops
+    # flash attention computes its scores again, and the first layer's input needs no gradient
+    assert done == pytest.approx(needed, rel=0.05)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

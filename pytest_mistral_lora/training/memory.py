@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -21,6 +22,7 @@ from pytest_mistral_lora.training.adapter import lora_config, without_weights
 from pytest_mistral_lora.training.devices import device_of, engine, memory_limit, on_gpu, precision_of
 from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.step.attention_cpu import BLOCK
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import (
     MemoryNeed,
@@ -33,7 +35,13 @@ from pytest_mistral_lora.training.step.memory_need import (
 _SPARE = 0.06
 """Share of a GPU that PyTorch does not give to tensors: the CUDA context, kernels, and gaps between tensors."""
 
-_ATTENTION = {True: "counted-on-gpu", False: "counted-on-cpu"}
+Kernel = Literal["packed", "rows", "blocks"]
+"""A kernel of attention: for packed rows (FlashAttention), for one row after the other (SDPA), or a CPU's blocks."""
+
+_BLOCKS_AT_ONCE = 5
+"""Blocks of scores that are alive at a time on a CPU: the probabilities of a block, their gradients and those of the
+scores, while the scores and probabilities of the next block are made."""
+
 _EIGHT_BITS = 10 / 16
 """Bytes of a trained value with moments in 8 bits, beside those with moments in float32."""
 
@@ -53,28 +61,88 @@ def parse_size(text: str, *, place: Place | str) -> int:
     return size
 
 
-class _KeptByAttention(torch.autograd.Function):
-    """Attention without values: it keeps as many bytes for the backward pass as a device's kernel does."""
+class _AttentionNeed(torch.autograd.Function):
+    """Attention without values: in each pass it has as many bytes as a device's kernel."""
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, on_gpu: bool) -> Any:
+    def forward(ctx: Any, query: Any, key: Any, value: Any, kernel: Kernel) -> Any:
         heads, tokens = query.shape[1:3]
         output = query.new_empty(1, tokens, heads, value.shape[3])
-        if on_gpu:  # FlashAttention: its inputs and output, and a float32 for each query and head
-            ctx.save_for_backward(query, key, value, output, query.new_empty(heads, tokens, dtype=torch.float32))
-        else:  # copies, float32 at least
-            wide = torch.promote_types(query.dtype, torch.float32)
-            ctx.save_for_backward(*(tensor.to(wide, copy=True) for tensor in (query, key, value)))
-        return output
+        wide = _wide(query)
+        if kernel == "blocks":
+            kept = [tensor.to(wide, copy=True) for tensor in (query, key, value)]
+        else:
+            # of its own, a float32 for each query and head
+            kept = [query, key, value, output, query.new_empty(heads, tokens, dtype=torch.float32)]
+        ctx.save_for_backward(*kept)
+        ctx.like = [(tensor.shape, tensor.dtype) for tensor in (query, key, value)]
+        ctx.kernel, ctx.wide = kernel, wide
+        # the outputs of the rows are joined in new memory
+        return output.clone() if kernel == "rows" else output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        raise NotImplementedError
+        (grad_output,) = grad_outputs
+        if ctx.kernel == "blocks":
+            # the gradients of keys and values come once for all rows, and once for a row
+            wide = [grad_output.new_empty(shape, dtype=ctx.wide) for shape, _ in (*ctx.like, *ctx.like[1:])]
+            (_, heads, tokens, _), _ = ctx.like[0]
+            blocks = grad_output.new_empty(_BLOCKS_AT_ONCE, heads, BLOCK, tokens, dtype=ctx.wide)
+            copy = grad_output.to(ctx.wide, copy=True)
+            del blocks, copy
+            return *(one.to(dtype) for one, (_, dtype) in zip(wide, ctx.like, strict=False)), None
+        return *(grad_output.new_empty(shape, dtype=dtype) for shape, dtype in ctx.like), None
 
 
-def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, *, on_gpu: bool, **settings: Any) -> Any:
-    kept: Any = _KeptByAttention
-    return kept.apply(query, key, value, on_gpu), None
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, *, kernel: Kernel, **settings: Any) -> Any:
+    # the kernels for packed rows take heads of one size only
+    if kernel == "packed" and query.shape[3] != value.shape[3]:
+        kernel = "rows"
+    if kernel == "rows":
+        # the kernel takes as many key heads as query heads
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
+    need: Any = _AttentionNeed
+    return need.apply(query, key, value, kernel), None
+
+
+class FourBitLinear(torch.nn.Linear):
+    """A linear layer that needs as much memory as bitsandbytes' layer of a frozen matrix in 4 bits, without numbers.
+
+    It keeps nothing for the backward pass, and makes the full matrix again for each product.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the product's shape, in the dtype of the weight."""
+        product: Any = _FourBitProduct
+        return torch.as_tensor(product.apply(x.to(self.weight.dtype), self.weight))
+
+
+class _FourBitProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any) -> Any:
+        ctx.weight = weight
+        return x @ x.new_zeros(weight.shape).T
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (grad_output,) = grad_outputs
+        return grad_output @ grad_output.new_zeros(ctx.weight.shape), None
+
+
+def in_four_bits(model: Any) -> list[Any]:
+    """Let the layers that bitsandbytes would put into 4 bits be `FourBitLinear`, and return them."""
+    found = [
+        module
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and not module.weight.requires_grad and not name.endswith("lm_head")
+    ]
+    for module in found:
+        module.__class__ = FourBitLinear
+    return found
 
 
 def _run_without_numbers(model: Any) -> None:
@@ -94,17 +162,48 @@ def _run_without_numbers(model: Any) -> None:
         if weights.get("gate_up_proj") != 3 or weights.get("down_proj") != 3:
             continue
 
+        # as transformers computes the products of all experts at once: by expert, and then in the order of the tokens
         def forward(hidden: Any, chosen: Any, weight: Any, experts: Any = module) -> Any:
-            taken = hidden.repeat_interleave(chosen.shape[-1], 0)
+            by_expert = chosen.reshape(-1)
+            taken = hidden[by_expert // chosen.shape[-1]]
             gate, up = torch.nn.functional.linear(taken, experts.gate_up_proj[0]).chunk(2, dim=-1)
-            down = torch.nn.functional.linear(experts.act_fn(gate) * up, experts.down_proj[0]) * weight.reshape(-1, 1)
-            return down.view(len(hidden), chosen.shape[-1], -1).sum(1).to(hidden.dtype)
+            down = torch.nn.functional.linear(experts.act_fn(gate) * up, experts.down_proj[0])
+            in_order = (down * weight.reshape(-1)[by_expert, None])[by_expert]
+            return in_order.view(len(hidden), chosen.shape[-1], -1).sum(1).to(hidden.dtype)
 
         module.forward = forward
 
 
+def _cast_twice(model: Any) -> None:
+    """Let each adapted layer have its input in float32, as PEFT does, and keep it as autocast casts it back."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module._cast_input_dtype = lambda x, dtype: x.float().to(dtype)
+
+
+def kernel_of(precision: Precision, *, on_gpu: bool) -> Kernel:
+    """Return the kernel of attention that packed rows get.
+
+    Args:
+        precision: The dtype of the base's weights.
+        on_gpu: Whether the model is on a GPU.
+    """
+    if not on_gpu:
+        return "blocks"
+    # the kernels for packed rows refuse float32, and GPUs before Ampere, which fp16 is for
+    known = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    is_newer = precision == "bf16" if known is None else known >= (8, 0)
+    return "packed" if is_newer and precision != "fp32" else "rows"
+
+
 def estimate_need(
-    base: BaseFolder, recipe: Recipe, layers: Sequence[str], precision: Precision, *, on_gpu: bool
+    base: BaseFolder,
+    recipe: Recipe,
+    layers: Sequence[str],
+    precision: Precision,
+    *,
+    on_gpu: bool,
+    kernel: Kernel | None = None,
 ) -> MemoryNeed:
     """Return the memory that a recipe's model needs; no weight is loaded, and nothing is computed.
 
@@ -114,24 +213,34 @@ def estimate_need(
         layers: The result of `planned_layers`.
         precision: The dtype of the base's weights.
         on_gpu: Whether the kernels are those of a GPU.
+        kernel: The kernel of attention; default: the result of `kernel_of`.
 
     Raises:
         InputError: If the model computes something that depends on values, which `meta` lacks.
     """
-    for gpu, name in _ATTENTION.items():
-        AttentionInterface.register(name, partial(_attend, on_gpu=gpu))
-        AttentionMaskInterface.register(name, sdpa_mask)
+    for one in get_args(Kernel):
+        AttentionInterface.register(f"counted-{one}", partial(_attend, kernel=one))
+        AttentionMaskInterface.register(f"counted-{one}", sdpa_mask)
     try:
         model = without_weights(base, lora_config(recipe.lora, layers))
         # also the adapter: autocast makes its products in the dtype of the base
-        model = model.to(torch_dtype(precision))
-        model.set_attn_implementation(_ATTENTION[on_gpu])
+        model = model.to(torch_dtype(precision)).train()
+        model.set_attn_implementation(f"counted-{kernel or kernel_of(precision, on_gpu=on_gpu)}")
         _run_without_numbers(model)
+        if recipe.lora.dora and precision != "fp32":
+            _cast_twice(model)
+        packed = in_four_bits(model) if recipe.base.quantization else []
         use_frozen_layers(model)
-        return measure_need(model, "cuda" if on_gpu else "cpu")
+        need = measure_need(model, "cuda" if on_gpu else "cpu")
+        need = replace(need, unpacked=max((one.weight.nbytes for one in packed), default=0))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         found = f"no estimate of memory for this base: {one_line(error)}"
         raise InputError(found, place=str(base.config_file)) from error
+    if precision == "fp32":
+        return need
+    # each layer keeps the copies of its adapter that autocast made
+    copies = sum(one.nbytes for one in model.parameters() if one.requires_grad)
+    return replace(need, plain=replace(need.plain, copies=copies))
 
 
 @dataclass(frozen=True)
@@ -210,8 +319,13 @@ class RunMemory:
             yield MemorySaving("training.precision: bf16", "the base is rounded to bf16", bytes_)
         tokens, longest = self.tokens, self.longest
         for saving in memory_savings(need, usable, tokens=tokens, longest=longest, checkpointed=checkpointed):
-            if not (saving.setting.startswith("base.quantization") and self._settings["nf4"]):
+            if not saving.setting.startswith("base.quantization"):
                 yield saving
+            elif not self._settings["nf4"]:
+                # layers in 4 bits keep more than those with passes of their own
+                base = self.recipe.base.model_copy(update={"quantization": "nf4"})
+                in_nf4 = replace(self, recipe=self.recipe.model_copy(update={"base": base}))
+                yield replace(saving, bytes=in_nf4.need.total(longest, checkpointed=True, nf4=True))
 
     def text(self, memory: int | None = None) -> str:
         """Return the estimate in lines; with the memory of a device, whether it fits, and the ways to need less."""

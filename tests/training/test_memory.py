@@ -39,15 +39,16 @@ def test_the_need_is_counted_on_the_model(need: MemoryNeed, base: Path) -> None:
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     assert need.base == sum(one.nbytes for one in model.parameters())
     assert need.quantisable == 4 * need.values < need.base
-    assert need.checkpointed_token < need.token
+    assert need.checkpointed.head < need.checkpointed.backward < need.plain.backward
     # at the least, what each layer's projections and its MLP were given, in float32
-    assert need.token > 4 * layers * (4 * width + 2 * model.config.intermediate_size)
-    assert need.token < 4 * layers * 40 * (width + model.config.intermediate_size)
+    assert need.plain.head > 4 * layers * (4 * width + 2 * model.config.intermediate_size)
+    assert need.plain.backward < 4 * layers * 40 * (width + model.config.intermediate_size)
 
 
 def test_ways_are_in_the_order_of_least_harm_and_less_is_less(need: MemoryNeed) -> None:
-    limit = need.total(800)
-    found = list(memory_savings(need, limit, tokens=2000, longest=1000, checkpointed=False))
+    # so many tokens that the activations need more than the logits, of which a part is made at a time
+    limit = need.total(8000)
+    found = list(memory_savings(need, limit, tokens=20000, longest=10000, checkpointed=False))
     assert [way.setting.partition(":")[0].partition(" ")[0] for way in found] == [
         "training.micro_batch_tokens",
         "training.activation_checkpointing",
@@ -55,7 +56,7 @@ def test_ways_are_in_the_order_of_least_harm_and_less_is_less(need: MemoryNeed) 
         "base.quantization",
     ]
     assert found[0].bytes > limit >= found[1].bytes
-    assert need.total(2000) > found[0].bytes
+    assert need.total(20000) > found[0].bytes
     tight = list(memory_savings(need, need.total(10, checkpointed=True), tokens=500, longest=500, checkpointed=True))
     assert [way.setting for way in tight][-1] == "rows of at most 10 tokens, checkpointed"
 

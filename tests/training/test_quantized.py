@@ -19,8 +19,10 @@ from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.generate import probe
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
+from pytest_mistral_lora.training.memory import FourBitLinear
 from pytest_mistral_lora.training.recipe import Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.step.memory_need import LiveBytes
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])
@@ -112,3 +114,23 @@ def test_moments_in_eight_bits_train(device: str, run_on: Run, base: Path, tmp_p
     assert losses[-1] < losses[0] / 2
     assert "8-bit moments" in result.manifest["training"]["optimizer"]
     assert {fact.state for fact in verify(result.output, base=base, dataset=tmp_path)} == {"match"}
+
+
+def test_a_layer_in_four_bits_keeps_what_the_estimate_of_memory_counts() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    real = Linear4bit(256, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
+    counted = torch.nn.Linear(256, 512, bias=False, dtype=torch.bfloat16)
+    counted.__class__ = FourBitLinear
+    kept = []
+    for layer in (real, counted):
+        layer.weight.requires_grad = False
+        given = torch.randn(64, 256, dtype=torch.bfloat16, requires_grad=True)
+        with LiveBytes([given, *layer.parameters(), *layer.buffers()]) as alive:
+            output = layer(given)
+            kept.append(alive.now)
+            full, alive.most = alive.now + 2 * 256 * 512, alive.now
+            output.sum().backward()
+        assert alive.most > full
+    # its output, and no input
+    assert kept == [2 * 64 * 512] * 2

@@ -15,7 +15,7 @@ import torch
 
 from pytest_mistral_lora.training.step.packing import Segment
 
-_BLOCK = 64
+BLOCK = 64
 """Queries of each head in a block: scores that fit a core's cache, products large enough to be fast."""
 
 
@@ -110,8 +110,8 @@ def _by_token(block: torch.Tensor, tokens: int) -> torch.Tensor:
 
 def _blocks(segment: Segment) -> Iterator[tuple[int, int, int]]:
     """Yield the first query of each block, the query after its last, and how many tokens the last query sees."""
-    for start in range(segment.start, segment.end, _BLOCK):
-        end = min(start + _BLOCK, segment.end)
+    for start in range(segment.start, segment.end, BLOCK):
+        end = min(start + BLOCK, segment.end)
         yield start, end, segment.seen - segment.end + end
 
 
@@ -131,7 +131,7 @@ def _attention_probs(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-@lru_cache(maxsize=_BLOCK)  # one entry for each possible size of a last block; every layer asks again
+@lru_cache(maxsize=BLOCK)  # one entry for each possible size of a last block; every layer asks again
 def _causal_bias(tokens: int, group: int, dtype: torch.dtype) -> torch.Tensor:
     """Return -inf if the key is later than the query, else 0, `(tokens * group, tokens)`."""
     square = torch.full((tokens, tokens), -torch.inf, dtype=dtype).triu_(diagonal=1)

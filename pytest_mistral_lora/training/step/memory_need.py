@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.devices import memory_limit
@@ -32,14 +35,38 @@ def checkpointed_layers(model: Any) -> list[Any]:
 _PROBED_TOKENS = (16, 48)
 """Lengths of two passes: the need of a token is their difference, so that constant parts cancel."""
 
+_PROBED_ON_META = (2048, 4096)
+"""The same where nothing is computed: beside so many tokens, a matrix or its gradient is small."""
+
 _TRAINED_BYTES = 16
 """Bytes of a trainable value: itself, its gradient, and AdamW's two moments, all in float32."""
 
 _NF4_BYTES = 0.53
 """Bytes of a weight in 4 bits, its share of the doubly quantised scales included (QLoRA, arXiv 2305.14314)."""
 
-_LOGIT_BYTES = 8
-"""Bytes of a logit, and of its exponential, in float32."""
+_FLOAT32 = 4
+"""Bytes of a value in float32."""
+
+
+@dataclass(frozen=True)
+class PassNeed:
+    """Bytes that a forward and a backward pass need, beside weights, gradients and the optimizer's state.
+
+    Attributes:
+        head: For each input token, while the losses are computed; without the logits.
+        backward: For each input token, where the backward pass needs the most.
+        fixed: There, for any number of tokens: a full matrix of a base in 4 bits, the gradient of a matrix.
+        copies: All the time: the adapter in the dtype of the base.
+    """
+
+    head: int
+    backward: int
+    fixed: int
+    copies: int = 0
+
+    def with_more(self, more: int) -> PassNeed:
+        """Return a need that has this many bytes more for each token."""
+        return replace(self, head=self.head + more, backward=self.backward + more)
 
 
 @dataclass(frozen=True)
@@ -51,80 +78,208 @@ class MemoryNeed:
         quantisable: Part of `base` that a 4-bit base would shrink: the decoder's linear layers.
         values: Number of values in `quantisable`; 0 if they are in 4 bits already.
         adapter: The adapter with its gradients and the optimizer's state.
-        token: For each input token: kept for the backward pass, and used at once by the widest layer.
-        checkpointed_token: The same with activation checkpointing.
+        gathered: Part of `base` that is whole on each of the devices that share it: all but the decoder's layers, and
+            two of these, the one that is computed and the next.
+        plain: The need of a pass.
+        checkpointed: The need of a pass with activation checkpointing.
         vocabulary: Logits of a position.
         logits: Most logits that are computed at a time.
+        logit_bytes: Bytes of a logit as the head computes it; its loss is computed in float32.
+        unpacked: The largest matrix of a base in 4 bits, which is made again for each product.
     """
 
     base: int
     quantisable: int
     values: int
     adapter: int
-    token: int
-    checkpointed_token: int
+    gathered: int
+    plain: PassNeed
+    checkpointed: PassNeed
     vocabulary: int
     logits: int
+    logit_bytes: int
+    unpacked: int = 0
 
     def total(self, tokens: int, *, checkpointed: bool = False, shards: int = 1, nf4: bool = False) -> int:
-        """Return the bytes for a pass of this many tokens."""
+        """Return the bytes for a pass of this many tokens; for none, those of the weights and of the optimizer."""
         base = self.base - self.quantisable + self.values * _NF4_BYTES if nf4 else self.base
-        kept = self.checkpointed_token if checkpointed else self.token
-        # a part of the logits at a time, and their gradient
-        head = _LOGIT_BYTES * min(self.logits, self.vocabulary * tokens)
-        return int((base + self.adapter) / shards + kept * tokens + head)
+        weights = (base + self.adapter + self.gathered * (shards - 1)) / shards
+        return int(weights) + self._of_pass(tokens, checkpointed=checkpointed)
 
     def most_tokens(self, limit: int, *, checkpointed: bool = False) -> int:
         """Return how many tokens fit into `limit` bytes at once; 0 if not even the weights do."""
-        kept = self.checkpointed_token if checkpointed else self.token
-        room = limit - self.total(0)
-        fitting = room // (kept + _LOGIT_BYTES * self.vocabulary)
-        if fitting * self.vocabulary > self.logits:
-            fitting = (room - _LOGIT_BYTES * self.logits) // kept
-        return max(0, fitting)
+        room, fitting = limit - self.total(0), 0
+        for bit in reversed(range(40)):
+            if self._of_pass(fitting + 2**bit, checkpointed=checkpointed) <= room:
+                fitting += 2**bit
+        return fitting
+
+    def _of_pass(self, tokens: int, *, checkpointed: bool) -> int:
+        if not tokens:
+            return 0
+        need = self.checkpointed if checkpointed else self.plain
+        # beside few tokens, a matrix is the most of the backward pass
+        at_head = need.head * tokens + max(self._of_logits(tokens), self.unpacked)
+        return need.copies + max(need.backward * tokens + need.fixed, at_head)
+
+    def _of_logits(self, tokens: int) -> int:
+        """Return the bytes of the logits that are alive at a time."""
+        each = _FLOAT32 if self.logit_bytes == _FLOAT32 else self.logit_bytes + _FLOAT32
+        at_once = max(1, self.logits // self.vocabulary) * self.vocabulary
+        # the logits of a part are released when those of the next part are there
+        return min(each * self.vocabulary * tokens, (each + _FLOAT32) * at_once)
 
 
-def _kept_bytes_of_token(model: Any) -> int:
-    """Return the bytes that an input token keeps for the backward pass if no activation is computed again."""
-    storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are made within its block, while they are alive.
 
-    def kept_bytes(tokens: int) -> int:
-        kept: dict[int, torch.UntypedStorage] = {}
+    Attributes:
+        now: The bytes that are alive.
+        most: Most bytes that were alive at a time; may be set back to `now`.
+    """
 
-        def count(tensor: torch.Tensor) -> torch.Tensor:
-            # by the storage's own address: the data of a tensor on `meta` has no address
-            storage = tensor.untyped_storage()
-            if storage._cdata not in storages:
-                kept[storage._cdata] = storage
-            return tensor
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
+        """Make a count.
 
-        ids = torch.ones(tokens + 1, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            losses, _ = supervised_losses(model, [StepRow(0, ids, ids)])
-        del losses
-        return sum(storage.nbytes() for storage in kept.values())
+        Args:
+            known: Tensors from before, which are not counted; nor are views of them.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = [tensor.untyped_storage() for tensor in known]
+        # by the storage's own address: the data of a tensor on `meta` has no address
+        self._sizes = {storage._cdata: 0 for storage in self._known}
+        self.now = self.most = 0
 
-    checkpointed = checkpointed_layers(model)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and count its results."""
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self.hold(tensor)
+        return found
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Count a tensor until its memory is released."""
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address not in self._sizes:
+            self._sizes[address] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._release, address)
+
+    def _release(self, address: int) -> None:
+        self.now -= self._sizes.pop(address)
+
+
+def _bytes_of_pass(model: Any, tokens: int) -> tuple[int, int]:
+    """Return the bytes that are alive when the head has the losses, and the most of the backward pass."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    alive, at_head = LiveBytes([*model.parameters(), *model.buffers()]), 0
+
+    def look(*given: Any) -> None:
+        nonlocal at_head
+        at_head = alive.now
+
+    def release(parameter: torch.Tensor) -> None:
+        # the gradients of the whole adapter are counted with it
+        parameter.grad = None
+
+    gradients = [parameter.grad for parameter in trained]
+    hooks = [parameter.register_post_accumulate_grad_hook(release) for parameter in trained]
+    hooks.append(model.get_output_embeddings().register_forward_hook(look))
+    ids = torch.ones(tokens + 1, dtype=torch.int64)
     try:
-        for layer in checkpointed:
-            layer.gradient_checkpointing = False
-        small, large = map(kept_bytes, _PROBED_TOKENS)
+        with alive:
+            losses = supervised_losses(model, [StepRow(0, ids, ids)])[0].sum()
+            alive.most = alive.now
+            torch.autograd.backward(losses)
     finally:
-        for layer in checkpointed:
-            layer.gradient_checkpointing = True
-    return max(1, (large - small) // (_PROBED_TOKENS[1] - _PROBED_TOKENS[0]))
+        for hook in hooks:
+            hook.remove()
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+    return at_head, alive.most
+
+
+def _kinds_of_layers(layers: Iterable[Any]) -> list[list[Any]]:
+    """Return the layers of a decoder in groups; those of a group need the same memory."""
+    kinds: dict[Any, list[Any]] = {}
+    is_trained = False
+    for layer in layers:
+        parameters = tuple((name, one.shape, one.dtype, one.requires_grad) for name, one in layer.named_parameters())
+        # layers below the first adapter keep nothing for the backward pass
+        is_trained = is_trained or any(requires_grad for *_, requires_grad in parameters)
+        kinds.setdefault((is_trained, parameters), []).append(layer)
+    return list(kinds.values())
+
+
+def _decoder_of(model: Any) -> Any:
+    # a vision tower has layers, too, and no embeddings of tokens
+    return next(one for one in model.modules() if hasattr(one, "embed_tokens") and hasattr(one, "layers"))
+
+
+def _measure_pass(model: Any) -> PassNeed:
+    """Measure the need of a pass with two layers of each kind; a third one shows what each further layer adds."""
+    decoder = _decoder_of(model)
+    layers = decoder.layers
+    order = {layer: number for number, layer in enumerate(layers)}
+    is_meta = next(model.parameters()).is_meta
+    lengths = _PROBED_ON_META if is_meta else _PROBED_TOKENS
+
+    def measure(chosen: Sequence[Any]) -> torch.Tensor:
+        decoder.layers = torch.nn.ModuleList(sorted(chosen, key=order.__getitem__))
+        (short_head, short), (long_head, long) = (_bytes_of_pass(model, tokens) for tokens in lengths)
+        apart = lengths[1] - lengths[0]
+        backward = (long - short) // apart
+        return torch.tensor([(long_head - short_head) // apart, backward, short - backward * lengths[0]])
+
+    kinds = _kinds_of_layers(layers)
+    some = [layer for kind in kinds for layer in kind[:2]]
+    try:
+        if not is_meta:
+            measure(some)  # attention makes masks the first time, and remembers them
+        found = first = measure(some)
+        for kind in kinds:
+            if len(kind) > 2:
+                found = found + (len(kind) - 2) * (measure([*some, kind[2]]) - first)
+    finally:
+        decoder.layers = layers
+    return PassNeed(*found.clamp(min=0).tolist())
+
+
+def _measure_passes(model: Any) -> tuple[PassNeed, PassNeed]:
+    """Measure the need of a pass without and with activation checkpointing."""
+    switches, was_training = checkpointed_layers(model), model.training
+    for module in switches:
+        module.gradient_checkpointing = False
+    # in training only, activations are computed again, and there is dropout
+    model.train()
+    try:
+        plain = _measure_pass(model)
+        if not switches:
+            checkpoint_activations(model)
+        for module in switches:
+            module.gradient_checkpointing = True
+        return plain, _measure_pass(model)
+    finally:
+        model.train(was_training)
+        if not switches:
+            for module in checkpointed_layers(model):
+                module.gradient_checkpointing = False
+            # checkpointing has let the embeddings have a gradient
+            model.disable_input_require_grads()
 
 
 def measure_need(model: Any, device: str | None = None) -> MemoryNeed:
-    """Measure the memory that a model needs, by two small forward passes whose saved tensors are counted.
+    """Measure the memory that a model needs, by small passes whose tensors are counted.
 
     Args:
-        model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the count
-            does not change.
+        model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the
+            count does not change.
         device: The type of the device that the model will be on; default: that of the model.
     """
     parameters = list(model.parameters())
-    token = _kept_bytes_of_token(model)
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     linear = [
         module.weight
@@ -133,21 +288,20 @@ def measure_need(model: Any, device: str | None = None) -> MemoryNeed:
         # neither the adapter's nor those in 4 bits
         if not module.weight.requires_grad and module.weight.is_floating_point()
     ]
-    config = model.config.get_text_config()
-    size = next(iter(frozen), parameters[0]).element_size()
-    layers, width = config.num_hidden_layers, config.hidden_size * size
-    # in the backward pass of an MLP: the gradients of gate, up and their product, and of a layer's input
-    working = 3 * size * max((weight.shape[0] for weight in linear), default=0) + 2 * width
+    plain, checkpointed = _measure_passes(model)
+    base = sum(weight.nbytes for weight in frozen)
+    layers = [sum(one.nbytes for one in layer.parameters()) for layer in _decoder_of(model).layers]
     return MemoryNeed(
-        sum(weight.nbytes for weight in frozen),
+        base,
         sum(weight.nbytes for weight in linear),
         sum(weight.numel() for weight in linear),
         sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * _TRAINED_BYTES,
-        token + working,
-        # each layer's input, and everything that one layer keeps while it is recomputed
-        width * layers + token // layers + working,
-        config.vocab_size,
+        max(0, base - sum(layers)) + 2 * max(layers),
+        plain,
+        checkpointed,
+        model.config.get_text_config().vocab_size,
         most_logits(device or model.device.type),
+        model.get_output_embeddings().weight.element_size(),
     )
 
 
@@ -253,12 +407,13 @@ def _shortage(trainer: Any, failure: str, tokens: int, longest: int) -> MemorySh
             "over more devices.",
         )
     limit, checkpointed = memory_limit(str(device)), bool(checkpointed_layers(model))
-    need = measure_need(model)
+    with trainer.compute_loss_context_manager():
+        need = measure_need(model)
     # these tokens did not fit: if the estimate says they do, it is too small
     unexplained = limit - need.total(tokens, checkpointed=checkpointed)
     if unexplained > 0 and tokens:
         more = unexplained // tokens + 1
-        need = replace(need, token=need.token + more, checkpointed_token=need.checkpointed_token + more)
+        need = replace(need, plain=need.plain.with_more(more), checkpointed=need.checkpointed.with_more(more))
     savings = memory_savings(need, limit, tokens=tokens, longest=longest, checkpointed=checkpointed)
     advice = ["These settings need less, in the order of least harm:", *(saving.line(limit) for saving in savings)]
     if trainer.on_oom == "stop" and trainer.accelerator.num_processes == 1:
