@@ -40,6 +40,14 @@ def converted_once(oracle: Oracle, convert: Callable[[], Any]) -> Any:
     return made
 
 
+def original_of(converted: Any) -> Any:
+    """Return the conversion that a tokenizer is a copy of, which must not be changed; the tokenizer itself if of none.
+
+    While you hold it, a file of its content is not converted again.
+    """
+    return _ORIGINALS.get(converted, converted)
+
+
 def _content(oracle: Oracle) -> Hashable:
     """Return what a conversion reads of a file: not its version, and nothing of images or audio."""
     if oracle.byte_pairs is None:
