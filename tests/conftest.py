@@ -130,7 +130,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the real stderr, for the stacks of a test that has hung, and note the memory of each process."""
-    config.pluginmanager.register(WorkerMemory(), "worker_memory")
+    config.pluginmanager.register(WorkerMemory(config), "worker_memory")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         config.stash[_STDERR] = os.dup(2)
 

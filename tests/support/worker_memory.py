@@ -7,7 +7,6 @@ at its end, and what it and its tests' peak have grown by, in MiB.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,24 @@ _KIB_OF_UNIT = 1 / 1024 if sys.platform == "darwin" else 1
 class WorkerMemory:
     """Hooks that note the memory of this process, and in the first process that of each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._worker = os.environ.get("PYTEST_XDIST_WORKER", "")
         self._peaks: dict[str, tuple[int, str]] = {}
-        self._file = os.environ.get("MISTRAL_LORA_MEMORY", "")
+        runs_tests = config.getoption("dist", "no") == "no"  # the first process of pytest-xdist only hears of them
+        self._file = os.environ.get("MISTRAL_LORA_MEMORY", "") if runs_tests else ""
         self._module = ""
-        self._held = self._start_peak = 0
-        self._peak = (0, "")
+        self._held, self._start_peak = _held(), _peak()
+        self._peak = (self._start_peak, "its start")
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Note the test that raised the peak, and the end of a module."""
         module, peak = nodeid.partition("::")[0], _peak()
-        if peak > self._peak[0]:
-            self._peak = (peak, nodeid)
         if self._file and module != self._module:
             self._write()
-            self._module, self._start_peak = module, peak
+            self._module, self._start_peak = module, self._peak[0]
+        if peak > self._peak[0]:
+            self._peak = (peak, nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Send the peak of a worker to the first process."""
@@ -67,13 +67,17 @@ class WorkerMemory:
         if not self._module:
             return
         held = _held()
-        line = f"{self._worker} {held} {held - self._held:+} {_peak() - self._start_peak:+} {self._module}\n"
+        grown = f"{held - self._held:+} {self._peak[0] - self._start_peak:+}"
         self._held = held
         with Path(self._file).open("a", encoding="utf-8") as file:  # a short line is written whole
-            file.write(line.lstrip())
+            file.write(f"{self._worker} {held} {grown} {self._module}\n".lstrip())
 
 
 def _peak() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset) >> 20
+    import resource
+
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB_OF_UNIT) >> 10
 
 
