@@ -26,6 +26,7 @@ import pytest
 import rich.console
 import rich.table  # noqa: F401
 from hypothesis import settings
+from worker_memory import WorkerMemory
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -66,6 +67,9 @@ _STDERR = pytest.StashKey[int]()
 
 _kept = 0
 _resident = 0
+
+_CONVERSIONS, _PARSED = 8, 3
+"""Conversions and parsed Tekken files that are kept: those that mistral-common ships have five and two vocabularies."""
 
 _LARGE = 1 << 20
 """Bytes of a tokenizer file that takes long to parse."""
@@ -125,7 +129,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the real stderr, for the stacks of a test that has hung."""
+    """Keep the real stderr, for the stacks of a test that has hung, and note the memory of each process."""
+    config.pluginmanager.register(WorkerMemory(config), "worker_memory")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         config.stash[_STDERR] = os.dup(2)
 
@@ -170,38 +175,38 @@ def interrupts_are_heard() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def converted_once() -> Iterator[None]:
-    """Convert each tokenizer file once a process: hundreds of tests load the same ones, and each would take a second.
+    """Keep the last conversions of a process: hundreds of tests load the same files, and each would take a second.
 
-    A later caller gets a copy of the first result as it was made, which it may change.
+    A caller gets a tokenizer that it may change, and that shares the vocabulary with those of other tests.
     """
-    from pytest_mistral_lora.checkpoint import tokenizers
+    from pytest_mistral_lora.checkpoint import shared_conversion, tokenizers
 
-    kept: dict[tuple[str, str], Any] = {}
+    kept: dict[int, Any] = {}
     convert = tokenizers.convert
 
-    def convert_once(oracle: Oracle) -> Any:
-        # two SentencePiece files differ in their suffix alone
-        key = (oracle.sha256, oracle.kind if oracle.kind == "tekken" else oracle.path.suffix)
-        if key not in kept:
-            converted = convert(oracle)
-            kept[key] = copy.deepcopy(converted)
-            _trim()
-            return converted
-        copied = copy.deepcopy(kept[key])
-        # a converted Tekken file names the path that it came from: a copy of it for each path would fill the memory
-        for named in (vars(copied), copied.init_kwargs) if oracle.kind == "tekken" else ():
-            if named.get("vocab_file"):
-                named["vocab_file"] = str(oracle.path)
-        return copied
+    def convert_and_keep(oracle: Oracle) -> Any:
+        converted = convert(oracle)
+        original = shared_conversion.original_of(converted)
+        if kept.pop(id(original), None) is None:
+            _trim()  # it is a new one
+        _keep(kept, id(original), original, most=_CONVERSIONS)
+        return converted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizers, "convert", convert_once)
+        patch.setattr(tokenizers, "convert", convert_and_keep)
         yield
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any, *, most: int) -> None:
+    """Keep a value as the newest, and at most so many: a worker that keeps each variant of a file fills the memory."""
+    kept[key] = value
+    while len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once() -> Iterator[None]:
-    """Have mistral-common parse each large Tekken file once a process: hundreds of tests load one, for a second each.
+    """Keep the last large Tekken files that mistral-common parsed: hundreds of tests load one, for a second each.
 
     A caller gets an object of its own, since an oracle replaces a method; the vocabulary behind it is shared.
     """
@@ -215,10 +220,12 @@ def parsed_once() -> Iterator[None]:
         if not file.is_file() or file.stat().st_size < _LARGE:
             return parse(path)
         key = (file.name, hashlib.sha256(file.read_bytes()).hexdigest())
-        if key not in kept:
-            kept[key] = parse(path)
+        found = kept.pop(key, None)
+        if found is None:
+            found = parse(path)
             _trim()
-        parsed = copy.copy(kept[key])
+        _keep(kept, key, found, most=_PARSED)
+        parsed = copy.copy(found)
         parsed._file_path = file
         return parsed
 

@@ -168,3 +168,19 @@ def test_a_missing_folder_and_a_broken_recipe_are_answered_before_torch_is_impor
     command = [sys.executable, "-c", script, json.dumps(commands)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_pytest_does_not_compile_the_package_for_its_assertions(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        import json, pathlib, sys
+
+        def pytest_collection_finish():
+            loaders = {name: type(module.__loader__).__name__ for name, module in sys.modules.items()
+                       if name.startswith("pytest_mistral_lora.plugin.")}
+            pathlib.Path("loaders.json").write_text(json.dumps(loaders))
+    """)
+    result = pytester.runpytest_subprocess(*QUIET, "--mistral-golden", "--collect-only", "-q", "-k", "bos-once")
+    assert result.ret == 0
+    loaders = json.loads((pytester.path / "loaders.json").read_text())
+    assert "pytest_mistral_lora.plugin.suite" in loaders
+    assert set(loaders.values()) == {"SourceFileLoader"}

@@ -22,6 +22,7 @@ from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.quick_conversion import quick_conversion, with_quick_merges
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
+from pytest_mistral_lora.checkpoint.shared_conversion import converted_once
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     NO_ORACLE,
     SPM_MODEL,
@@ -265,13 +266,18 @@ def convert(oracle: Oracle) -> Any:
     It has no template under a version of mistral-common that generates none with its own ids.
     """
     template = oracle.chat_template() if WRITES_TEMPLATES else None
-    with quick_conversion():
-        tokenizer = _converted(oracle, template)
+    tokenizer = converted_once(oracle, partial(_converted, oracle))
     tokenizer.chat_template = template
     return tokenizer
 
 
-def _converted(oracle: Oracle, template: str | None) -> Any:
+def _converted(oracle: Oracle) -> Any:
+    """Return the `transformers` tokenizer of a Mistral tokenizer file, without a chat template."""
+    with quick_conversion():
+        return _from_file(oracle)
+
+
+def _from_file(oracle: Oracle) -> Any:
     import transformers
 
     is_version_5 = hasattr(transformers, "TokenizersBackend")
@@ -280,7 +286,7 @@ def _converted(oracle: Oracle, template: str | None) -> Any:
 
         # without a template, newer versions generate one, and load the whole file again for it
         takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
-        given = {"chat_template": template or ""} if takes_template else {}
+        given = {"chat_template": ""} if takes_template else {}
         with in_utf8(oracle.path) as named:
             return with_quick_merges(convert_tekken_tokenizer)(str(named), **given)
     if oracle.kind == "tekken":

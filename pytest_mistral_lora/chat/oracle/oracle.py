@@ -264,6 +264,14 @@ class Oracle:
         return frozenset(token for token, literal in self.control_tokens.items() if literal in IMAGE_MARKERS)
 
     @property
+    def byte_pairs(self) -> tuple[str, Sequence[bytes]] | None:
+        """The pattern of a Tekken file, and its tokens but the control tokens, by id; None for SentencePiece."""
+        if self.kind != "tekken":
+            return None
+        model = self._text._model
+        return model._pat_str, sorted(model._mergeable_ranks, key=model._mergeable_ranks.__getitem__)
+
+    @property
     def tool_calls_id(self) -> int | None:
         """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
         return self.control_ids.get("[TOOL_CALLS]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import encoded_text
@@ -72,6 +72,9 @@ LAWS = (
     ),
 )
 """Every law, in the order of its rule."""
+
+_SOURCES = 32
+"""Kinds of generated rows that are kept: a run of the suite has nine for one number of examples."""
 
 _TRIES = 300
 """Most rows to try after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
@@ -298,7 +301,7 @@ def search_all(judge: Callable[[Row], Iterable[Finding]], source: LawRows, setti
     return [shrunk(found) for _, found in smallest.values()]
 
 
-@cache
+@lru_cache(maxsize=_SOURCES)
 def _generated(source: LawRows, examples: int, seed: int | None) -> tuple[Row, ...]:
     # making rows takes far longer than judging them
     made: list[Row] = []

@@ -72,6 +72,8 @@ def _make(tokenizer: str, folder: str, device: str, label: str) -> None:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.conformance.train.tiny_run import attempt
 
+    # transformers' Trainer imports it, and pandas with it, to recognise data that a tiny run does not have
+    sys.modules.setdefault("datasets", None)  # type: ignore[arg-type]
     # pytest's captured output is a file that the two processes share
     with Path(os.devnull).open("r+b") as nowhere:
         for descriptor in range(3):
