@@ -7,35 +7,14 @@ defining them. PYTEST_DONT_REWRITE: this module has no assertions, and pytest wo
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING
 
 import pytest
 
-PACKAGE = f"{__name__.partition('.')[0]}."
-
-
-class CompiledModules:
-    """Finds the modules of this package before pytest does, which would compile each of them anew for its assertions.
-
-    In a fresh environment, as in CI, that is three seconds of CPU time for the 200 modules of the suite, and pip has
-    compiled them already.
-    """
-
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return the spec of a module of this package; None for any other module."""
-        return PathFinder.find_spec(name, path, target) if name.startswith(PACKAGE) else None
-
-
-sys.meta_path.insert(0, CompiledModules)
-
-from pytest_mistral_lora.plugin import options  # noqa: E402, after the finder
+from pytest_mistral_lora.plugin import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import ModuleType
+    from collections.abc import Callable
     from typing import Any
 
     from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -62,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if options.asked_for(config):
+        from pytest_mistral_lora.plugin.compiled_modules import find_compiled_modules
+
+        find_compiled_modules(config)
         from pytest_mistral_lora.escaping import in_block, safe_text
         from pytest_mistral_lora.plugin.settings import read_settings
         from pytest_mistral_lora.plugin.suite import Suite
