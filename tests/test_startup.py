@@ -183,7 +183,7 @@ def test_pytest_does_not_compile_the_package_for_its_assertions(pytester: pytest
     assert result.ret == 0
     loaders = json.loads((pytester.path / "loaders.json").read_text())
     # before the run is known to use the suite
-    early = {"plugin", "options", "compiled_modules"}
+    early = {"plugin", "options", "process"}
     found = {loader for name, loader in loaders.items() if name.rpartition(".")[2] not in early}
     assert "pytest_mistral_lora.plugin.suite" in loaders
     assert found == {"SourceFileLoader"}, loaders

@@ -41,9 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if options.asked_for(config):
-        from pytest_mistral_lora.plugin.compiled_modules import find_compiled_modules
+        from pytest_mistral_lora.plugin.process import speed_up_imports
 
-        find_compiled_modules(config)
+        speed_up_imports(config)
         from pytest_mistral_lora.escaping import in_block, safe_text
         from pytest_mistral_lora.plugin.settings import read_settings
         from pytest_mistral_lora.plugin.suite import Suite

@@ -363,9 +363,11 @@ def test_large_rows_of_parquet_are_read_one_at_a_time(tmp_path: Path, reader_mem
     # all rows at once would take more than the reader may have
     reader_memory(160 << 20)
     path = tmp_path / "a.parquet"
-    texts = [str(n) * 4_000_000 for n in range(32)]
-    parquet.write_table(pa.table({"a": texts}), path, use_dictionary=False, write_batch_size=1)
-    assert [value["a"] for value in read(path)] == texts
+    texts = pa.table({"a": [str(n) * 4_000_000 for n in range(32)]})
+    parquet.write_table(texts, path, use_dictionary=False, write_batch_size=1)
+    del texts
+    records = open_source(path).records(lambda read: None)
+    assert all(record.value["a"] == str(n) * 4_000_000 for n, record in zip(range(32), records, strict=True))
 
 
 @linux

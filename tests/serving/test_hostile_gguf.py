@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,18 +127,19 @@ def test_the_types_are_those_of_the_package() -> None:
     assert {kind: gguf_file._TYPES.get(kind) for kind in sizes} == sizes
 
 
-LARGE: dict[str, tuple[str | bytes, bytes]] = {
-    "numbers of a byte": ("x", array(0, [], 2**27) + bytes(2**27)),
-    "numbers of two bytes": ("x", array(2, [], 2**26) + bytes(2**27)),
-    "empty texts": ("x", array(STRING, [], 2**24) + bytes(2**27)),
-    "a text": ("x", struct.pack("<I", STRING) + text("🙂" + "a" * 2**27)),
+# made where they are used: a process of tests holds what is made here to its end
+LARGE: dict[str, Callable[[], tuple[str | bytes, bytes]]] = {
+    "numbers of a byte": lambda: ("x", array(0, [], 2**27) + bytes(2**27)),
+    "numbers of two bytes": lambda: ("x", array(2, [], 2**26) + bytes(2**27)),
+    "empty texts": lambda: ("x", array(STRING, [], 2**24) + bytes(2**27)),
+    "a text": lambda: ("x", struct.pack("<I", STRING) + text("🙂" + "a" * 2**27)),
 }
 
 
 @pytest.mark.parametrize("name", sampled(LARGE, ("numbers of a byte", "a text")))
 def test_metadata_of_many_entries_is_refused_in_little_memory(name: str, tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
-    file.write_bytes(with_keys(LARGE[name]).encoded())
+    file.write_bytes(with_keys(LARGE[name]()).encoded())
     read, write = os.pipe()
     child = os.fork()
     if child == 0:  # a process of its own, which has no more memory than this
