@@ -4,6 +4,7 @@ import atexit
 import copy
 import ctypes
 import faulthandler
+import functools
 import gc
 import hashlib
 import json
@@ -63,6 +64,9 @@ _NEW = 200_000
 _GROWN = 150 << 20
 """Bytes by which this process grows until what was set apart is looked through: it holds garbage by then."""
 
+_MANY = 1200 << 20
+"""Bytes of a process from which the tests' caches of tokenizers are emptied: with them, a worker has 2 GB and more."""
+
 _STDERR = pytest.StashKey[int]()
 
 _kept = 0
@@ -104,9 +108,23 @@ def _release() -> None:
     """
     global _resident
     gc.unfreeze()
+    if psutil.Process().memory_info().rss > _MANY:
+        _forget_tokenizers()
     _set_apart()
     _trim()
     _resident = psutil.Process().memory_info().rss
+
+
+def _forget_tokenizers() -> None:
+    """Empty the caches of the tests' functions that return a tokenizer, or what holds one, by their annotation."""
+    names = ("Oracle", "Tokenizer", "ChatTemplate", "RowJudge", "Target")
+    for module in list(sys.modules.values()):
+        if Path(__file__).parent in Path(getattr(module, "__file__", None) or "/").parents:
+            for value in vars(module).values():
+                if isinstance(value, functools._lru_cache_wrapper):
+                    made = str(value.__wrapped__.__annotations__.get("return"))
+                    if any(name in made for name in names):
+                        value.cache_clear()
 
 
 def _trim() -> None:
