@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+SUPPORT = Path(__file__).with_name("support")
 CONFTEST = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
 
 TESTS = """
@@ -54,7 +55,7 @@ def _run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
         assert settings.count(old) == 1, old
         settings = settings.replace(old, new)
     (folder / "conftest.py").write_text(settings)
-    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {SUPPORT}\n")
     (folder / "test_it.py").write_text(tests)
     words = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(folder)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
