@@ -302,6 +302,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 # dL/dz = softmax(z) - onehot(target)     dL/dh = dL/dz W
                 grad_logits = exponentials.div_(total).scatter_add_(1, ids, torch.full_like(total, -1.0))
                 grad_hidden[part] = grad_logits.to(weight.dtype) @ weight
+                del grad_logits
+            # else they would live until those of the next chunk are there
+            del logits, exponentials
         if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden)
             ctx.dtype = hidden.dtype

@@ -126,8 +126,7 @@ class MemoryNeed:
         """Return the bytes of the logits that are alive at a time."""
         each = _FLOAT32 if self.logit_bytes == _FLOAT32 else self.logit_bytes + _FLOAT32
         at_once = max(1, self.logits // self.vocabulary) * self.vocabulary
-        # the logits of a part are released when those of the next part are there
-        return min(each * self.vocabulary * tokens, (each + _FLOAT32) * at_once)
+        return each * min(self.vocabulary * tokens, at_once)
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
