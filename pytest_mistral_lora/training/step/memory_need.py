@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -266,8 +267,9 @@ def _measure_passes(model: Any) -> tuple[PassNeed, PassNeed]:
         if not switches:
             for module in checkpointed_layers(model):
                 module.gradient_checkpointing = False
-            # checkpointing has let the embeddings have a gradient
-            model.disable_input_require_grads()
+            # transformers 5 lets the embeddings have a gradient then; transformers 4 did not, and raises here
+            with suppress(AttributeError):
+                model.disable_input_require_grads()
 
 
 def measure_need(model: Any, device: str | None = None) -> MemoryNeed:
