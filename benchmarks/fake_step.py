@@ -160,7 +160,7 @@ def fake_model(
     Args:
         base: The base checkpoint; only its configuration is read.
         lora: The adapter.
-        layers: The result of `adapted_layers`.
+        layers: The result of `planned_layers`.
         precision: The dtype of the base's weights.
         mode: Where its tensors belong.
         nf4: Whether the decoder's linear layers are in 4 bits.

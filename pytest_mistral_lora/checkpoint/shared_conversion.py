@@ -50,9 +50,10 @@ def original_of(converted: Any) -> Any:
 
 def _content(oracle: Oracle) -> Hashable:
     """Return what a conversion reads of a file: not its version, and nothing of images or audio."""
-    if oracle.byte_pairs is None:
+    of_tekken = oracle.byte_pairs
+    if of_tekken is None:
         return oracle.sha256
-    pattern, tokens = oracle.byte_pairs
+    pattern, tokens = of_tekken
     digest = hashlib.sha256(b"".join(len(token).to_bytes(4, "big") + token for token in tokens)).digest()
     return pattern, digest, oracle.vocab_size, tuple(oracle.control_tokens.items())
 

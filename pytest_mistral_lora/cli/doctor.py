@@ -51,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
         from pytest_mistral_lora.cli.gpu_trial import try_gpu
 
         return try_gpu(args.gpu)
-    from pytest_mistral_lora.cli.gpu_trial import machine_facts
     from pytest_mistral_lora.environment import installed_versions, library_states, present_faults
-    from pytest_mistral_lora.environment.machine import hub_state, torch_build
+    from pytest_mistral_lora.environment.machine import hub_state, machine_facts, torch_build
 
     installed = installed_versions()
     libraries = list(library_states(installed))

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli.verb import shown_path
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, MachineError
 from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.environment.machine import TorchBuild
     from pytest_mistral_lora.training.gpu_trial.report import GpuReport
     from pytest_mistral_lora.training.gpu_trial.shape import Shape
     from pytest_mistral_lora.training.gpu_trial.trials import Trial
 
 GUARDED = "pytest_mistral_lora.guarding.tiny_run"
 """The module of the guarded run. The trainer does not know the guard, and the guard judges any trainer."""
-
-
-def machine_facts(libraries: Any, torch: TorchBuild) -> dict[str, Any]:
-    """Return the machine as plain JSON data."""
-    return {
-        "version": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": libraries,
-        "torch": asdict(torch),
-    }
 
 
 def trials_of_a_gpu() -> tuple[Trial, ...]:
@@ -83,7 +68,7 @@ def tried(chosen: Sequence[Trial], shape: Shape, *, device: str, devices: int, h
         has_bf16: Whether the device computes in bf16.
     """
     from pytest_mistral_lora.environment import installed_versions
-    from pytest_mistral_lora.environment.machine import torch_build
+    from pytest_mistral_lora.environment.machine import machine_facts, torch_build
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.gpu_trial.reference import recorded
     from pytest_mistral_lora.training.gpu_trial.report import GpuReport

@@ -9,11 +9,12 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora import __version__
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.extras import is_installed
 from pytest_mistral_lora.records.files import cache_folder
@@ -82,6 +83,22 @@ class HubState:
     writable: bool
     token: str
     reachable: str = ""
+
+
+def machine_facts(libraries: Any, torch: TorchBuild) -> dict[str, Any]:
+    """Return the machine as plain JSON data.
+
+    Args:
+        libraries: The installed libraries, as JSON data.
+        torch: The installed torch.
+    """
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": libraries,
+        "torch": asdict(torch),
+    }
 
 
 def torch_build() -> TorchBuild:

@@ -23,6 +23,7 @@ from pytest_mistral_lora.training.devices import device_of, engine, memory_limit
 from pytest_mistral_lora.training.layers import planned_layers
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.attention_cpu import BLOCK
+from pytest_mistral_lora.training.step.forward import flash_takes
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import (
     MemoryNeed,
@@ -190,10 +191,12 @@ def kernel_of(precision: Precision, *, on_gpu: bool) -> Kernel:
     """
     if not on_gpu:
         return "blocks"
-    # the kernels for packed rows refuse float32, and GPUs before Ampere, which fp16 is for
-    known = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-    is_newer = precision == "bf16" if known is None else known >= (8, 0)
-    return "packed" if is_newer and precision != "fp32" else "rows"
+    if torch.cuda.is_available():
+        is_taken = flash_takes(torch_dtype(precision), torch.cuda.get_device_capability())
+    else:
+        # fp16 is for the GPUs that the kernels for packed rows refuse
+        is_taken = precision == "bf16"
+    return "packed" if is_taken else "rows"
 
 
 def estimate_need(

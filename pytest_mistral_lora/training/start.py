@@ -82,7 +82,7 @@ def plan_start(recipe: Recipe, base: BaseFolder, layers: Sequence[str]) -> Start
     Args:
         recipe: The recipe.
         base: Its base on disk; the weights of a Hub base may be missing.
-        layers: The result of `adapted_layers`.
+        layers: The result of `planned_layers`.
 
     Returns:
         The adapter; None if the recipe makes a new one.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.answer_message import AnswerMessage, canonical_json
+from pytest_mistral_lora.chat.diff import equal_beginning
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -245,8 +246,7 @@ def _cut(text: str, start: int = 0) -> str:
 
 def _start(said: str, arrived: str) -> int:
     """Return the place from which on two texts are shown, so that their first difference is among the letters."""
-    same = next((place for place, pair in enumerate(zip(said, arrived, strict=False)) if len(set(pair)) > 1), None)
-    same = min(len(said), len(arrived)) if same is None else same
+    same = equal_beginning(said, arrived)
     return 0 if same < _SHOWN - _BEFORE else same - _BEFORE
 
 

@@ -82,8 +82,21 @@ def attend(
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_AMPERE = (8, 0)
+"""The first GPUs that FlashAttention's kernels take; PyTorch's kernel for packed rows calls them, too."""
+
 _ONE_GROUP = SimpleNamespace(is_causal=True)
 """What SDPA reads of an attention layer, for keys and values that are repeated for each query head already."""
+
+
+def flash_takes(dtype: torch.dtype, capability: tuple[int, int]) -> bool:
+    """Return whether FlashAttention's kernels take tensors of a dtype on a GPU.
+
+    Args:
+        dtype: The dtype of queries, keys and values.
+        capability: The compute capability of the GPU: (7, 5) of a T4, (9, 0) of an H100.
+    """
+    return dtype in _HALF and capability >= _AMPERE
 
 
 def _keeps_scores_of_grouped_heads(query: torch.Tensor) -> bool:
@@ -92,9 +105,7 @@ def _keeps_scores_of_grouped_heads(query: torch.Tensor) -> bool:
     FlashAttention takes grouped heads, but no float32 and no GPU before Ampere. The memory-efficient kernel takes both,
     but no grouped heads in most releases of PyTorch: what remains keeps 2 GiB a layer for 4,096 tokens of a 7B base.
     """
-    if not query.is_cuda:
-        return False
-    return query.dtype not in _HALF or torch.cuda.get_device_capability(query.device) < (8, 0)
+    return query.is_cuda and not flash_takes(query.dtype, torch.cuda.get_device_capability(query.device))
 
 
 def _attend_segment(
@@ -157,8 +168,7 @@ def _fused_varlen(capability: tuple[int, int]) -> Callable[..., torch.Tensor] | 
     Args:
         capability: The compute capability of the GPU: (7, 5) of a T4, (9, 0) of an H100.
     """
-    # the kernels of FlashAttention 2, which PyTorch's own calls too, refuse GPUs before Ampere
-    if capability < (8, 0):
+    if capability < _AMPERE:
         return None
     flash = _flash_attention(capability)
     native: Any = None
