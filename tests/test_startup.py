@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -187,3 +188,17 @@ def test_pytest_does_not_compile_the_package_for_its_assertions(pytester: pytest
     found = {loader for name, loader in loaders.items() if name.rpartition(".")[2] not in early}
     assert "pytest_mistral_lora.plugin.suite" in loaders
     assert found == {"SourceFileLoader"}, loaders
+
+
+def test_a_run_of_the_suite_collects_garbage_less_often_up_to_its_end(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        import gc, pathlib
+
+        def pytest_collection_finish():
+            pathlib.Path("threshold").write_text(str(gc.get_threshold()[0]))
+    """)
+    before = gc.get_threshold()
+    for words, expected in ((["--mistral-golden"], 100_000), ([], before[0])):
+        assert pytester.runpytest_inprocess(*QUIET, *words, "--collect-only", "-q", "-k", "bos-once").ret in (0, 5)
+        assert int((pytester.path / "threshold").read_text()) == expected
+        assert gc.get_threshold() == before

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf_files import model_fields, model_tensors, write_gguf
+from ministral_3 import ROPE
 from safetensors.numpy import load_file
 from small_mistral import write_small_mistral
 
@@ -38,17 +39,7 @@ CONFIG: Data = {
     "sliding_window": 8192,
     "max_position_embeddings": 262144,
     "tie_word_embeddings": False,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 1e6,
-        "factor": 16.0,
-        "original_max_position_embeddings": 16384,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "llama_4_scaling_beta": 0.1,
-    },
+    "rope_parameters": ROPE,
 }
 PARAMS: Data = {
     "n_layers": 2,

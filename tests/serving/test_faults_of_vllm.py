@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from answer_server import Relay
+from fault_lab import Check, check_of, learn
 from litellm_python import litellm_before, needs_litellm
 from local_server import serving
 from planted_faults import (
@@ -51,11 +52,9 @@ from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.field.servers.vllm.server import VLLM
 from pytest_mistral_lora.records.known_answers import known_answers
 from pytest_mistral_lora.records.secrets import SERVER_KEY
-from pytest_mistral_lora.records.transcripts import load_folder
 from pytest_mistral_lora.training.export import servers
 from pytest_mistral_lora.training.export.servers import PROBE_MODEL, ServerFiles, export_for_server
 from pytest_mistral_lora.training.generate.model_spec import record_rows
-from pytest_mistral_lora.training.run import train
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 
@@ -90,11 +89,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("lab")
     harness = TrainerHarness(folder, folder, "cpu")
     write_base(harness.base, "derived-v13-thinking")
-    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in LEARNED), encoding="utf-8")
-    train(harness.recipe(folder / "adapter", steps=50, batch_size=len(LEARNED)))
-    rows = list(read_rows(harness.rows))
-    record_rows(folder / "adapter", rows, folder / "answers", harness.base, max_new_tokens=48, device="cpu")
-    assert [golden.stop for golden in load_folder(folder / "answers")] == ["eos"] * len(LEARNED)
+    learn(harness, folder)
     return Lab(folder, Oracle(harness.base / "tekken.json"))
 
 
@@ -131,22 +126,9 @@ def sound(lab: Lab) -> Iterator[str]:
         yield url
 
 
-Check = Callable[..., tuple[int, str]]
-
-
 @pytest.fixture
 def check(lab: Lab, capsys: pytest.CaptureFixture[str]) -> Check:
-    def run(
-        address: str, *words: str, kind: str = "vllm:fp32", rows: bool = True, golden: bool = True
-    ) -> tuple[int, str]:
-        given = ["--tokenizer", str(lab.oracle.path)]
-        given += ["--golden", str(lab.folder / "answers")] if golden else []
-        given += ["--rows", str(lab.folder / "rows.jsonl")] if rows else []
-        capsys.readouterr()
-        code = main(["serve-check", f"{kind}={address}", *given, *words])
-        return code, "".join(capsys.readouterr())
-
-    return run
+    return check_of(lab.folder, lab.oracle.path, "vllm:fp32", capsys)
 
 
 def test_a_healthy_server_of_two_adapters_is_green_by_its_own_rows_and_the_packaged_ones(

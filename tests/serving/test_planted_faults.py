@@ -6,7 +6,6 @@ server behind the same relay, a key, a base path, limits and load give no findin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 from answer_server import Relay
+from fault_lab import Check, check_of, learn
 from gguf_files import write_gguf
 from litellm_python import litellm_before, needs_litellm
 from llamacpp_process import BUILD, converted_model, needs_llamacpp, served, write_lora
@@ -42,14 +42,10 @@ from planted_faults import (
 )
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.records.secrets import SERVER_KEY
-from pytest_mistral_lora.records.transcripts import load_folder
-from pytest_mistral_lora.training.generate.model_spec import record_rows
-from pytest_mistral_lora.training.run import train
 
 pytestmark = needs_llamacpp
 
@@ -100,17 +96,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("lab")
     harness, source = TrainerHarness(folder, folder, "cpu"), shipped_tokenizer("spm-v3")
     write_tiny_base(harness.base, source)
-    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in LEARNED), encoding="utf-8")
-    train(harness.recipe(harness.adapter, steps=50, batch_size=len(LEARNED)))
-    record_rows(
-        harness.adapter,
-        list(read_rows(harness.rows)),
-        folder / "answers",
-        harness.base,
-        max_new_tokens=48,
-        device="cpu",
-    )
-    assert [golden.stop for golden in load_folder(folder / "answers")] == ["eos"] * len(LEARNED)
+    learn(harness, folder)
     oracle = Oracle(source)
     fields, tensors = converted_model(harness.base, oracle)
     return Lab(folder, oracle, fields, tensors, write_lora(folder / "lora.gguf", harness.adapter, harness.base))
@@ -122,22 +108,9 @@ def sound(lab: Lab) -> Iterator[str]:
         yield address
 
 
-Check = Callable[..., tuple[int, str]]
-
-
 @pytest.fixture
 def check(lab: Lab, capsys: pytest.CaptureFixture[str]) -> Check:
-    def run(
-        address: str, *words: str, kind: str = f"llamacpp@{BUILD}", rows: bool = True, golden: bool = True
-    ) -> tuple[int, str]:
-        given = ["--tokenizer", str(lab.oracle.path)]
-        given += ["--golden", str(lab.folder / "answers")] if golden else []
-        given += ["--rows", str(lab.folder / "rows.jsonl")] if rows else []
-        capsys.readouterr()
-        code = main(["serve-check", f"{kind}={address}", *given, *words])
-        return code, "".join(capsys.readouterr())
-
-    return run
+    return check_of(lab.folder, lab.oracle.path, f"llamacpp@{BUILD}", capsys)
 
 
 def test_a_healthy_server_is_green_beside_its_numbers(sound: str, check: Check) -> None:
