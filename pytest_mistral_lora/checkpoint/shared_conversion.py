@@ -17,9 +17,9 @@ from pytest_mistral_lora.checkpoint.quick_conversion import quick_conversion
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _CONVERTED: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-"""The conversion of each content, which only copies leave: a caller may change what it gets."""
+"""The conversion of each content. Callers get copies, which they may change."""
 _ORIGINALS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""The conversion behind each copy: it is kept as long as one of its copies is."""
+"""The conversion that each copy was made of, so that it lives as long as one of its copies."""
 
 
 def converted_once(oracle: Oracle, convert: Callable[[], Any]) -> Any:
@@ -41,7 +41,7 @@ def converted_once(oracle: Oracle, convert: Callable[[], Any]) -> Any:
 
 
 def original_of(converted: Any) -> Any:
-    """Return the conversion that a tokenizer is a copy of, which must not be changed; the tokenizer itself if of none.
+    """Return the conversion that a tokenizer is a copy of, which must not be changed; the tokenizer if it is no copy.
 
     While you hold it, a file of its content is not converted again.
     """
@@ -49,7 +49,7 @@ def original_of(converted: Any) -> Any:
 
 
 def _content(oracle: Oracle) -> Hashable:
-    """Return what a conversion reads of a file: not its version, and nothing of images or audio."""
+    """Return what a conversion takes from a file: not the version, and nothing about images or audio."""
     of_tekken = oracle.byte_pairs
     if of_tekken is None:
         return oracle.sha256
@@ -59,7 +59,7 @@ def _content(oracle: Oracle) -> Hashable:
 
 
 def _copied(original: Any, oracle: Oracle) -> Any:
-    """Return a tokenizer with the vocabulary of another one; None if it cannot be made so."""
+    """Return a copy of a tokenizer that shares its vocabulary; None if its added tokens would get other ids."""
     from tokenizers import Tokenizer
 
     theirs = original.backend_tokenizer
