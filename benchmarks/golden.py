@@ -1,7 +1,8 @@
 """CPU seconds of `pytest --mistral-golden` beside those of importing the libraries that it uses, in pairs.
 
-Each run is a first run: in an empty folder, with empty caches, of a package that is compiled, as pip leaves it. The two
-sides take turns, so that a busy machine slows both. Run it from a checkout: python benchmarks/golden.py --help
+Each run is a first run: in an empty folder, with empty caches, of a package that is compiled and lies in a folder
+`site-packages`, as pip leaves it. In a checkout, Hypothesis also reads the constants of each module, for half a second.
+The two sides take turns, so that a busy machine slows both. Run it from a checkout: python benchmarks/golden.py --help
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import compileall
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pytest_mistral_lora
+from pytest_mistral_lora.records.goldens import goldens_folder
 
 IMPORTS = (sys.executable, "-c", "import torch, transformers, peft")
 SUITE = (sys.executable, "-m", "pytest", "--mistral-golden")
@@ -46,15 +49,15 @@ class Cost(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure pairs of the imports and of the suite, and print the costs and their ratio."""
     given = _options(arguments)
-    for folder in pytest_mistral_lora.__path__:
-        compileall.compile_dir(folder, quiet=1)
     select = ["-k", given.select] if given.select else []
     imports: list[Cost] = []
     suites: list[Cost] = []
-    for pair in range(given.pairs):
-        sys.stderr.write(f"pair {pair + 1} of {given.pairs}\n")
-        imports.append(cost_of(IMPORTS))
-        suites.append(cost_of([*SUITE, *select]))
+    with tempfile.TemporaryDirectory() as folder:
+        install(Path(folder, "site-packages"))
+        for pair in range(given.pairs):
+            sys.stderr.write(f"pair {pair + 1} of {given.pairs}\n")
+            imports.append(cost_of(IMPORTS, Path(folder, "site-packages")))
+            suites.append(cost_of([*SUITE, *select], Path(folder, "site-packages")))
     ratios = [suite.cpu / one.cpu for suite, one in zip(suites, imports, strict=True)]
     table = Table("run", "CPU seconds", "seconds", "times the imports, by CPU time", box=box.MARKDOWN)
     table.add_row("import torch, transformers, peft", *_medians(imports), "1.0")
@@ -64,8 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.json.write_text(json.dumps({"imports": imports, "suite": suites, "ratios": ratios}, indent=2) + "\n")
 
 
-def cost_of(command: Sequence[str]) -> Cost:
+def install(folder: Path) -> None:
+    """Copy the package into a folder as a wheel has it, with its goldens, and compile it."""
+    package = folder / pytest_mistral_lora.__name__
+    shutil.copytree(*pytest_mistral_lora.__path__, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(goldens_folder(), package / "goldens", dirs_exist_ok=True)
+    compileall.compile_dir(folder, quiet=1)
+
+
+def cost_of(command: Sequence[str], packages: Path) -> Cost:
     """Run a command in an empty folder with empty caches; return its cost.
+
+    Args:
+        command: The command.
+        packages: The folder that Python looks for packages in first.
 
     Raises:
         SystemExit: If it fails, with the end of its output.
@@ -73,12 +88,12 @@ def cost_of(command: Sequence[str]) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder, "work")
         work.mkdir()
-        caches = {name: str(Path(folder, name.lower())) for name in _CACHES}
+        changed = {name: str(Path(folder, name.lower())) for name in _CACHES} | {"PYTHONPATH": str(packages)}
         before, start = _cpu_of_children(), time.perf_counter()
         done = subprocess.run(
             command,
             cwd=work,
-            env={**os.environ, **caches},
+            env={**os.environ, **changed},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

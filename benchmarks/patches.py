@@ -82,6 +82,13 @@ def with_library_layers() -> None:
     frozen_layers.use_frozen_layers = lambda model: None
 
 
+def with_decoded_pieces() -> None:
+    """Let mistral-common decode each token of a Tekken file by itself."""
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    oracle.load_tokenizer = MistralTokenizer.from_file
+
+
 def with_plain_conversion() -> None:
     """Let transformers copy the tokenizer that it has made, and make the merges of a Tekken file by its function."""
     from pytest_mistral_lora.checkpoint import tokenizers
@@ -127,6 +134,12 @@ def generate_template(count: int) -> Callable[[], object]:
     """Return what generates the chat template of a Tekken tokenizer."""
     judge = Oracle(shipped_tokenizer(TEKKEN))
     return judge.chat_template
+
+
+def load_tekken(count: int) -> Callable[[], object]:
+    """Return what loads a Tekken tokenizer."""
+    file = shipped_tokenizer(TEKKEN)
+    return lambda: Oracle(file)
 
 
 def convert_tekken(count: int) -> Callable[[], object]:
@@ -180,6 +193,7 @@ PATCHES: dict[str, tuple[Callable[[], None], Callable[[int], Callable[[], object
     "decode": (with_decoding, encode),
     "sandbox": (with_plain_sandbox, render),
     "template": (with_loaded_file, generate_template),
+    "tekken": (with_decoded_pieces, load_tekken),
     "conversion": (with_plain_conversion, convert_tekken),
     "freeze": (with_all_objects_collected, train_tiny),
     "layers": (with_library_layers, train_layers),

@@ -228,12 +228,12 @@ def parsed_once() -> Iterator[None]:
 
     A caller gets an object of its own, since an oracle replaces a method; the vocabulary behind it is shared.
     """
-    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+    from pytest_mistral_lora.chat.oracle.quick_tekken import QuickTekkenizer
 
-    kept: dict[tuple[str, str], Tekkenizer] = {}
-    parse = Tekkenizer.from_file
+    kept: dict[tuple[str, str], QuickTekkenizer] = {}
+    parse = QuickTekkenizer.from_file
 
-    def parse_once(path: str | Path) -> Tekkenizer:
+    def parse_once(path: str | Path) -> QuickTekkenizer:
         file = Path(path)
         if not file.is_file() or file.stat().st_size < _LARGE:
             return parse(path)
@@ -248,7 +248,7 @@ def parsed_once() -> Iterator[None]:
         return parsed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tekkenizer, "from_file", parse_once)
+        patch.setattr(QuickTekkenizer, "from_file", parse_once)
         yield
 
 

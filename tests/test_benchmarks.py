@@ -63,7 +63,7 @@ def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "patch", sampled(["tools", "decode", "sandbox", "template", "conversion", "layers"], ["template"])
+    "patch", sampled(["tools", "decode", "sandbox", "template", "tekken", "conversion", "layers"], ["template"])
 )
 @pytest.mark.parametrize("side", [pytest.param("with", marks=pytest.mark.slow), "without"])
 def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
@@ -87,9 +87,9 @@ def test_the_suite_is_measured_beside_its_imports(
     assert "pytest --mistral-golden -k spm-v1 and bos-once" in capsys.readouterr().out
 
 
-def test_the_costs_of_a_run_that_fails_are_not_reported(modules: dict[str, ModuleType]) -> None:
+def test_the_costs_of_a_run_that_fails_are_not_reported(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="ended with exit code 3:\nred"):
-        modules["golden"].cost_of([sys.executable, "-c", "print('red'); raise SystemExit(3)"])
+        modules["golden"].cost_of([sys.executable, "-c", "print('red'); raise SystemExit(3)"], tmp_path)
 
 
 def a_run(losses: tuple[float, ...], held_out: float = 3.0, wall: float = 1.0) -> dict[str, Any]:

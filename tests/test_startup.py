@@ -108,11 +108,25 @@ def test_importing_the_package_imports_nothing_heavy(pytester: pytest.Pytester) 
     assert [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names] == ["pytest_mistral_lora"]
 
 
-def test_the_rows_of_a_run_are_loaded_without_torch() -> None:
-    """Each process of a pool that encodes rows would import it, and every command that only reads rows."""
-    code = "import sys; import pytest_mistral_lora.training.rows.loading; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+ENCODED = """
+import sys
+from pytest_mistral_lora import Oracle, Row
+from pytest_mistral_lora.training.rows.dataset import ColumnBuilder, RowTable
+import pytest_mistral_lora.training.rows.loading
+import pyarrow
+
+row = Row.from_dict({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
+columns = ColumnBuilder()
+columns.add(Oracle.load("spm-v3").encode(row), 1, b"{}")
+table = RowTable(pyarrow.Table.from_batches([columns.batch(0)]))
+print(table.values("input_ids", 0).tolist(), table.line(0), {"torch", "pandas"} & set(sys.modules))
+"""
+
+
+def test_the_rows_of_a_run_are_encoded_without_torch_and_pandas() -> None:
+    """Each process of a pool that encodes rows would import them, and every command that only reads rows."""
+    done = subprocess.run([sys.executable, "-c", ENCODED], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 3, 16127, 4, 23325, 2] (0, 1, b'{}') set()\n"
 
 
 COLLECTED = """
@@ -171,23 +185,23 @@ def test_a_missing_folder_and_a_broken_recipe_are_answered_before_torch_is_impor
     assert done.returncode == 0, done.stderr
 
 
-def test_pytest_does_not_compile_the_package_for_its_assertions(pytester: pytest.Pytester) -> None:
+def test_pytest_does_not_compile_the_package_and_hypothesis_for_their_assertions(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("""
         import json, pathlib, sys
 
-        def pytest_collection_finish():
+        def pytest_sessionfinish():
             loaders = {name: type(module.__loader__).__name__ for name, module in sys.modules.items()
-                       if name.startswith("pytest_mistral_lora.")}
+                       if name.startswith(("pytest_mistral_lora.", "hypothesis."))}
             pathlib.Path("loaders.json").write_text(json.dumps(loaders))
     """)
-    result = pytester.runpytest_subprocess(*QUIET, "--mistral-golden", "--collect-only", "-q", "-k", "bos-once")
+    result = pytester.runpytest_subprocess("--mistral-golden", "-q", "-k", "spm-v1 and only-the-assistant")
     assert result.ret == 0
     loaders = json.loads((pytester.path / "loaders.json").read_text())
     # before the run is known to use the suite
     early = {"plugin", "options", "process"}
-    found = {loader for name, loader in loaders.items() if name.rpartition(".")[2] not in early}
-    assert "pytest_mistral_lora.plugin.suite" in loaders
-    assert found == {"SourceFileLoader"}, loaders
+    compiled = {name for name, loader in loaders.items() if loader == "AssertionRewritingHook"}
+    assert {"pytest_mistral_lora.plugin.suite", "hypothesis.core"} <= loaders.keys()
+    assert {name.rpartition(".")[2] for name in compiled} <= early
 
 
 def test_a_run_of_the_suite_collects_garbage_less_often_up_to_its_end(pytester: pytest.Pytester) -> None:

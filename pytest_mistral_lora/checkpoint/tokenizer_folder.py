@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard
-from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
+from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file, shipped_files
 from pytest_mistral_lora.chat.reading import loads_strict, open_regular
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
@@ -274,7 +274,7 @@ class TokenizerFiles:
         fault = None
         if data.startswith(_POINTER):
             fault = Fault("form", "is a pointer of Git LFS, not the file")
-        elif name.endswith((".json", ".jinja")):
+        elif name.endswith((".json", ".jinja")) and self.path.parent != shipped_files():
             try:
                 # universal newlines, as transformers reads a template
                 text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_control_token_injection
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint import tokenizer_folder
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, loaded_place, template_places
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import read_header
@@ -88,6 +89,23 @@ def test_a_single_file_is_judged_as_a_tokenizer_without_a_folder() -> None:
     assert [finding.text() for result in found.values() for finding in result.findings] == []
     assert "declarations-agree" not in found
     assert {"control-tokens", "text-ids", "template-bounds"} <= found.keys()
+
+
+def test_a_file_that_mistral_common_ships_is_not_parsed_for_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+    parse = tokenizer_folder.loads_strict
+    monkeypatch.setattr(tokenizer_folder, "loads_strict", lambda text: parsed.append(len(text)) or parse(text))
+    shipped = shipped_tokenizer("tekken-240911")
+    assert TokenizerFiles(shipped).faults == {}
+    assert parsed == []
+    # the same bytes anywhere else are a file like any other
+    copied = tmp_path / "tekken.json"
+    content = shipped.read_bytes().replace(b'"config"', b'"vocab"', 1)
+    copied.write_bytes(content)
+    assert "appears twice" in TokenizerFiles(copied).faults["tekken.json"].found
+    assert parsed == [len(content.decode())]
 
 
 def test_a_folder_of_one_file_passes_no_check_of_others(tmp_path: Path) -> None:

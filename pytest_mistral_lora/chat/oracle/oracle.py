@@ -1,4 +1,4 @@
-"""Mistral's own tokenization, the truth for ids: the only module that imports mistral-common's encoders.
+"""Mistral's own tokenization, the truth for ids: the only package that imports mistral-common's encoders.
 
 mistral-common encodes each row. A trace of its public per-message encoders and of its text tokenizer gives the turn
 and the text of every token: nothing is searched for in text or ids, since text may contain marker strings.
@@ -24,7 +24,7 @@ from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedTe
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, taken_by, version_violation
 from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
-from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file, shipped_files
 from pytest_mistral_lora.chat.oracle.versions import EXACT_TEMPLATES, SUPPORTED, VersionFacts, version_facts
 from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.chat.rebinding import rebound
@@ -61,6 +61,8 @@ try:
     from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    from pytest_mistral_lora.chat.oracle.quick_tekken import load_tokenizer
 except ImportError as error:
     raise _missing_api(error) from error
 
@@ -91,7 +93,7 @@ def shipped_tokenizer(name: str) -> Path:
     """
     if name not in SHIPPED:
         raise TokenizerError(f"unknown tokenizer {name!r}", expected="one of " + ", ".join(SHIPPED))
-    path = Path(mistral_common.__file__).parent / "data" / SHIPPED[name]
+    path = shipped_files() / SHIPPED[name]
     if not path.is_file():
         raise TokenizerError(f"mistral-common {VERSION} does not ship {SHIPPED[name]}", place=str(path))
     return path
@@ -199,14 +201,13 @@ class Oracle:
                 expected=f"a {_SPM_NAMES}",
                 next_step="Copy it under a name that ends in its version.",
             )
-        # the files that mistral-common ships are trusted like its code
-        if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
+        if self.path.suffix == ".json" and self.path.parent != shipped_files():
             refuse_damaged(self.path, read)
         if sha256 is not None:
             vars(self)["sha256"] = sha256
         expected = f"a tekken.json, or a {_SPM_NAMES}"
         with in_utf8(self.path) as named, loading(f"mistral-common {VERSION}", self.path, expected):
-            self._instruct: Any = MistralTokenizer.from_file(str(named)).instruct_tokenizer
+            self._instruct: Any = load_tokenizer(str(named)).instruct_tokenizer
             self._text: Any = self._instruct.tokenizer
             version = self._text.version
             self.facts: VersionFacts = version_facts(version.value, place=Place.of(self.path))

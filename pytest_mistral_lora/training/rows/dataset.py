@@ -81,12 +81,35 @@ class ColumnBuilder:
 
         columns = {}
         for name in _LISTS:
-            values = pa.array(np.array(self._values[name], np.int32))
-            columns[name] = pa.ListArray.from_arrays(pa.array(self._ends[name], pa.int32()), values)
-        columns["line"] = pa.array(self._lines, pa.binary())
-        columns["number"] = pa.array(self._numbers, pa.int64())
-        columns["file"] = pa.array([file] * len(self._lines), pa.int32())
+            ends, values = _numbers(self._ends[name], np.int32), _numbers(self._values[name], np.int32)
+            columns[name] = pa.ListArray.from_arrays(ends, values)
+        columns["line"] = _texts(self._lines)
+        columns["number"] = _numbers(self._numbers, np.int64)
+        columns["file"] = _numbers([file] * len(self._lines), np.int32)
         return pa.record_batch(columns)
+
+
+def _numbers(values: Sequence[int], dtype: type[np.signedinteger[Any]]) -> Any:
+    """Return numbers as an Arrow array; `pa.array` would import pandas, for half a second, to recognise its arrays."""
+    import pyarrow as pa
+
+    numbers = np.array(values, dtype)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _view(numbers: Any) -> Ints:
+    """Return an Arrow array of int32, without nulls, as a view; its own `to_numpy` would import pandas, too."""
+    if not len(numbers):  # it may have no memory
+        return np.zeros(0, np.int32)
+    return np.frombuffer(numbers.buffers()[1], np.int32, len(numbers), numbers.offset * np.dtype(np.int32).itemsize)
+
+
+def _texts(values: Sequence[bytes]) -> Any:
+    """Return texts as an Arrow array of type `binary`."""
+    import pyarrow as pa
+
+    ends = np.array([0, *accumulate(map(len, values))], np.int32)
+    return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
 
 
 class ArrowFile(AbstractContextManager["ArrowFile"]):
@@ -144,12 +167,10 @@ class RowTable:
         self._batches = [batch for batch in table.to_batches() if len(batch)]
         self._starts = [0, *accumulate(map(len, self._batches))]
         self._lists: list[dict[str, tuple[Ints, Ints]]] = []
+        """By batch and column, the offsets and the values of its lists."""
         for batch in self._batches:
             columns = {name: batch.column(name) for name in _LISTS}
-            # offsets and values of each list column, as views of the table
-            self._lists.append(
-                {name: (column.offsets.to_numpy(), column.values.to_numpy()) for name, column in columns.items()}
-            )
+            self._lists.append({name: (_view(lists.offsets), _view(lists.values)) for name, lists in columns.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as the path, or the table, that it was made from."""
