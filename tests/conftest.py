@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -61,18 +62,20 @@ if "MISTRAL_LORA_CACHE" not in os.environ:
 _NEW = 200_000
 """New objects after which the old ones are set apart: a tokenizer has 131,000 tokens."""
 
-_GROWN = 150 << 20
+_GROWN = 100 << 20
 """Bytes by which this process grows until what was set apart is looked through: it holds garbage by then."""
 
-_MANY = 1200 << 20
+_MANY = 1000 << 20
 """Bytes of a process from which the tests' caches of tokenizers are emptied: with them, a worker has 2 GB and more."""
 
 _STDERR = pytest.StashKey[int]()
 
 _kept = 0
 _resident = 0
+_between = 0
+"""The memory after the last release between two files of tests: within a file, its fixtures hold more."""
 
-_CONVERSIONS, _PARSED = 8, 3
+_CONVERSIONS, _PARSED = 5, 2
 """Conversions and parsed Tekken files that are kept: those that mistral-common ships have five and two vocabularies."""
 
 _LARGE = 1 << 20
@@ -115,16 +118,32 @@ def _release() -> None:
     _resident = psutil.Process().memory_info().rss
 
 
+def _end_file(item: pytest.Item) -> None:
+    """Empty the caches of a file of tests, which are of no use after it, and release what it leaves if it is much."""
+    global _between
+    module = getattr(item, "module", None)
+    if module is not None:
+        _empty_caches(module)
+    if psutil.Process().memory_info().rss > _between + _GROWN:
+        _release()
+        _between = _resident
+
+
 def _forget_tokenizers() -> None:
-    """Empty the caches of the tests' functions that return a tokenizer, or what holds one, by their annotation."""
+    """Empty the caches of functions that return a tokenizer, or what holds one, by their annotation."""
     names = ("Oracle", "Tokenizer", "ChatTemplate", "RowJudge", "Target")
+    ours = {Path(__file__).parent, Path(__file__).parents[1] / "pytest_mistral_lora"}
     for module in list(sys.modules.values()):
-        if Path(__file__).parent in Path(getattr(module, "__file__", None) or "/").parents:
-            for value in vars(module).values():
-                if isinstance(value, functools._lru_cache_wrapper):
-                    made = str(value.__wrapped__.__annotations__.get("return"))
-                    if any(name in made for name in names):
-                        value.cache_clear()
+        if not ours.isdisjoint(Path(getattr(module, "__file__", None) or "/").parents):
+            _empty_caches(module, lambda made: any(name in made for name in names))
+
+
+def _empty_caches(module: ModuleType, is_chosen: Callable[[str], bool] = lambda made: True) -> None:
+    """Empty the caches of a module's functions, or of those whose return annotation is chosen."""
+    for value in [*vars(module).values()]:
+        is_own = isinstance(value, functools._lru_cache_wrapper) and value.__module__ == module.__name__
+        if is_own and is_chosen(str(value.__wrapped__.__annotations__.get("return"))):
+            value.cache_clear()
 
 
 def _trim() -> None:
@@ -154,7 +173,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """End the process of a test that goes on after its limit, and print where each of its threads was.
 
     The limit of pytest-timeout raises an error in the main thread. A thread that waits in a library never sees it, and
@@ -165,6 +184,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+        if nextitem is None or nextitem.path != item.path:
+            _end_file(item)
 
 
 def pytest_collection_finish() -> None:

@@ -26,7 +26,7 @@ from pytest_mistral_lora.formats.files import source_files
 
 RECORDS: list[dict[str, Any]] = [
     {"instruction": "é\n\u2028 😀", "input": "", "output": '"quoted", \\ and [brackets] }'},
-    {"instruction": "b", "input": "c", "output": "d" * 200_000},
+    {"instruction": "b", "input": "c", "output": "d" * 80_000},
     {"instruction": "e", "input": "f", "output": "g"},
 ]
 

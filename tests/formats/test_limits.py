@@ -358,14 +358,30 @@ def reader_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], N
     tables._end_idle()
 
 
+def write_elsewhere(path: Path, script: str) -> None:
+    """Write a large table in a process of its own: the tests' process would keep the memory that it takes."""
+    subprocess.run([sys.executable, "-c", f"import sys\nimport pyarrow as pa\n{script}", path], check=True)
+
+
+LARGE_ROWS = """
+from pyarrow import parquet
+texts = pa.table({"a": [str(n) * 4_000_000 for n in range(32)]})
+parquet.write_table(texts, sys.argv[1], use_dictionary=False, write_batch_size=1)
+"""
+LARGE_BATCH = """
+data = pa.table({"a": ["x" * 200_000_000]})
+options = pa.ipc.IpcWriteOptions(compression="zstd")
+with open(sys.argv[1], "wb") as file, pa.ipc.new_stream(file, data.schema, options=options) as writer:
+    writer.write_table(data)
+"""
+
+
 @linux
 def test_large_rows_of_parquet_are_read_one_at_a_time(tmp_path: Path, reader_memory: Callable[[int], None]) -> None:
     # all rows at once would take more than the reader may have
     reader_memory(160 << 20)
     path = tmp_path / "a.parquet"
-    texts = pa.table({"a": [str(n) * 4_000_000 for n in range(32)]})
-    parquet.write_table(texts, path, use_dictionary=False, write_batch_size=1)
-    del texts
+    write_elsewhere(path, LARGE_ROWS)
     records = open_source(path).records(lambda read: None)
     assert all(record.value["a"] == str(n) * 4_000_000 for n, record in zip(range(32), records, strict=True))
 
@@ -374,10 +390,7 @@ def test_large_rows_of_parquet_are_read_one_at_a_time(tmp_path: Path, reader_mem
 def test_a_batch_that_takes_too_much_memory_is_an_error(tmp_path: Path, reader_memory: Callable[[int], None]) -> None:
     reader_memory(100 << 20)
     path = tmp_path / "a.arrow"
-    data = pa.table({"a": ["x" * 200_000_000]})
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with path.open("wb") as file, pa.ipc.new_stream(file, data.schema, options=options) as writer:
-        writer.write_table(data)
+    write_elsewhere(path, LARGE_BATCH)
     with pytest.raises(InputError, match=r"after row 0 .* 104,857,600 bytes"):
         read(path)
 

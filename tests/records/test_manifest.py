@@ -223,13 +223,18 @@ def test_the_seal_moves_with_every_byte(before: bytes, after: bytes, tmp_path: P
         ('{"base": "\\ud800"}', "surrogates"),
         ('{\n"seed": 1,\n}', "line 3, column 1"),
         ("", "not valid JSON"),
-        ('{"x-big": "' + "a" * (50 << 20) + '"}', "too large to be one"),
     ],
-    ids=["twice", "nan", "infinite", "deep", "surrogate", "trailing-comma", "empty", "50-MB"],
+    ids=["twice", "nan", "infinite", "deep", "surrogate", "trailing-comma", "empty"],
 )
 def test_json_that_cannot_be_trusted_is_refused(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=says):
+        load(tmp_path)
+
+
+def test_a_manifest_of_50_megabytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"x-big": "' + "a" * (50 << 20) + '"}')
+    with pytest.raises(InputError, match="too large to be one"):
         load(tmp_path)
 
 

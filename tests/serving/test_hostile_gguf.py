@@ -138,12 +138,12 @@ LARGE: dict[str, Callable[[], tuple[str | bytes, bytes]]] = {
 
 @pytest.mark.parametrize("name", sampled(LARGE, ("numbers of a byte", "a text")))
 def test_metadata_of_many_entries_is_refused_in_little_memory(name: str, tmp_path: Path) -> None:
-    file = tmp_path / "x.gguf"
-    file.write_bytes(with_keys(LARGE[name]()).encoded())
     read, write = os.pipe()
     child = os.fork()
-    if child == 0:  # a process of its own, which has no more memory than this
+    if child == 0:  # a process of its own: to make the file takes more memory than to read it may take
         try:
+            file = tmp_path / "x.gguf"
+            file.write_bytes(with_keys(LARGE[name]()).encoded())
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
             GgufFile(file)

@@ -20,6 +20,8 @@ from pytest_mistral_lora.training.step.forward import attend_in_segments, superv
 from pytest_mistral_lora.training.step.frozen_layers import use_frozen_layers
 
 VOCABULARY, WINDOW, SCALED_FROM = 64, 6, 8
+FUSED_EXPERTS = hasattr(transformers, "TokenizersBackend")
+"""Whether this transformers has the experts of a layer as one tensor: from version 5 on."""
 POSITIONS = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,

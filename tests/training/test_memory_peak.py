@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from class_models import Case
+from class_models import FUSED_EXPERTS, Case
 from sampling import sampled
 from tiny_runs import MakeRecipe
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -127,6 +127,8 @@ def compared(
     setup: Setup, fake: ModuleType, folder: Path, make_recipe: MakeRecipe, layers: int = 3
 ) -> tuple[int, MemoryNeed, int]:
     """Return the peak of a step, the estimate, and the estimate's bytes for the step."""
+    if setup.case.kind == "mixtral" and not FUSED_EXPERTS:
+        pytest.skip("this transformers picks the rows of each expert, and the values of fake tensors cannot say which")
     base = described(setup, folder, layers)
     recipe = make_recipe(lora={"target_modules": [setup.targets], **dict(setup.lora)})
     if setup.nf4:
