@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from pytest_mistral_lora.cli.verb import INPUT, Verb, shown_path
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, RecipeError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
@@ -53,11 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.progress import next_commands
     from pytest_mistral_lora.training.run import train
 
-    try:
-        with stop_on_signals() as stop:
-            result = train(recipe, resume=args.resume, display=display, stop=stop)
-    except RecipeError as error:
-        raise recipe.with_line(error) from error
+    with stop_on_signals() as stop:
+        result = train(recipe, resume=args.resume, display=display, stop=stop)
     if result.gate is not None:
         _show_gate(result.gate, display)
     display.line("next:", "bold")

@@ -109,7 +109,7 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     # before the data is encoded, which can take minutes
-    with opened_run(recipe, resume=resume) as folder:
+    with recipe.naming_lines(), opened_run(recipe, resume=resume) as folder:
         display = RunDisplay() if display is None else display
         display.phase("reading base, tokenizer and rows")
         prepared = prepare(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.adapter import without_weights
@@ -188,3 +190,16 @@ def test_axolotl_has_keys_for_patterns(make_full: MakeRecipe, planned: ExportedR
 def test_a_key_that_no_table_names_would_be_found(make_full: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
     assert TRAINERS["trl"].load_exporter().unsupported_keys(make_full(training={"dry_run": False})) == {}
+
+
+def test_a_setting_that_a_trainer_lacks_is_named_with_file_and_line(
+    full_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "indented.yaml", tmp_path / "run"
+    write_rows(tmp_path / "rows.jsonl")
+    data = recipe_data(full_base, lora={"rank_pattern": {"v_proj": 2}})
+    file.write_text(json.dumps(data, indent=1, default=str))
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if "rank_pattern" in text)
+    assert main(["export", str(file), "--to", "trl", "--output", str(output)]) == 2
+    assert f"{file.name}:{line}, lora.rank_pattern" in capsys.readouterr().err
+    assert not output.exists()

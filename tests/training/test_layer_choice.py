@@ -590,15 +590,19 @@ def test_a_server_that_does_not_read_patterns_is_said(
     assert "rank_pattern and alpha_pattern" in found[0] or "alpha_pattern" in found[0]
 
 
-@pytest.mark.parametrize("verb", ["check", "train"])
+TO_TRL = pytest.param(["export", "--to", "trl", "--output", "run"], marks=pytest.mark.of_field, id="export")
+
+
+@pytest.mark.parametrize("words", [pytest.param(["check"], id="check"), pytest.param(["train"], id="train"), TO_TRL])
 def test_an_index_beyond_the_base_is_named_with_file_and_line(
-    verb: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     data = json.loads(write_recipe(tmp_path, base).read_text())
     file = tmp_path / "indented.yaml"
     file.write_text(json.dumps({**data, "lora": {"r": 4, "layers_to_transform": [1, 7]}}, indent=1))
     line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if "layers_to" in text)
-    assert main([verb, str(file)]) == (1 if verb == "check" else 2)
+    assert main([*words, str(file)]) == (1 if words == ["check"] else 2)
     said = "".join(capsys.readouterr())
     assert f"{file.name}:{line}, lora.layers_to_transform" in said
     assert "7: the base has 2 decoder layers" in said

@@ -72,9 +72,11 @@ def export(recipe: Recipe, bridge: Bridge, output: Path, *, form: Form = "auto")
     """
     if output.exists():
         raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
-    run, remark = _with_form(plan_export(recipe), bridge, form)
+    with recipe.naming_lines():
+        run, remark = _with_form(plan_export(recipe), bridge, form)
+        of_trainer = {**bridge.settings(run), **bridge.declaration(run)}
     remarks = tuple(filter(None, (remark, *bridge.objective_remarks(run), *_common_remarks(run), *bridge.remarks(run))))
-    settings = yaml.safe_dump({**bridge.settings(run), **bridge.declaration(run)}, sort_keys=False, allow_unicode=True)
+    settings = yaml.safe_dump(of_trainer, sort_keys=False, allow_unicode=True)
     done = ExportedFolder(
         output,
         output / bridge.config,

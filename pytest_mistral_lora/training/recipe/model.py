@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -113,13 +113,17 @@ class Recipe(Section):
         lines, steps = {tuple(map(str, key)): line for key, line in self._text.lines.items()}, tuple(map(str, path))
         return next((lines[steps[:end]] for end in range(len(steps), 0, -1) if steps[:end] in lines), None)
 
-    def with_line(self, error: RecipeError) -> RecipeError:
-        """Return an error about a field of this recipe with the recipe's file and line; any other error as it is."""
-        path, text = error.place.part, self._text.place
-        if error.place.source.name or not path or path[0] not in type(self).model_fields or not text:
-            return error
-        place = replace(text, line=self.line_of(path)).within(*path)
-        return type(error)(error.found, place=place, expected=error.expected, next_step=error.next_step)
+    @contextmanager
+    def naming_lines(self) -> Iterator[None]:
+        """Raise an error about a field of this recipe with the recipe's file and line; any other error as it is."""
+        try:
+            yield
+        except RecipeError as error:
+            path, text = error.place.part, self._text.place
+            if error.place.source.name or not path or path[0] not in type(self).model_fields or not text:
+                raise
+            place = replace(text, line=self.line_of(path)).within(*path)
+            raise type(error)(error.found, place=place, expected=error.expected, next_step=error.next_step) from error
 
     def files(self) -> list[DataFile]:
         """Return the data files, each with its objective, those to train on first; see `Data.files`.
