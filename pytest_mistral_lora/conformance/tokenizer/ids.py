@@ -6,7 +6,6 @@ import random
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -269,17 +268,19 @@ def save_and_load(target: Target) -> Iterator[Finding]:
     fast = target.tokenizer.fast
     conversion = original_of(fast)
     if conversion is fast:
-        changes: Iterable[Finding] = _changes_by_saving(fast)
+        changes: Iterable[_Change] = _changes_by_saving(fast)
     else:
         # files may share it, and to save and load the vocabulary takes a second for Tekken; the template is its own
         if conversion not in _CHANGES:
             _CHANGES[conversion] = (*_changes_by_saving(conversion),)
         changes = (*_changes_by_saving(_with_template_alone(fast)), *_CHANGES[conversion])
-    for change in changes:
-        yield replace(change, place=target.tokenizer.place)
+    for found, expected, detail in changes:
+        yield Finding("ML206", found, target.tokenizer.place, expected, detail)
 
 
-_CHANGES: WeakKeyDictionary[Any, tuple[Finding, ...]] = WeakKeyDictionary()
+_Change = tuple[str, str, str]
+"""What saving and loading changes: found, expected, detail."""
+_CHANGES: WeakKeyDictionary[Any, tuple[_Change, ...]] = WeakKeyDictionary()
 """What saving and loading changes in each conversion."""
 
 
@@ -294,8 +295,8 @@ def _with_template_alone(fast: Any) -> Any:
     return empty
 
 
-def _changes_by_saving(fast: Any) -> Iterator[Finding]:
-    """Yield ML206, without a place, for each difference of a tokenizer that is saved and loaded."""
+def _changes_by_saving(fast: Any) -> Iterator[_Change]:
+    """Yield each difference of a tokenizer that is saved and loaded."""
     import transformers
 
     with tempfile.TemporaryDirectory() as folder, quick_conversion():
@@ -309,17 +310,16 @@ def _changes_by_saving(fast: Any) -> Iterator[Finding]:
             loaded.append(saved.from_pretrained(folder))
     for again in loaded:
         if again.chat_template != fast.chat_template:
-            yield Finding("ML206", "the chat template changes", expected="the same template")
+            yield "the chat template changes", "the same template", ""
         if (was := fast.special_tokens_map) != (now := again.special_tokens_map):
             names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-            yield Finding("ML206", f"{', '.join(names)} changes by save and load", expected="the same tokens")
+            yield f"{', '.join(names)} changes by save and load", "the same tokens", ""
         for text in PROBES:
             before, after = (
                 tuple(tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"]) for tokenizer in (fast, again)
             )
             if before != after:
-                detail = _difference(before, after, fast)
-                yield Finding("ML206", f"{text!r} gets other ids after save and load", detail=detail)
+                yield f"{text!r} gets other ids after save and load", "", _difference(before, after, fast)
 
 
 def model_config(target: Target) -> Iterator[Finding]:
