@@ -53,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     imports: list[Cost] = []
     suites: list[Cost] = []
     with tempfile.TemporaryDirectory() as folder:
-        install(Path(folder, "site-packages"))
+        packages = Path(folder, "site-packages")
+        install(packages)
         for pair in range(given.pairs):
             sys.stderr.write(f"pair {pair + 1} of {given.pairs}\n")
-            imports.append(cost_of(IMPORTS, Path(folder, "site-packages")))
-            suites.append(cost_of([*SUITE, *select], Path(folder, "site-packages")))
+            imports.append(cost_of(IMPORTS, packages))
+            suites.append(cost_of([*SUITE, *select], packages))
     ratios = [suite.cpu / one.cpu for suite, one in zip(suites, imports, strict=True)]
     table = Table("run", "CPU seconds", "seconds", "times the imports, by CPU time", box=box.MARKDOWN)
     table.add_row("import torch, transformers, peft", *_medians(imports), "1.0")

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 _COMPILED = (f"{__name__.partition('.')[0]}.", "hypothesis.")
-"""How the names of modules begin that have no assertions to explain: this package's, and those of a plugin."""
+"""How the names of modules begin that have no assertions to explain: this package's and Hypothesis's."""
 _COLLECT_AFTER = 100_000
 """New objects after which the youngest are searched for garbage; 700 by default.
 
