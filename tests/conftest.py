@@ -68,6 +68,9 @@ _GROWN = 100 << 20
 _MANY = 1000 << 20
 """Bytes of a process from which the tests' caches of tokenizers are emptied: with them, a worker has 2 GB and more."""
 
+_M_MMAP_THRESHOLD = -3
+"""The name of this option in glibc's malloc.h."""
+
 _STDERR = pytest.StashKey[int]()
 
 _kept = 0
@@ -146,6 +149,17 @@ def _empty_caches(module: ModuleType, is_chosen: Callable[[str], bool] = lambda 
             value.cache_clear()
 
 
+def _map_large_blocks() -> None:
+    """Have the C library return each freed block of 1 MiB and more to the system, as it does before the first of them.
+
+    After the first, glibc takes larger and larger ones from the heap, up to 32 MiB. There, the tensors of a tiny model
+    lie between small objects that stay, and a worker holds 400 MB more. The variable MALLOC_MMAP_THRESHOLD_ would
+    change the processes that tests start, too, and with them what a run under a limit of memory needs.
+    """
+    with suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
 def _trim() -> None:
     """Give freed memory back to the system: a conversion of 131,000 tokens leaves 150 MB of small gaps."""
     with suppress(AttributeError, OSError):  # glibc alone has it
@@ -166,7 +180,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the real stderr, for the stacks of a test that has hung, and note the memory of each process."""
+    """Keep the real stderr, for the stacks of a test that has hung, and bound and note the memory of each process."""
+    _map_large_blocks()
     config.pluginmanager.register(WorkerMemory(config), "worker_memory")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         config.stash[_STDERR] = os.dup(2)
