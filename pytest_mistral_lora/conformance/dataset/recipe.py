@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,8 @@ from pytest_mistral_lora.errors import (
     MachineError,
     NoOracleError,
     NoTemplateError,
-    RecipeError,
     TokenizerError,
 )
-from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
@@ -52,13 +49,10 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     from pytest_mistral_lora.training.prepare import check_machine, plan_run
     from pytest_mistral_lora.training.run_folder import check_output
 
-    recipe, place, findings = target.recipe, Place.of(target.path), []
+    recipe, findings = target.recipe, []
 
     def refused(rule: str, error: InputError) -> Finding:
-        where = error.place
-        if isinstance(error, RecipeError):
-            where = replace(place, line=recipe.line_of(error.place.part)) / str(error.place)
-        return Finding(rule, error.found, where, error.expected, error.next_step)
+        return Finding(rule, error.found, error.place, error.expected, error.next_step)
 
     base = target.base_folder
     # here: a file of the tokenizer whose value is asked for before the oracle is loaded is opened once
@@ -72,7 +66,8 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     )
     for step in steps:
         try:
-            step(recipe)
+            with recipe.naming_lines():
+                step(recipe)
         except MachineError as error:
             findings.append(refused("ML642", error))
         except TokenizerError as error:
