@@ -32,6 +32,7 @@ from worker_memory import WorkerMemory
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.oracle.quick_tekken import QuickTekkenizer
 
 # Two workers share two cores, and each starts processes: torch's threads would only wait for one another. Before torch
 # is imported, and inherited by every process that a test starts.
@@ -40,6 +41,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A worker that inherits it holds a third less memory: glibc has arenas for threads that are gone, such as those of a
 # tokenizer, and gives little of them back.
 os.environ["MALLOC_ARENA_MAX"] = "1"
+
+# On the CPU, torch compiles a kernel for each shape of a matrix in bf16, and keeps 1024 of them in each of two caches:
+# a worker that trains many tiny models would hold 250 MB of code.
+os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ["LRU_CACHE_CAPACITY"] = "64"
 
 # Hundreds of tests import this package anew, in this process or another one, and each would compile it again.
 sys.dont_write_bytecode = False
@@ -81,6 +86,10 @@ _between = 0
 _CONVERSIONS, _PARSED = 5, 2
 """Conversions and parsed Tekken files that are kept: those that mistral-common ships have five and two vocabularies."""
 
+_converted: dict[int, Any] = {}
+_parsed: dict[tuple[str, str], QuickTekkenizer] = {}
+"""What is kept, until the tests of the next folder."""
+
 _LARGE = 1 << 20
 """Bytes of a tokenizer file that takes long to parse."""
 
@@ -121,9 +130,12 @@ def _release() -> None:
     _resident = psutil.Process().memory_info().rss
 
 
-def _end_file(item: pytest.Item) -> None:
+def _end_file(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Empty the caches of a file of tests, which are of no use after it, and release what it leaves if it is much."""
     global _between
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        _converted.clear()
+        _parsed.clear()
     module = getattr(item, "module", None)
     if module is not None:
         _empty_caches(module)
@@ -133,9 +145,10 @@ def _end_file(item: pytest.Item) -> None:
 
 
 def _forget_tokenizers() -> None:
-    """Empty the caches of functions that return a tokenizer, or what holds one, by their annotation."""
-    names = ("Oracle", "Tokenizer", "ChatTemplate", "RowJudge", "Target")
-    ours = {Path(__file__).parent, Path(__file__).parents[1] / "pytest_mistral_lora"}
+    """Empty the caches of functions that return a tokenizer or a model, or what holds one, by their annotation."""
+    names = ("Oracle", "Tokenizer", "ChatTemplate", "RowJudge", "DatasetPass", "Target", "TranscriptModel", "nn.Module")
+    root = Path(__file__).parents[1]
+    ours = {root / name for name in ("tests", "scripts", "pytest_mistral_lora")}
     for module in list(sys.modules.values()):
         if not ours.isdisjoint(Path(getattr(module, "__file__", None) or "/").parents):
             _empty_caches(module, lambda made: any(name in made for name in names))
@@ -200,7 +213,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     finally:
         faulthandler.cancel_dump_traceback_later()
         if nextitem is None or nextitem.path != item.path:
-            _end_file(item)
+            _end_file(item, nextitem)
 
 
 def pytest_collection_finish() -> None:
@@ -235,15 +248,14 @@ def converted_once() -> Iterator[None]:
     """
     from pytest_mistral_lora.checkpoint import shared_conversion, tokenizers
 
-    kept: dict[int, Any] = {}
     convert = tokenizers.convert
 
     def convert_and_keep(oracle: Oracle) -> Any:
         converted = convert(oracle)
         original = shared_conversion.original_of(converted)
-        if kept.pop(id(original), None) is None:
+        if _converted.pop(id(original), None) is None:
             _trim()  # it is a new one
-        _keep(kept, id(original), original, most=_CONVERSIONS)
+        _keep(_converted, id(original), original, most=_CONVERSIONS)
         return converted
 
     with pytest.MonkeyPatch.context() as patch:
@@ -266,7 +278,6 @@ def parsed_once() -> Iterator[None]:
     """
     from pytest_mistral_lora.chat.oracle.quick_tekken import QuickTekkenizer
 
-    kept: dict[tuple[str, str], QuickTekkenizer] = {}
     parse = QuickTekkenizer.from_file
 
     def parse_once(path: str | Path) -> QuickTekkenizer:
@@ -274,11 +285,11 @@ def parsed_once() -> Iterator[None]:
         if not file.is_file() or file.stat().st_size < _LARGE:
             return parse(path)
         key = (file.name, hashlib.sha256(file.read_bytes()).hexdigest())
-        found = kept.pop(key, None)
+        found = _parsed.pop(key, None)
         if found is None:
             found = parse(path)
             _trim()
-        _keep(kept, key, found, most=_PARSED)
+        _keep(_parsed, key, found, most=_PARSED)
         parsed = copy.copy(found)
         parsed._file_path = file
         return parsed

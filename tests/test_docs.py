@@ -85,7 +85,7 @@ def test_a_link_of_the_repository_leads_to_the_page_that_the_site_has(site: Path
     assert sorted(lines) == sorted((rule.lower(), rule) for rule in (*RULES, *FORMER_RULES))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tokenizers() -> dict[str, tuple[CheckpointTokenizer, ChatTemplate]]:
     names = {deviation.tokenizer for deviation in DEVIATIONS}
     loaded = {name: converted_tokenizer(name) for name in names}

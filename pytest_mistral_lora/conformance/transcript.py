@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter.weights import reason_not_to_load
@@ -20,6 +20,8 @@ from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.records.judgement import AnswerJudgement
     from pytest_mistral_lora.training.generate.model_spec import ModelSpec
@@ -175,9 +177,10 @@ def model_of(folder: AdapterFolder, device: str) -> TranscriptModel:
 
 
 @lru_cache(maxsize=1)  # folders are judged one after the other, and memory may hold only one model
-def load_model(model: TranscriptModel) -> Any:
+def load_model(model: TranscriptModel) -> nn.Module:
     """Return the model in eval mode."""
-    return model.spec.load()
+    loaded: nn.Module = model.spec.load()
+    return loaded
 
 
 class TranscriptChecks:

@@ -18,24 +18,24 @@ def oracle_of() -> Callable[[str], Oracle]:
 
 
 @pytest.fixture(
-    scope="session", params=sampled(sorted(SHIPPED), ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240718"))
+    scope="module", params=sampled(sorted(SHIPPED), ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240718"))
 )
 def oracle(request: pytest.FixtureRequest) -> Oracle:
     return oracle_named(request.param)
 
 
-@pytest.fixture(scope="session", params=WITH_TOOLS)
+@pytest.fixture(scope="module", params=WITH_TOOLS)
 def oracle_with_tools(request: pytest.FixtureRequest) -> Oracle:
     return oracle_named(request.param)
 
 
-@pytest.fixture(scope="session", params=sampled(NEWER, ("derived-v11", "derived-v13-thinking", "derived-v15-schema")))
+@pytest.fixture(scope="module", params=sampled(NEWER, ("derived-v11", "derived-v13-thinking", "derived-v15-schema")))
 def newer_name(request: pytest.FixtureRequest) -> str:
     """The name of a tokenizer whose version is not shipped: its file is derived from a shipped vocabulary."""
     name: str = request.param
     return name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def newer_oracle(newer_name: str) -> Oracle:
     return oracle_named(newer_name)

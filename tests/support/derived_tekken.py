@@ -75,9 +75,8 @@ def write_cut(folder: Path, *, words: int = _WORDS) -> Path:
     return path
 
 
-@functools.cache
 def _shipped() -> tuple[dict[str, Any], list[str]]:
-    """The shipped file, and the first of its control tokens."""
+    """Read the shipped file, which would hold 50 MB if it were kept, and the first of its control tokens."""
     path = shipped_tokenizer("tekken-240718")
     return json.loads(path.read_text(encoding="utf-8")), [*Oracle(path).control_tokens.values()][:20]
 

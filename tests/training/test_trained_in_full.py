@@ -49,81 +49,6 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=sampled(WAYS, ("both",)))
-def full_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
-    folder = tmp_path_factory.mktemp(request.param)
-    write_rows(folder / "rows.jsonl")
-    data = recipe_data(base, lora=WAYS[request.param], training={"steps": 30, "learning_rate": 5e-3})
-    return train(parse_recipe(data, folder=folder))
-
-
-@pytest.mark.of_field
-def test_such_an_adapter_is_sound_and_verifies(full_run: RunResult) -> None:
-    dataset = full_run.output.parent
-    facts = verify(full_run.output, base=full_run.base_folder, dataset=dataset)
-    assert [fact for fact in facts if fact.state != "match"] == []
-    assert {"lora.dora", "lora.modules_to_save"} <= {fact.name for fact in facts}
-    # a note: vLLM refuses both
-    assert {finding.rule for finding in adapter_findings(full_run.output, full_run.base_folder)} == {"ML426"}
-
-
-def test_what_the_run_says_of_it_is_what_the_recipe_asked_for(full_run: RunResult) -> None:
-    config = read_json(full_run.output / "adapter_config.json")
-    lora = full_run.manifest["lora"]
-    assert lora["dora"] == config["use_dora"]
-    assert lora["modules_to_save"] == (config["modules_to_save"] or [])
-    assert lora["layers"] == 2 * len(lora["target_modules"])
-    assert lora["parameters"] == sum(tensor.numel() for tensor in full_run.adapter.tensors.values())
-    text = (full_run.output / "DECISION.md").read_text()
-    assert all(f"{name}" in text for name in lora["modules_to_save"])
-    assert ("DoRA" in text) == lora["dora"]
-
-
-def test_a_changed_record_of_it_does_not_verify(full_run: RunResult, tmp_path: Path) -> None:
-    for file in full_run.output.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    lora = full_run.manifest["lora"]
-    changed = {**lora, "dora": not lora["dora"], "modules_to_save": ["norm"]}
-    write_json(tmp_path / "manifest.json", {**full_run.manifest, "lora": changed})
-    wrong = {fact.name for fact in verify(tmp_path) if fact.state == "mismatch"}
-    assert {"lora.dora", "lora.modules_to_save"} <= wrong
-
-
-def test_every_tensor_moves_and_the_base_does_not(full_run: RunResult) -> None:
-    for name, tensor in full_run.adapter.tensors.items():
-        assert not torch.equal(tensor, full_run.adapter.initial[name]), name
-    on_disk, in_memory = load_file(full_run.base_folder / "model.safetensors"), base_tensors(full_run.model)
-    assert on_disk.keys() == in_memory.keys()
-    assert all(torch.equal(on_disk[name], in_memory[name]) for name in on_disk)
-
-
-def test_loaded_afresh_it_has_the_logits_that_it_had_in_memory(full_run: RunResult) -> None:
-    rows = list(read_rows(full_run.output.parent / "rows.jsonl"))
-    result = smoke(model_spec(full_run.output, full_run.base_folder, device="cpu"), rows, max_new_tokens=1)
-    assert result["probe"]["sha256"] == full_run.probe.sha256
-
-
-def changed(run: RunResult, change: Any) -> Adapter:
-    tensors = {name: tensor.clone() for name, tensor in run.adapter.tensors.items()}
-    change(tensors)
-    return Adapter(tensors, run.adapter.initial, run.adapter.layers, run.adapter.config, run.adapter.saved)
-
-
-@pytest.mark.parametrize("kind", ["lora_magnitude_vector", "lm_head.weight", "embed_tokens.weight"])
-def test_an_adapter_without_one_of_them_or_with_one_that_did_not_move_is_not_saved(
-    full_run: RunResult, kind: str
-) -> None:
-    names = [name for name in full_run.adapter.tensors if name.endswith(kind)]
-    if not names:
-        with pytest.raises(TrainingError, match="is not a tensor of the adapter"):
-            check_adapter(changed(full_run, lambda tensors: tensors.update({f"{HEAD[:-14]}{kind}": torch.ones(1)})))
-        return
-    with pytest.raises(TrainingError, match=f"{kind} is missing"):
-        check_adapter(changed(full_run, lambda tensors: tensors.pop(names[0])))
-    with pytest.raises(TrainingError, match=f"{kind} did not move"):
-        check_adapter(changed(full_run, lambda tensors: tensors.update({names[0]: full_run.adapter.initial[names[0]]})))
-
-
 def test_the_tensors_have_the_names_that_are_expected(base: Path) -> None:
     lora = Lora(r=4, dora=True, modules_to_save=("embed_tokens", "lm_head", "input_layernorm"))
     layers, saved = (
@@ -217,10 +142,12 @@ def test_in_a_bf16_base_the_head_is_trained_in_float32_and_used_in_bf16(make_rec
     # a step of 1e-4 is lost in the rounding of a bf16 weight of 0.1
     assert not torch.equal(head, head.bfloat16().float())
     assert len(result.completions) == 2
-    rows = list(read_rows(result.output.parent / "rows.jsonl"))
-    again = smoke(model_spec(result.output, base, device="cpu"), rows, max_new_tokens=1)
+    output = result.output
+    del result, head  # smoke loads a second model of this size
+    rows = list(read_rows(output.parent / "rows.jsonl"))
+    again = smoke(model_spec(output, base, device="cpu"), rows, max_new_tokens=1)
     assert again["adapter_effect"] > 0
-    assert {finding.rule for finding in adapter_findings(result.output, base)} == {"ML426"}
+    assert {finding.rule for finding in adapter_findings(output, base)} == {"ML426"}
 
 
 def test_a_dora_adapter_without_its_magnitudes_is_a_finding(make_recipe: MakeRecipe, base: Path) -> None:
@@ -268,3 +195,79 @@ def test_the_step_gives_them_the_gradient_of_each_row_by_itself(make_recipe: Mak
     assert alone.keys() == together.keys()
     for name, gradient in alone.items():
         torch.testing.assert_close(together[name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+
+
+# these tests are the last of the file: the run keeps 130 MB until then
+@pytest.fixture(scope="module", params=sampled(WAYS, ("both",)))
+def full_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
+    folder = tmp_path_factory.mktemp(request.param)
+    write_rows(folder / "rows.jsonl")
+    data = recipe_data(base, lora=WAYS[request.param], training={"steps": 30, "learning_rate": 5e-3})
+    return train(parse_recipe(data, folder=folder))
+
+
+@pytest.mark.of_field
+def test_such_an_adapter_is_sound_and_verifies(full_run: RunResult) -> None:
+    dataset = full_run.output.parent
+    facts = verify(full_run.output, base=full_run.base_folder, dataset=dataset)
+    assert [fact for fact in facts if fact.state != "match"] == []
+    assert {"lora.dora", "lora.modules_to_save"} <= {fact.name for fact in facts}
+    # a note: vLLM refuses both
+    assert {finding.rule for finding in adapter_findings(full_run.output, full_run.base_folder)} == {"ML426"}
+
+
+def test_what_the_run_says_of_it_is_what_the_recipe_asked_for(full_run: RunResult) -> None:
+    config = read_json(full_run.output / "adapter_config.json")
+    lora = full_run.manifest["lora"]
+    assert lora["dora"] == config["use_dora"]
+    assert lora["modules_to_save"] == (config["modules_to_save"] or [])
+    assert lora["layers"] == 2 * len(lora["target_modules"])
+    assert lora["parameters"] == sum(tensor.numel() for tensor in full_run.adapter.tensors.values())
+    text = (full_run.output / "DECISION.md").read_text()
+    assert all(f"{name}" in text for name in lora["modules_to_save"])
+    assert ("DoRA" in text) == lora["dora"]
+
+
+def test_a_changed_record_of_it_does_not_verify(full_run: RunResult, tmp_path: Path) -> None:
+    for file in full_run.output.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    lora = full_run.manifest["lora"]
+    changed = {**lora, "dora": not lora["dora"], "modules_to_save": ["norm"]}
+    write_json(tmp_path / "manifest.json", {**full_run.manifest, "lora": changed})
+    wrong = {fact.name for fact in verify(tmp_path) if fact.state == "mismatch"}
+    assert {"lora.dora", "lora.modules_to_save"} <= wrong
+
+
+def test_every_tensor_moves_and_the_base_does_not(full_run: RunResult) -> None:
+    for name, tensor in full_run.adapter.tensors.items():
+        assert not torch.equal(tensor, full_run.adapter.initial[name]), name
+    on_disk, in_memory = load_file(full_run.base_folder / "model.safetensors"), base_tensors(full_run.model)
+    assert on_disk.keys() == in_memory.keys()
+    assert all(torch.equal(on_disk[name], in_memory[name]) for name in on_disk)
+
+
+def test_loaded_afresh_it_has_the_logits_that_it_had_in_memory(full_run: RunResult) -> None:
+    rows = list(read_rows(full_run.output.parent / "rows.jsonl"))
+    result = smoke(model_spec(full_run.output, full_run.base_folder, device="cpu"), rows, max_new_tokens=1)
+    assert result["probe"]["sha256"] == full_run.probe.sha256
+
+
+def changed(run: RunResult, change: Any) -> Adapter:
+    tensors = {name: tensor.clone() for name, tensor in run.adapter.tensors.items()}
+    change(tensors)
+    return Adapter(tensors, run.adapter.initial, run.adapter.layers, run.adapter.config, run.adapter.saved)
+
+
+@pytest.mark.parametrize("kind", ["lora_magnitude_vector", "lm_head.weight", "embed_tokens.weight"])
+def test_an_adapter_without_one_of_them_or_with_one_that_did_not_move_is_not_saved(
+    full_run: RunResult, kind: str
+) -> None:
+    names = [name for name in full_run.adapter.tensors if name.endswith(kind)]
+    if not names:
+        with pytest.raises(TrainingError, match="is not a tensor of the adapter"):
+            check_adapter(changed(full_run, lambda tensors: tensors.update({f"{HEAD[:-14]}{kind}": torch.ones(1)})))
+        return
+    with pytest.raises(TrainingError, match=f"{kind} is missing"):
+        check_adapter(changed(full_run, lambda tensors: tensors.pop(names[0])))
+    with pytest.raises(TrainingError, match=f"{kind} did not move"):
+        check_adapter(changed(full_run, lambda tensors: tensors.update({names[0]: full_run.adapter.initial[names[0]]})))
