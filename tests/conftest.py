@@ -166,7 +166,7 @@ def _map_large_blocks() -> None:
     """Have the C library return each freed block of 1 MiB and more to the system, as it does before the first of them.
 
     After the first, glibc takes larger and larger ones from the heap, up to 32 MiB. There, the tensors of a tiny model
-    lie between small objects that stay, and a worker holds 400 MB more. The variable MALLOC_MMAP_THRESHOLD_ would
+    lie between small objects that stay, and a worker holds 100 MB more. The variable MALLOC_MMAP_THRESHOLD_ would
     change the processes that tests start, too, and with them what a run under a limit of memory needs.
     """
     with suppress(AttributeError, OSError):  # glibc alone has it
