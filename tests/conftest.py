@@ -71,7 +71,7 @@ _GROWN = 100 << 20
 """Bytes by which this process grows until what was set apart is looked through: it holds garbage by then."""
 
 _MANY = 1000 << 20
-"""Bytes of a process from which the tests' caches of tokenizers are emptied: with them, a worker has 2 GB and more."""
+"""Bytes of a process from which the caches of tokenizers and models are emptied: with them, it has 2 GB and more."""
 
 _M_MMAP_THRESHOLD = -3
 """The name of this option in glibc's malloc.h."""
@@ -124,7 +124,7 @@ def _release() -> None:
     global _resident
     gc.unfreeze()
     if psutil.Process().memory_info().rss > _MANY:
-        _forget_tokenizers()
+        _forget_loaded()
     _set_apart()
     _trim()
     _resident = psutil.Process().memory_info().rss
@@ -144,7 +144,7 @@ def _end_file(item: pytest.Item, nextitem: pytest.Item | None) -> None:
         _between = _resident
 
 
-def _forget_tokenizers() -> None:
+def _forget_loaded() -> None:
     """Empty the caches of functions that return a tokenizer or a model, or what holds one, by their annotation."""
     names = ("Oracle", "Tokenizer", "ChatTemplate", "RowJudge", "DatasetPass", "Target", "TranscriptModel", "nn.Module")
     root = Path(__file__).parents[1]
