@@ -629,6 +629,13 @@ class ML668(Example):
         signs.rate(artifact, *[number % 3 > 0 for number in range(signs.COUNT)])
 
 
+class ML669(Example):
+    mutant = signs.answers_cut_by_the_limit_of_a_server
+
+    def sound(self, artifact: Artifact) -> None:
+        signs.declare(artifact, "finish_reason", "stop")
+
+
 class ML670(Example):
     mutant = gaps.completions_with_the_space_of_a_text
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
-from pytest_mistral_lora.chat.reading import read_line
-from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, beyond_text, imported, text_of, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
 from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
@@ -21,7 +19,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.errors import RowError
-from pytest_mistral_lora.formats.recognition import IDS, unread_columns
+from pytest_mistral_lora.formats.recognition import IDS
 from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
@@ -116,32 +114,6 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
 
 def _laws_of_one_encoding(oracle: Oracle) -> tuple[RowLaw, ...]:
     return tuple(law for law in LAWS if law.rule in ON_EVERY_ROW and not law.unfit(oracle))
-
-
-# a search of bytes: most rows have no such column, and need not be parsed twice
-_OTHER_COLUMN = re.compile(rb'"(?:input_ids|labels|completion|text)"\s*:')
-
-
-def column_findings(chunk: Chunk, number: int, line: bytes | int | RowError) -> Iterator[Finding]:
-    """Yield a finding for a line of a file whose row has a column that another trainer may train on."""
-    if not isinstance(line, bytes) or not _OTHER_COLUMN.search(line):
-        return
-    item = read_line(chunk.path, number, line)
-    if isinstance(item, tuple) and (keys := unread_columns(item[1])):
-        yield column_finding(keys, chunk.place(number), chunk.path)
-
-
-_LETTERS_AS_LABEL = re.compile(rb'"label"\s*:\s*"')
-
-
-def label_letters(chunk: Chunk, number: int, line: bytes | int | RowError) -> str:
-    """Return what a line has under `label`, if that is letters; else the empty string."""
-    # a rated answer has true or false there: its line is not read again
-    if not isinstance(line, bytes) or not _LETTERS_AS_LABEL.search(line):
-        return ""
-    item = read_line(chunk.path, number, line)
-    label = item[1].get("label") if isinstance(item, tuple) else None
-    return label if isinstance(label, str) else ""
 
 
 def column_finding(keys: Sequence[str], place: Place, path: Path, rows: str = "the row") -> Finding:
