@@ -43,6 +43,7 @@ class Replayed:
         transcript: The recorded answer.
         by_ids: The answer to the recorded ids.
         by_messages: The answer to the messages, with all settings explicit.
+        stream: The same answer as a stream.
         prompt: The prompt that the server makes of the messages.
         again: The answer to the messages, asked a second time.
         plain: The answer to the messages with only the temperature set.
@@ -53,6 +54,7 @@ class Replayed:
     transcript: Transcript
     by_ids: Outcome = None
     by_messages: Outcome = None
+    stream: Outcome = None
     prompt: ServedPrompt | InputError | None = None
     again: Outcome = None
     plain: Outcome = None
@@ -105,6 +107,7 @@ async def _replay(
             transcript,
             await outcome_of(server.complete(client, ids, model, limit, greedy)),
             await outcome_of(server.answer(client, row, model, limit, greedy)),
+            await outcome_of(server.stream(client, row, model, limit, greedy)),
             await outcome_of(server.prompt(client, row, model)),
         )
         if transcript.case in repeated:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from answer_server import Relay
+from answer_server import Change, Relay, in_streams, masked, nothing, with_entities, with_prefix, without_calls
 from derived_tekken import derived_oracle
 from gguf_files import write_gguf
 from golden_answers import transcript_of
@@ -29,7 +29,7 @@ from pytest_mistral_lora.training.generate.record import next_token_logprobs
 pytestmark = needs_llamacpp
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
-RIGHT = ("plain", "system", "call")
+RIGHT = ("plain", "system", "call", "text-after-result")
 """Known answers that llama.cpp gives as the model says them."""
 BY_GRAMMAR = "call-other-order"
 """One whose keys are not in the order of the schema, which llama.cpp's grammar fixes."""
@@ -70,9 +70,9 @@ def llamacpp(folder: Path, oracle: Oracle) -> Iterator[str]:
 def check(
     llamacpp: str, folder: Path, oracle: Oracle, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    def run(golden: str, asks: Ask = lambda request: request) -> tuple[int, str]:
+    def run(golden: str, asks: Ask = lambda request: request, change: Change = nothing) -> tuple[int, str]:
         words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl")]
-        with serving(Relay(oracle, upstream=llamacpp, asks=asks)) as url:
+        with serving(Relay(oracle, upstream=llamacpp, asks=asks, change=change)) as url:
             code = main(["serve-check", f"llamacpp@{BUILD}={url}", *words, "--golden", str(folder / golden)])
         return code, capsys.readouterr().out
 
@@ -81,7 +81,8 @@ def check(
 
 def test_answers_that_nothing_changes_are_green(check: Callable[..., tuple[int, str]]) -> None:
     code, out = check("right")
-    assert (code, out.count("3 exact of 3")) == (0, 2), out
+    assert (code, out.count("4 exact of 4")) == (0, 2), out
+    assert "as a stream 4 of 4" in out
 
 
 def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorded(
@@ -107,7 +108,7 @@ def strict(text: str) -> str:
         (
             lambda text: text.replace("[INST]", "[INST] "),
             ["ML902"],
-            r"ML902 .*one\.jsonl[\s\S]*explains: 2 more findings: ML909 \(2\)",
+            r"ML902 .*one\.jsonl[\s\S]*explains: \d more findings: ML909 \(\d\)",
         ),
         # the asked row is right: the answer alone shows the template
         (strict, ["ML909"], rf"{re.escape(RIGHT_MODEL)}\n.*the first other: token \d+"),
@@ -134,7 +135,7 @@ def test_answers_to_prompts_of_a_wrong_template_are_a_part_of_the_finding_of_the
     assert re.search(says, out), out
     # by ids they are the recorded ones, in the summary
     assert RIGHT_MODEL in out
-    assert "3 exact of 3" in out
+    assert "4 exact of 4" in out
 
 
 def with_system_prompt(request: dict[str, Any]) -> dict[str, Any]:
@@ -174,3 +175,28 @@ def test_a_relay_that_changes_requests_is_not_taken_for_a_grammar(
     assert re.search(says, out), out
     assert "ML909 " in out
     assert (RIGHT_PROMPT in out) is ("tokens recorded" not in says), out
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong", "says"),
+    [
+        (masked, 1, r"the client gets text '\*\*\*\*\.'\n +expected: text 'Paris\.'"),
+        (with_entities, 1, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'"),
+        (with_prefix, 4, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'"),
+        (without_calls, 1, r"the client gets an empty message\n +expected: calls weather\("),
+    ],
+    ids=["mask", "entities", "prefix", "calls"],
+)
+@pytest.mark.parametrize("is_stream", [False, True], ids=["each", "streams"])
+def test_a_message_that_is_changed_behind_right_ids_is_a_finding(
+    change: Change, wrong: int, says: str, is_stream: bool, check: Callable[..., tuple[int, str]]
+) -> None:
+    code, out = check("right", change=in_streams(change) if is_stream else change)
+    assert (code, set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))) == (1, {"ML909"}), out
+    says = says.replace("the client", "as a stream the client") if is_stream else says
+    assert re.search(says, out), out
+    assert CONSTRAINED not in out
+    # by ids, and as whole answers if the streams alone are changed
+    assert out.count("4 exact of 4") == 1 + is_stream
+    right = f"as a stream {4 - wrong} of 4" if is_stream else rf"{wrong} different"
+    assert re.search(right, out), out

@@ -265,7 +265,7 @@ def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
             lambda oracle: {"completion": in_chats(lambda ids: (*oracle.encode_text("Rome"), *ids[1:]))},
             "the chat changes the answer",
         ),
-        (lambda oracle: {"reads_calls": False}, "the server reads other calls in them"),
+        (lambda oracle: {"reads_calls": False}, "the server leaves their calls in the text"),
     ],
     ids=["messages", "limit", "temperature", "stop", "other", "parser"],
 )
@@ -274,7 +274,7 @@ def test_what_changes_the_answers_of_a_chat_is_not_taken_for_a_grammar(
     kind: str, given: Callable[[Oracle], dict[str, Any]], says: str, check: Check, oracle: Oracle
 ) -> None:
     code, out, _ = check(kind, scale=None, **given(oracle))
-    if kind == "vllm" and says.startswith("the server reads"):
+    if kind == "vllm" and says.startswith("the server leaves"):
         # vLLM without a parser leaves calls in the text
         assert (code, "tool calls are compared by their ids alone" in out) == (0, True), out
         return
@@ -317,7 +317,7 @@ def test_a_vllm_that_was_started_without_a_parser_of_calls_is_compared_by_ids(ch
 
 def test_a_call_that_vllm_reads_otherwise_is_a_finding(check: Check) -> None:
     code, out, _ = check("vllm", scale=None, named="weathers")
-    assert (code, "the server reads other calls in them" in out) == (1, True), out
+    assert (code, "the client gets other calls: the parser of the server or a gateway" in out) == (1, True), out
 
 
 def test_every_setting_of_a_greedy_answer_is_spelled_out(check: Check) -> None:

@@ -185,7 +185,7 @@ def told_apart(first: ServedAnswer, second: ServedAnswer) -> tuple[str, str]:
     """Return two messages that are not the same, each in one line that shows where they differ."""
     if _parts(first)[:-1] == _parts(second)[:-1]:
         return finish_text(first), finish_text(second)
-    calls = _beside(_served_calls_text(first), _served_calls_text(second), _served_calls(first), _served_calls(second))
+    calls = _beside(_served_calls_text(first), _served_calls_text(second), served_calls(first), served_calls(second))
     one, other = ((of.thinking, of.text, text) for of, text in zip((first, second), calls, strict=True))
     starts = [_start(*pair) for pair in zip(one, other, strict=True)]
     return _joined(*one, starts), _joined(*other, starts)
@@ -197,7 +197,7 @@ def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
 
 
 def _parts(served: ServedAnswer) -> tuple[Any, ...]:
-    return served.text, served.thinking, _served_calls(served), served.finish_reason
+    return served.text, served.thinking, served_calls(served), served.finish_reason
 
 
 def finish_text(served: ServedAnswer) -> str:
@@ -260,7 +260,7 @@ def _arguments(text: str) -> str:
 
 def _spelled_is_read(message: AnswerMessage, served: ServedAnswer, literals: list[str]) -> bool:
     """Return whether a part of a message whose letters spell a control token is cut or read as calls."""
-    is_other_call = bool(served.calls) and _said_calls(message) != _served_calls(served)
+    is_other_call = bool(served.calls) and _said_calls(message) != served_calls(served)
     arguments = json.dumps([call.arguments for call in message.calls], ensure_ascii=False)
     if is_other_call and any(literal in arguments for literal in literals):
         return True
@@ -276,7 +276,8 @@ def _said_calls(message: AnswerMessage) -> list[tuple[str, str]]:
     return [(call.name, canonical_json(call.arguments)) for call in message.calls]
 
 
-def _served_calls(served: ServedAnswer) -> list[tuple[str, str]]:
+def served_calls(served: ServedAnswer) -> list[tuple[str, str]]:
+    """Return the calls of a served message, each with its name and its arguments in a form to compare."""
     return [(call.name, _arguments(call.arguments)) for call in served.calls]
 
 
@@ -301,7 +302,7 @@ def _is_thought_in_text(message: AnswerMessage, text: str) -> bool:
 
 
 def _call_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
-    calls, said = _served_calls(served), _said_calls(message)
+    calls, said = served_calls(served), _said_calls(message)
     if said == calls:
         return
     is_split = any(_UNREADABLE in call.arguments for call in served.calls)

@@ -8,15 +8,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.diff import equal_beginning
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.server.changed_messages import ASK_ITSELF, FedPrompt, changed_messages
 from pytest_mistral_lora.conformance.server.failures import answered, is_about_context, is_about_setting
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.judgement import AnswerJudgement, FirstDifference
 from pytest_mistral_lora.records.transcripts import Transcript
+from pytest_mistral_lora.serving.answers import ServedAnswer
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.serving.answers import ListedStep, ServedAnswer
+    from pytest_mistral_lora.conformance.server.answer import ChangedMessage
+    from pytest_mistral_lora.serving.answers import ListedStep
     from pytest_mistral_lora.serving.replay import Replayed
 
 RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
@@ -29,11 +32,9 @@ CONSTRAINED = (
     f"{RIGHT_PROMPT}: without its grammar the server answers as recorded, so the grammar constrains the answer."
 )
 
-MISREAD = f"{RIGHT_PROMPT}: the model says the recorded ids, and the server reads other calls in them."
-
 HIDDEN_PROMPT = "It cannot be told whether the prompt or the weights differ, because the server is not asked by ids."
 
-CUT_TEXT = "The model says the recorded ids, and the client gets only the beginning of their text"
+_CHANGED = f"{RIGHT_PROMPT}: the model says the recorded ids"
 
 _CONSTRAINED_FIX = (
     "Compare the answer with the schema of its tool: the grammar of a server may fix the order of keys, and refuse "
@@ -44,6 +45,15 @@ _REFUSED_FIX = (
     "doctor` lists the known faults of servers; without a way out there, serve by another server."
 )
 STOP_FIX = f"Find the stop string that each chat gets: a field `stop` of a gateway, or a preset. {ASK_ITSELF}"
+_CHANGED_FIX = (
+    "Find what changes answers on their way to the client: a filter or a mask of contents, a prefix, or what drops "
+    f"tool calls. {ASK_ITSELF}"
+)
+STREAM_ALONE = "The whole answer is right, and its stream is not."
+STREAM_FIX = (
+    "Find what changes or drops parts of a stream: a proxy, a gateway, or the parser of the server. Or ask for whole "
+    f"answers. {ASK_ITSELF}"
+)
 _LIMIT_FIX = (
     "Find the limit that each chat gets: a field `max_tokens` of a gateway, or a preset. The same prompt by ids is "
     f"answered to its end, so the context of the server is not the cause. {ASK_ITSELF}"
@@ -115,10 +125,26 @@ class ChatCauses:
         of_prompt, answer = self._of_prompt(replayed), answered(replayed.by_messages)
         if of_prompt is not None:
             return [RIGHT_MODEL, *of_prompt[0]], of_prompt[1]
-        if _shown_ids(replayed) is None or answer is None:
+        if _shown_ids(replayed) is None or answer is None or difference is None:
             return [RIGHT_MODEL], ""
         cause, fix = self._of_answer(replayed, answer, difference)
         return [cause], fix
+
+    def of_message(self, changed: ChangedMessage, replayed: Replayed) -> tuple[list[str], str]:
+        """Return the cause of a message that no parser makes of the right ids, as lines, and its fix."""
+        if changed.leaves_calls:
+            return [f"{_CHANGED}, and the server leaves their calls in the text."], fix_of(self._target, "misread")
+        if changed.spells:
+            words = f"{_CHANGED}, whose letters spell {changed.spells}, and the parser of the server reads the marker."
+            return [words], self._target.server.fixes().get("ML924", RULES["ML924"].fix_text)
+        answer = answered(replayed.by_messages) or ServedAnswer()
+        if changed.cut:
+            in_text = f"a stop string, which is in {changed.cut[:24]!r}"
+            by = f"the stop string {answer.stop!r}" if answer.stop else in_text
+            return [f"{_CHANGED}, and the client gets only the beginning of their text: it is cut by {by}."], STOP_FIX
+        arrives = "other calls" if answer.calls else "no call" if changed.has_other_calls else "another text"
+        words = f"{_CHANGED}, and the client gets {arrives}: the parser of the server or a gateway changes the message."
+        return [words], _CHANGED_FIX
 
     def of_moved(self, replayed: Replayed) -> tuple[list[str], str]:
         """Return the cause of a right answer with other log-probabilities than by ids, as lines, and its fix."""
@@ -147,7 +173,7 @@ class ChatCauses:
         found = limit_of(golden, answer)
         if found:
             return [f"{found[0].upper()}{found[1:]}."], _LIMIT_FIX
-        if self._is_random:
+        if self.is_random:
             return [f"{_RANDOM[0].upper()}{_RANDOM[1:]}."], RANDOM_FIX
         if answer.ended and self._is_beginning(golden, answer):
             return [f"The answer ends early, by {self._stop_words(golden, answer)}, or by another model."], STOP_FIX
@@ -180,20 +206,16 @@ class ChatCauses:
                 found.append(FedPrompt(asked, len(golden.prompt_ids), answer.prompt_count))
         return found
 
-    def _of_answer(
-        self, replayed: Replayed, answer: ServedAnswer, difference: FirstDifference | None
-    ) -> tuple[str, str]:
+    def _of_answer(self, replayed: Replayed, answer: ServedAnswer, difference: FirstDifference) -> tuple[str, str]:
         """Return the cause of an answer that differs only if it is asked by a chat with the right prompt, and the fix.
 
         A grammar is the cause only if the same request without the grammar is answered as recorded.
         """
         golden = replayed.transcript
-        if difference is None:
-            return MISREAD, fix_of(self._target, "misread")
         limit = limit_of(golden, answer)
         if limit:
             return f"{RIGHT_PROMPT}: {limit}.", _LIMIT_FIX
-        if self._is_random:
+        if self.is_random:
             return f"{RIGHT_PROMPT}: {_RANDOM}.", RANDOM_FIX
         free = answered(self._target.answer_without_grammar(golden))
         if free is not None and self._passes(golden, free):
@@ -242,7 +264,7 @@ class ChatCauses:
         return step.best_text.strip() == self._target.oracle.decode([token]).strip()
 
     @cached_property
-    def _is_random(self) -> bool:
+    def is_random(self) -> bool:
         """Whether an answer to messages differs from that to the same request again."""
         pairs = [(answered(replayed.by_messages), answered(replayed.again)) for replayed in self._target.replayed]
         return any(first and second and not same_answer(first, second) for first, second in pairs)

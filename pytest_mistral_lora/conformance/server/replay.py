@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.conformance.answer.comparison import is_same_message, told_apart
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
-from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
+from pytest_mistral_lora.conformance.server.answer import AnswerJudge, ChangedMessage, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.chat_causes import (
     CONSTRAINED,
-    CUT_TEXT,
     HIDDEN_PROMPT,
     RANDOM_FIX,
     RIGHT_MODEL,
-    STOP_FIX,
+    STREAM_ALONE,
+    STREAM_FIX,
     ChatCauses,
     fix_of,
     fix_of_refusal,
@@ -93,6 +94,10 @@ class ReplayChecks:
         )
         return widest, "as recorded, since the server reports none"
 
+    @cached_property
+    def _judge(self) -> AnswerJudge:
+        return AnswerJudge(self._target.oracle, self._precision[0])
+
     @property
     def _lacks_tolerance(self) -> str:
         """Why answers that differ cannot be judged; empty if the tolerance of the served weights is known."""
@@ -135,6 +140,7 @@ class ReplayChecks:
             return Result(not_checked=f"{self._lacks_tolerance}{moved.numbers and f'; {moved.numbers}'}")
         precision, source = self._precision
         findings, tiers, repeated, unanswered = [], [], 0, 0
+        passed = []
         for replayed in self._target.replayed:
             judged = self._judged(replayed.transcript, of(replayed), by_messages=rule == "ML909")
             if isinstance(judged, str):
@@ -144,7 +150,7 @@ class ReplayChecks:
                 continue
             tiers.append(judged.tier)
             if judged.passed:
-                findings += self._cut_texts(replayed) if rule == "ML909" else ()
+                passed.append(replayed)
             elif rule == "ML909" and self._differs_by_ids(replayed):
                 repeated += 1
             else:
@@ -157,11 +163,17 @@ class ReplayChecks:
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
         text += f"; {moved.numbers}" if moved.numbers else ""
+        not_streamed = ""
+        if rule == "ML909":
+            streamed, of_streams, not_streamed = self._streams(passed)
+            findings += of_streams
+            text += f"; {streamed}" if streamed else ""
         text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in finding.detail for finding in findings) else ""
         name = "answers by ids of" if rule == "ML908" else "answers by messages of"
         all_of = len(self._target.replayed)
         left_out = [f"same cause as ML908: {repeated} of {all_of} differ by ids already"] * (repeated > 0)
         left_out += [f"same cause as by ids: {unanswered} of {all_of} have no answer"] * (unanswered > 0)
+        left_out += [not_streamed] * bool(not_streamed)
         left_out += [f"{_UNREAD}. {fix_of(self._target, 'misread')}"] * (rule == "ML909" and self._leaves_calls)
         if moved.numbers and moved.tolerance is None:
             stated = f"{self._target.server.name}:bf16={self._target.url}"
@@ -199,19 +211,29 @@ class ReplayChecks:
         row, effect_of = replayed.transcript.row.to_jsonl(), _effect_of(rule, replayed)
         return Finding(rule, far, self._place, moved.explained, "\n".join(lines), row, fix=fix, effect_of=effect_of)
 
-    def _cut_texts(self, replayed: Replayed) -> Iterator[Finding]:
-        """Yield ML909 if the ids are the recorded ones, and the client gets only the beginning of their text."""
-        golden, answer = replayed.transcript, answered(replayed.by_messages)
-        # what a parser takes out of the text is judged as calls, or not here
-        if answer is None or answer.ids is None or answer.calls or answer.thinking:
-            return
-        if any(token in self._target.oracle.control_tokens for token in answer.ids[:-1]):
-            return
-        said, text = self._target.oracle.decode(answer.ids).strip(), answer.text.strip()
-        if said.startswith(text) and (rest := said[len(text) :]):
-            named = f"the stop string {answer.stop!r}" if answer.stop else f"a stop string, which is in {rest[:24]!r}"
-            detail = f"{CUT_TEXT}: it is cut by {named}. Ids alone are as recorded."
-            yield replace(self._finding("ML909", golden, f"answered {answer.text!r}", detail), fix=STOP_FIX)
+    def _streams(self, passed: Sequence[Replayed]) -> tuple[str, list[Finding], str]:
+        """Return how many right answers are right as a stream, ML909 for the others, and why some are not judged."""
+        asked = [replayed for replayed in passed if replayed.stream is not None]
+        reasons = [reason for replayed in asked if (reason := no_answer(replayed.stream))]
+        findings = [finding for replayed in asked if (finding := self._stream_finding(replayed))]
+        right = len(asked) - len(reasons) - len(findings)
+        text = f"as a stream {right} of {len(asked)}" if asked else ""
+        not_judged = f"as a stream {len(reasons)} of {len(asked)} have no answer: {reasons[0]}" if reasons else ""
+        return text, findings, not_judged
+
+    def _stream_finding(self, replayed: Replayed) -> Finding | None:
+        """Return ML909 if a right answer is another message as a stream, other than by a near tie."""
+        golden, whole, stream = replayed.transcript, answered(replayed.by_messages), answered(replayed.stream)
+        if whole is None or stream is None or self._causes.is_random:
+            return None
+        # some streams lack the reason, and the ids of some parts
+        stream = replace(stream, ids=None, finish_reason=whole.finish_reason)
+        if is_same_message(whole, stream) or judged_passes(self._judged(golden, stream, by_messages=True)):
+            return None
+        changed = self._judge.changed_message(golden, stream)
+        found, expected = told_apart(stream, whole) if changed is None else (changed.found, changed.expected)
+        finding = self._finding("ML909", golden, f"as a stream the client gets {found}", STREAM_ALONE)
+        return replace(finding, expected=expected, shape=STREAM_ALONE, fix=STREAM_FIX)
 
     @property
     def _leaves_calls(self) -> bool:
@@ -235,8 +257,7 @@ class ReplayChecks:
         if answer is None:
             return no_answer(outcome) or "it was not answered"
         try:
-            judge = AnswerJudge(self._target.oracle, self._precision[0])
-            return judge.judge(golden, answer, by_messages=by_messages)
+            return self._judge.judge(golden, answer, by_messages=by_messages)
         except InputError as error:
             return error.found
 
@@ -260,7 +281,7 @@ class ReplayChecks:
         return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
-        found = f"answered {judged.text!r}"
+        found, expected = f"answered {judged.text!r}", repr(judged.golden_text)
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
         shape = ""
         if rule == "ML908":
@@ -270,6 +291,10 @@ class ReplayChecks:
                 causes = [(f"{limit[0].upper()}{limit[1:]}.", fix_of(self._target, "context"))]
             lines = [*([cause for cause, _ in causes] or [_OTHER_WEIGHTS]), *lines]
             fix = next((fix for _, fix in causes), "")
+        elif changed := self._changed(replayed, judged):
+            found, expected = f"the client gets {changed.found}", changed.expected
+            lines, fix = self._causes.of_message(changed, replayed)
+            shape = cause_of(lines[0])
         else:
             by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
             of = self._causes.of_hidden(replayed) if isinstance(by_ids, str) else None
@@ -278,7 +303,15 @@ class ReplayChecks:
                 found += f", because the grammar refuses {marker}"
             lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
         finding = self._finding(rule, replayed.transcript, found, "\n".join(lines))
-        return replace(finding, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
+        return replace(finding, expected=expected, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
+
+    def _changed(self, replayed: Replayed, judged: AnswerJudgement) -> ChangedMessage | None:
+        """Return how the message of an answer was changed whose ids are as recorded; None if the ids differ, too."""
+        answer = answered(replayed.by_messages)
+        if answer is None or (answer.ids is None and judged.difference is not None):
+            return None
+        is_right = judged.difference is None or self._passes(replayed.transcript, answer)
+        return self._judge.changed_message(replayed.transcript, answer) if is_right else None
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
         """Return the known properties of the served model that can change answers, with their fixes, likeliest first.
