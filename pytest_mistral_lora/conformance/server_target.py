@@ -355,6 +355,15 @@ class ServerTarget(JudgedTarget):
         """
         return _awaited(self._replay(self.transcripts[0], self.answers.model))
 
+    @property
+    def drafts(self) -> bool:
+        """Whether the server drafts tokens (speculative decoding), of which it gives no true log-probability."""
+        from pytest_mistral_lora.conformance.server.failures import answered
+
+        outcomes = (outcome for one in self.replayed for outcome in (one.by_ids, one.by_messages, one.base))
+        answers = (answered(outcome) for outcome in outcomes)
+        return self.answers.facts.drafts or any(answer.is_drafted for answer in answers if answer)
+
     async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
         from pytest_mistral_lora.serving.replay import SECONDS, replay
 

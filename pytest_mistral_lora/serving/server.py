@@ -73,6 +73,7 @@ class ServerFacts:
         parents: The models that adapters name as their parents.
         defaults: What a request gets that does not name a setting, by its name, as far as the server shows it.
         changed: The defaults among them that change a greedy answer, or end it.
+        drafts: Whether it says that it drafts tokens (speculative decoding), by a smaller model or by earlier tokens.
     """
 
     version: str
@@ -83,6 +84,7 @@ class ServerFacts:
     parents: tuple[str, ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
     changed: tuple[str, ...] = ()
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

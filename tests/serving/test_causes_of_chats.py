@@ -95,6 +95,19 @@ def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorde
     assert "1 exact of 1" in out
 
 
+def test_a_server_that_drafts_tokens_is_judged_by_ids_alone(
+    folder: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_gguf(tmp_path / "model.gguf", *converted_model(folder / "model", oracle))
+    words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl"), "--golden", str(folder / "right")]
+    with served(file, draft=str(file)) as (_, address):
+        code = main(["serve-check", f"llamacpp@{BUILD}:fp32={address}", *words])
+    out = capsys.readouterr().out
+    assert (code, out.count("4 exact of 4")) == (0, 2), out
+    assert re.search(r"log-probabilities are not compared, and ids are: the server drafts tokens.* \(2\)\n", out), out
+    assert "nats at most" not in out
+
+
 def strict(text: str) -> str:
     """Leave the space behind [SYSTEM_PROMPT] out, which rows without a system message do not have."""
     changed = text.replace("[SYSTEM_PROMPT]", "[SYSTEM_PROMPT] ")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,25 @@ def test_the_grammar_of_any_token_takes_each_answer() -> None:
 def in_chats(change: Callable[[Ids], Ids]) -> Callable[[Ids, dict[str, Any]], Ids]:
     """Change the answers to chats alone, as a proxy in front of a server does, or a setting of its chats."""
     return lambda ids, data: change(ids) if "messages" in data else ids
+
+
+@pytest.mark.parametrize(
+    ("is_by_ids", "is_tie", "rules"),
+    [(True, False, {"ML908"}), (False, True, {"ML909"}), (False, False, {"ML909", "ML911"})],
+    ids=["other-weights", "near-tie", "random"],
+)
+def test_two_answers_that_have_a_cause_or_part_at_a_near_tie_are_no_sign_of_a_temperature(
+    is_by_ids: bool, is_tie: bool, rules: set[str], check: Check, oracle: Oracle
+) -> None:
+    [token] = oracle.encode_text("red")
+    # by the values of the test's server: tokens with the same remainder are a tie
+    drawn = cycle([token, token + 7] if is_tie else [token, token + 1])
+
+    def garbage(ids: Ids, data: dict[str, Any]) -> Ids:
+        return (next(drawn), *ids[1:]) if is_by_ids or "messages" in data else ids
+
+    code, out, _ = check(completion=garbage)
+    assert (code, set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))) == (1, rules), out
 
 
 def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:

@@ -124,8 +124,10 @@ class Behaviour:
         with _ENCODING:
             other = self.oracle.encode_text("Something else")
         ids, values = (found.completion_ids, found.logprobs) if found else ((*other, 2), (-3.0,) * (len(other) + 1))
-        ids = self.completion(ids, data)
-        values = tuple(self.logprob(value, at) for at, value in enumerate((*values, *values)[: len(ids)]))
+        said, ids = ids, self.completion(ids, data)
+        # a token that the model would not say has a value of its own
+        values = tuple(values[at] if token in said[at : at + 1] else -3.0 - token % 7 for at, token in enumerate(ids))
+        values = tuple(self.logprob(value, at) for at, value in enumerate(values))
         limit = data.get("max_tokens", data.get("n_predict", 64))
         return list(ids[:limit]), list(values[:limit]), len(ids) <= limit
 

@@ -58,10 +58,12 @@ class AnswerJudge:
     Attributes:
         oracle: The tokenizer that reads them.
         precision: The precision of the served weights, a key of `TOLERANCES`.
+        knows_logprobs: Whether the server gives each token its log-probability; else ids alone are judged.
     """
 
     oracle: Oracle
     precision: str
+    knows_logprobs: bool = True
 
     def judge(self, golden: Transcript, answer: ServedAnswer, *, by_messages: bool) -> AnswerJudgement:
         """Return the tier of an answer.
@@ -82,7 +84,7 @@ class AnswerJudge:
             difference = None
         else:
             difference = self._text_difference(golden, self._text(answer))
-        moved = moved_logprobs(golden, answer)
+        moved = moved_logprobs(golden, answer) if self.knows_logprobs else []
         apart = sum(moved) / len(moved) if moved else None
         tier = answer_tier(difference, apart, widest_tolerance(self.precision, golden.precision))
         if changed and (tier == "exact" or ids is not None):

@@ -105,15 +105,17 @@ def with_file(target: ServerTarget, fix: str) -> str:
 class ChatCauses:
     """Finds why the chats of one server differ, though their prompts' ids are answered as recorded."""
 
-    def __init__(self, target: ServerTarget, passes: Callable[[Transcript, ServedAnswer], bool]) -> None:
+    def __init__(self, target: ServerTarget, passes: Callable[[Transcript, ServedAnswer], bool], margin: float) -> None:
         """Keep the target.
 
         Args:
             target: The server.
             passes: Returns whether an answer to messages is as recorded.
+            margin: The largest lead of one token over another at a near tie, in nats.
         """
         self._target = target
         self._passes = passes
+        self._margin = margin
 
     def of(self, replayed: Replayed, difference: FirstDifference | None) -> tuple[list[str], str]:
         """Return the cause of a different answer to messages, as lines, and its fix; the rule's own if it is empty.
@@ -154,10 +156,24 @@ class ChatCauses:
         words = "By ids they did not move. What changes them in a chat cannot be told: the prompt has as many tokens."
         return [words], _UNTOLD_FIX
 
+    def has_other_prompt(self, replayed: Replayed) -> bool:
+        """Return whether the prompt of the messages differs from the recorded one, as far as the server shows it."""
+        return self._of_prompt(replayed) is not None
+
+    def is_same(self, first: ServedAnswer, second: ServedAnswer) -> bool:
+        """Return whether two answers are the same to a client, or part at a near tie of their own tokens."""
+        if same_answer(first, second):
+            return True
+        if self._target.drafts:
+            return False
+        pairs = zip(first.steps, second.steps, strict=False)
+        parted = next((pair for pair in pairs if (pair[0].id, pair[0].text) != (pair[1].id, pair[1].text)), None)
+        return parted is not None and abs(parted[0].logprob - parted[1].logprob) < self._margin
+
     def _of_prompt(self, replayed: Replayed) -> tuple[list[str], str] | None:
         """Return how the prompt differs from the recorded one, as lines, and its fix; None if nothing shows it."""
         ids, recorded = _shown_ids(replayed), replayed.transcript.prompt_ids
-        if ids is not None and has_other_prompt(replayed):
+        if ids is not None and shows_other_prompt(replayed):
             counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
             return [f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}"], ""
         return self._fed_otherwise(replayed)
@@ -247,6 +263,7 @@ class ChatCauses:
         token = difference.golden.id
         listed = [one.id for one in answer.steps[: difference.token]]
         is_aligned = answer.count is None or len(answer.steps) == answer.count
+        is_aligned = is_aligned and not self._target.drafts
         if step is None or token is None or not is_aligned or listed != list(golden.completion_ids[: len(listed)]):
             reason = "because the server does not list the likeliest token where it differs"
             return f"{RIGHT_PROMPT}: the chat changes the answer; how cannot be told, {reason}.", _UNTOLD_FIX
@@ -267,7 +284,7 @@ class ChatCauses:
     def is_random(self) -> bool:
         """Whether an answer to messages differs from that to the same request again."""
         pairs = [(answered(replayed.by_messages), answered(replayed.again)) for replayed in self._target.replayed]
-        return any(first and second and not same_answer(first, second) for first, second in pairs)
+        return any(first and second and not self.is_same(first, second) for first, second in pairs)
 
     def _is_beginning(self, golden: Transcript, answer: ServedAnswer) -> bool:
         """Whether an answer has the first tokens of the recorded one, or the first letters if its ids are hidden."""
@@ -298,7 +315,7 @@ def _shown_ids(replayed: Replayed) -> tuple[int, ...] | None:
     return None if prompt is None or isinstance(prompt, InputError) else prompt.ids
 
 
-def has_other_prompt(replayed: Replayed) -> bool:
+def shows_other_prompt(replayed: Replayed) -> bool:
     """Return whether the server shows a prompt of the messages that is not the recorded one."""
     ids = _shown_ids(replayed)
     return ids is not None and ids != replayed.transcript.prompt_ids

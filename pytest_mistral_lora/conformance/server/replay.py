@@ -21,10 +21,9 @@ from pytest_mistral_lora.conformance.server.chat_causes import (
     ChatCauses,
     fix_of,
     fix_of_refusal,
-    has_other_prompt,
     judged_passes,
     limit_of,
-    same_answer,
+    shows_other_prompt,
     with_file,
 )
 from pytest_mistral_lora.conformance.server.failures import (
@@ -50,11 +49,19 @@ _OTHER_WEIGHTS = (
     "base. Which cannot be told, because answers show their sum alone."
 )
 
+_DRAFTED = (
+    "log-probabilities are not compared, and ids are: the server drafts tokens (speculative decoding), and gives the "
+    "drafted ones the log-probability 0"
+)
 _UNREAD = "tool calls are compared by their ids alone, since the server left them in the text"
 
 FINGERPRINT = 0.03
 """Largest difference of a first log-probability in full precision, in nats. Noise was 0.007 at most (with a cache in
 float16), and one BOS or one space too many moved it by 0.071 at least."""
+
+_NOISE = "bf16"
+"""The precision whose margin is the widest near tie between two answers of one server: its weights are the same, and
+its numbers differ by the requests beside one alone."""
 
 _SHOWN = 8
 _SAME = 1e-4
@@ -96,7 +103,7 @@ class ReplayChecks:
 
     @cached_property
     def _judge(self) -> AnswerJudge:
-        return AnswerJudge(self._target.oracle, self._precision[0])
+        return AnswerJudge(self._target.oracle, self._precision[0], knows_logprobs=not self._target.drafts)
 
     @property
     def _lacks_tolerance(self) -> str:
@@ -173,6 +180,7 @@ class ReplayChecks:
         all_of = len(self._target.replayed)
         left_out = [f"same cause as ML908: {repeated} of {all_of} differ by ids already"] * (repeated > 0)
         left_out += [f"same cause as by ids: {unanswered} of {all_of} have no answer"] * (unanswered > 0)
+        left_out += [_DRAFTED] * self._target.drafts
         left_out += [not_streamed] * bool(not_streamed)
         left_out += [f"{_UNREAD}. {fix_of(self._target, 'misread')}"] * (rule == "ML909" and self._leaves_calls)
         if moved.numbers and moved.tolerance is None:
@@ -188,7 +196,8 @@ class ReplayChecks:
             both = [precision, *(replayed.transcript.precision for replayed in self._target.replayed)]
             precision = max(both, key=lambda name: TOLERANCES[name].margin)
             tolerance = TOLERANCES[precision]
-        pairs = [(replayed.transcript, answered(of(replayed))) for replayed in self._target.replayed]
+        known = () if self._target.drafts else self._target.replayed
+        pairs = [(replayed.transcript, answered(of(replayed))) for replayed in known]
         by_case = {golden.case: moved_logprobs(golden, answer) for golden, answer in pairs if answer is not None}
         return Moved(by_case, precision, tolerance)
 
@@ -340,7 +349,8 @@ class ReplayChecks:
 
     @cached_property
     def _causes(self) -> ChatCauses:
-        return ChatCauses(self._target, self._passes)
+        margin = min(TOLERANCES[precision].margin for precision in (self._precision[0], _NOISE))
+        return ChatCauses(self._target, self._passes, margin)
 
     def _passes(self, golden: Transcript, answer: ServedAnswer) -> bool:
         return judged_passes(self._judged(golden, answer, by_messages=False))
@@ -401,8 +411,10 @@ class ReplayChecks:
         same = 0
         for adapted, base in both_answered:
             if adapted.ids == base.ids:
-                both = zip(adapted.logprobs, base.logprobs, strict=False)
+                both = () if self._target.drafts else zip(adapted.logprobs, base.logprobs, strict=False)
                 same += all(abs(a - b) <= _SAME for a, b in both if isfinite(a) and isfinite(b))
+        if same == len(both_answered) and self._target.drafts:
+            return Result(tuple(findings), "" if findings else f"the base gives the same ids, and {_DRAFTED}")
         if same == len(both_answered):
             found = (
                 f"{len(both_answered)} of {len(both_answered)} prompts are answered as by the base without an adapter"
@@ -430,6 +442,8 @@ class ReplayChecks:
         if self._lacks_tolerance:
             return Result(tuple(findings), "" if findings else self._lacks_tolerance)
         for replayed, answer in repeated:
+            if self._differs_by_ids(replayed) or self._causes.has_other_prompt(replayed):
+                continue  # the cause is that of ML908, or of ML902 and ML903
             asked = {
                 "asked twice": replayed.again,
                 "asked with the temperature 0 alone": replayed.plain,
@@ -441,7 +455,7 @@ class ReplayChecks:
                     if isinstance(judged, str) and other is not None and not _shared(other):
                         findings.append(self._unjudged("ML911", replayed.transcript, other, f"{how}: {judged}"))
                     continue
-                if same_answer(given, answer):
+                if self._causes.is_same(given, answer):
                     continue
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
@@ -460,7 +474,7 @@ def _effect_of(rule: str, replayed: Replayed) -> str:
 
     Beside a finding of that rule it is only counted.
     """
-    return "ML902" if rule == "ML909" and has_other_prompt(replayed) else ""
+    return "ML902" if rule == "ML909" and shows_other_prompt(replayed) else ""
 
 
 def _reason(outcome: Outcome) -> str:
