@@ -1,8 +1,8 @@
 """llama.cpp's own HTTP server, from the wheel `xllamacpp`, on the loopback until its input ends.
 
-`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, `template` and `draft`, files, and
-`set`, parameters of llama.cpp by their names, such as `sampling.penalty_repeat`. Or the options of `llama-server`,
-which the wheel has not: those that an exported serve.sh gives.
+`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, `template` and `draft`,
+files, and `set`, parameters of llama.cpp by their names, such as `sampling.penalty_repeat`. Or the options of
+`llama-server`, which the wheel has not: those that an exported serve.sh gives.
 """
 
 from __future__ import annotations

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
 
-_SHOWN = 160
+_SHOWN = 200
 _BEFORE = 40
 STOPPED = "stopped"
 """The part of a fault that a stop string makes."""
 
 _STOP_FIX = "Find the stop string that each chat gets: a field `stop` of a proxy or a gateway, or a preset."
+_STOP = 24
+"""The most characters of a stop string that is not named."""
+
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -61,7 +64,7 @@ def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) ->
         yield AnswerFault("ML930", found, " or ".join(sorted(_reasons(forced, message))), "finish_reason")
         return
     if rest := stopped_at(forced, served, oracle):
-        by = f"the stop string {served.stop!r}" if served.stop else f"a stop string, which is in {_shown(rest)}"
+        by = stop_words(served.stop, served.thinking + served.text, rest)
         found = f"{message_text(served)}, which ends early, by {by}"
         yield AnswerFault("ML923", found, _said_text(message), STOPPED, fix=_STOP_FIX)
         return
@@ -119,7 +122,23 @@ def stopped_at(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> st
     else:
         is_beginning = served.count is not None and served.count < length and oracle.eos_id not in _listed(served)
     literals = oracle.control_tokens.values()
+    is_beginning = is_beginning and bool(stop_words(served.stop, arrived, rest))
     return rest if rest.strip() and is_beginning and not any(literal in said for literal in literals) else ""
+
+
+def stop_words(stop: str, text: str, rest: str) -> str:
+    """Return the stop string that ends an answer, as words; empty if none can, as each would end it earlier.
+
+    Args:
+        stop: The stop string that the server names, or nothing.
+        text: The text that arrives.
+        rest: The text that would follow, with which a stop string begins.
+    """
+    if stop:
+        return f"the stop string {stop!r}"
+    beginnings = (rest[:length] for length in range(1, len(rest[:_STOP]) + 1))
+    is_first = any((text + beginning).find(beginning) == len(text) for beginning in beginnings)
+    return f"a stop string, which is in {rest[:_STOP]!r}" if is_first else ""
 
 
 def _listed(served: ServedAnswer) -> list[int | None]:
@@ -234,6 +253,12 @@ def _joined(thinking: str, text: str, calls: str, starts: Sequence[int] = (0, 0,
     return ", ".join(filter(None, parts)) or "an empty message"
 
 
+def shown_pair(found: str, expected: str) -> tuple[str, str]:
+    """Return two texts, each quoted from near their first difference on, and cut off if it is long."""
+    start = _start(expected, found)
+    return _shown(found, start), _shown(expected, start)
+
+
 def _shown(text: str, start: int = 0) -> str:
     return repr(_cut(text, start))
 
@@ -291,8 +316,8 @@ def _part_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[Answe
     for part, (rule, said, arrived) in parts.items():
         if said != arrived:
             rule = "ML926" if _UNREADABLE in arrived else rule
-            start = _start(said, arrived)
-            yield AnswerFault(rule, f"the {part} {_shown(arrived, start)}", _shown(said, start), part, said, arrived)
+            found, expected = shown_pair(arrived, said)
+            yield AnswerFault(rule, f"the {part} {found}", expected, part, said, arrived)
 
 
 def _is_thought_in_text(message: AnswerMessage, text: str) -> bool:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.diff import equal_beginning
+from pytest_mistral_lora.conformance.answer.comparison import stop_words
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.server.changed_messages import ASK_ITSELF, FedPrompt, changed_messages
 from pytest_mistral_lora.conformance.server.failures import answered, is_about_context, is_about_setting
@@ -73,6 +74,8 @@ _FIXES = {
     "default-limit": "Have each client name a limit of tokens, or start the server without one of its own.",
     "scale": "Give the adapter the scale 1.",
     "system-prompt": f"Find the system prompt of each chat, such as that of a gateway or a template. {ASK_ITSELF}",
+    "texts": "The tokens around the texts are right, and the texts are not those that were sent: find what changes "
+    f"them, such as a filter of a gateway, or a chat template. {ASK_ITSELF}",
     "cut-prompt": f"Find what cuts each prompt, such as a setting of a gateway. {ASK_ITSELF}",
     "no-adapter": "Start the server with the adapter, or serve the merged model.",
     "file": "",
@@ -140,9 +143,7 @@ class ChatCauses:
             words = f"{_CHANGED}, whose letters spell {changed.spells}, and the parser of the server reads the marker."
             return [words], self._target.server.fixes().get("ML924", RULES["ML924"].fix_text)
         answer = answered(replayed.by_messages) or ServedAnswer()
-        if changed.cut:
-            in_text = f"a stop string, which is in {changed.cut[:24]!r}"
-            by = f"the stop string {answer.stop!r}" if answer.stop else in_text
+        if by := changed.cut and stop_words(answer.stop, answer.text, changed.cut):
             return [f"{_CHANGED}, and the client gets only the beginning of their text: it is cut by {by}."], STOP_FIX
         arrives = "other calls" if answer.calls else "no call" if changed.has_other_calls else "another text"
         words = f"{_CHANGED}, and the client gets {arrives}: the parser of the server or a gateway changes the message."
@@ -191,8 +192,8 @@ class ChatCauses:
             return [f"{found[0].upper()}{found[1:]}."], _LIMIT_FIX
         if self.is_random:
             return [f"{_RANDOM[0].upper()}{_RANDOM[1:]}."], RANDOM_FIX
-        if answer.ended and self._is_beginning(golden, answer):
-            return [f"The answer ends early, by {self._stop_words(golden, answer)}, or by another model."], STOP_FIX
+        if (by := self._stop_words(golden, answer)) and answer.ended and self._is_beginning(golden, answer):
+            return [f"The answer ends early, by {by}, or by another model."], STOP_FIX
         return [HIDDEN_PROMPT], ""
 
     def _fed_otherwise(self, replayed: Replayed) -> tuple[list[str], str] | None:
@@ -236,8 +237,8 @@ class ChatCauses:
         free = answered(self._target.answer_without_grammar(golden))
         if free is not None and self._passes(golden, free):
             return CONSTRAINED, _REFUSED_FIX if self.refused_marker(difference) else _CONSTRAINED_FIX
-        if answer.ended and self._is_beginning(golden, answer) and not self._says_end(answer):
-            by = self._stop_words(golden, answer)
+        by = self._stop_words(golden, answer)
+        if by and answer.ended and self._is_beginning(golden, answer) and not self._says_end(answer):
             if answer.stop or answer.ids is not None or any(step.id is not None for step in answer.steps):
                 return f"{RIGHT_PROMPT}: the answer ends early, by {by}; the model did not say its end.", STOP_FIX
             untold = "or by an end that is forced; which cannot be told, because the ids are hidden"
@@ -301,12 +302,11 @@ class ChatCauses:
         return eos in (answer.ids or ()) or any(step.id == eos for step in answer.steps)
 
     def _stop_words(self, golden: Transcript, answer: ServedAnswer) -> str:
-        """Return a stop string as words: with the text that would follow, in which it is, if it is not named."""
-        if answer.stop:
-            return f"the stop string {answer.stop!r}"
+        """Return a stop string as words; empty if the text that would follow shows that there is none."""
         text = answer.text.removeprefix(" " * (self._target.oracle.kind == "spm"))
-        follows = golden.text[len(text) :] if golden.text.startswith(text) else ""
-        return f"a stop string, which is in {follows[:24]!r}" if follows else "a stop string"
+        if not golden.text.startswith(text):
+            return "a stop string"
+        return stop_words(answer.stop, text, golden.text[len(text) :])
 
 
 def _shown_ids(replayed: Replayed) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.answer.comparison import is_same_message, told_apart
+from pytest_mistral_lora.conformance.answer.comparison import is_same_message, shown_pair, told_apart
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, ChangedMessage, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.chat_causes import (
@@ -186,7 +186,8 @@ class ReplayChecks:
         if moved.numbers and moved.tolerance is None:
             stated = f"{self._target.server.name}:bf16={self._target.url}"
             left_out.append(f"{moved.numbers}: not judged, since the server reports no precision; name it: {stated}")
-        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), ((name, text),))
+        facts = ((name, text), *([("nats moved by", moved.as_numbers)] if moved.numbers else []))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), facts)
 
     def _moved(self, of: Callable[[Replayed], Outcome]) -> Moved:
         """Return how far the log-probabilities of answers moved, beside what the precision explains."""
@@ -287,10 +288,12 @@ class ReplayChecks:
         return replace(self._finding(rule, golden, reason), shape=cause_of(reason), fix=fix)
 
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
-        return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
+        expected, row = shown_pair("", golden.text)[1], golden.row.to_jsonl()
+        return Finding(rule, f"{golden.case}: {found}", self._place, expected, detail, row)
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
-        found, expected = f"answered {judged.text!r}", repr(judged.golden_text)
+        text, expected = shown_pair(judged.text, judged.golden_text)
+        found = f"answered {text}"
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
         shape = ""
         if rule == "ML908":
@@ -459,7 +462,7 @@ class ReplayChecks:
                     continue
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
-                expected, text = (repr(side.text) if side.text else call_text(side) for side in (answer, given))
+                text, expected = shown_pair(given.text or call_text(given), answer.text or call_text(answer))
                 found = f"{replayed.transcript.case}: {how}, it answers {text}"
                 row = replayed.transcript.row.to_jsonl()
                 fix = RANDOM_FIX if other is replayed.again else ""
