@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from derived_tekken import derived_oracle
-from golden_answers import NEAR, ROWS, golden_answers, write_golden_answers
+from golden_answers import NEAR, ROWS, golden_answers, transcript_of, write_golden_answers
 from local_server import Behaviour, Ids, serving
 
 from pytest_mistral_lora.assertions import assert_served_as_trained
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
@@ -722,6 +723,26 @@ def test_moved_log_probabilities_are_a_finding_of_each_kind_of_server(
     # by messages it is the same cause
     assert set(rules) == {rule}, out
     assert ("moved by 0.11 nats at most, 0.11 on average, most in" in out) is (rule == "ML908"), out
+
+
+def test_a_long_answer_is_shown_from_near_its_difference_and_moves_are_numbers(
+    check: Check, oracle: Oracle, tmp_path: Path
+) -> None:
+    [golden] = [one for one in golden_answers(oracle) if one.case == "capital"]
+    text = "one " * 60 + "end"
+    row = parse_row({"messages": [golden.row.messages[0], {"role": "assistant", "content": text}]})
+    ids = oracle.encode(row).input_ids[len(golden.prompt_ids) :]
+    transcript_of(oracle, "long", row, golden.prompt_ids, ids).write(tmp_path)
+    [token] = oracle.encode_text("red")
+    code, out, _ = check(golden=tmp_path, completion=lambda *_: (*ids[:-2], token, ids[-1]))
+    assert code == 1
+    [found] = re.findall("^ML908 .*: long: answered '(.*)'$", out, re.MULTILINE)
+    [expected] = re.findall("^ +expected: '(.*)'$", out, re.MULTILINE)
+    assert max(len(found), len(expected)) <= 201
+    assert (found[:1], expected[-3:], found[-3:]) == ("…", "end", "red"), out
+    _, out, _ = check("llamacpp", "--json", **moved(0.005))
+    facts = {name: value for one in json.loads(out)["checks"] for name, value in one["facts"].items()}
+    assert facts["nats moved by"] == pytest.approx({"largest": 0.005, "mean": 0.005})
 
 
 def test_moves_in_an_unknown_precision_are_a_note(check: Check) -> None:

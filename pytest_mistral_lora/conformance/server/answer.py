@@ -89,7 +89,7 @@ class AnswerJudge:
         tier = answer_tier(difference, apart, widest_tolerance(self.precision, golden.precision))
         if changed and (tier == "exact" or ids is not None):
             tier = "different"
-        text = self._text(answer) if ids is None else self.oracle.decode(ids)
+        text = call_text(answer) or self._text(answer) if ids is None else self.oracle.decode(ids)
         stop = "eos" if answer.ended else "length"
         checked = AnswerToCheck(ids or (), text, stop, golden.row.tools or (), self.oracle)
         return AnswerJudgement(

@@ -159,7 +159,8 @@ def _added(prompts: Sequence[FedPrompt], oracle: Oracle) -> list[ChangedMessages
     if number <= 0:
         return []
     without = " without a system message" if of_system == {0} else ""
-    words = f"Each prompt{without} has {counted(number, 'token')} more"
+    tokens = "one token" if number == 1 else counted(number, "token")
+    words = f"Each prompt{without} has {tokens} more"
     row = _without_system(prompts[0].row)
     shortest = replace(row, messages=({"role": "system", "content": "a"}, *row.messages))
     if number < (_count(shortest, oracle) or 0) - (_count(row, oracle) or 0):
