@@ -274,9 +274,25 @@ def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
     return lambda ids, data: (next(drawn), *ids[1:]) if "messages" in data else ids
 
 
+def one_of_two(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
+    """Answer each second chat of a prompt otherwise, as a pool of two servers does."""
+    asked: dict[str, int] = {}
+    other = oracle.encode_text("Rome")
+
+    def answer(ids: Ids, data: dict[str, Any]) -> Ids:
+        if "messages" not in data:
+            return ids
+        key = json.dumps(data["messages"])
+        asked[key] = asked.get(key, 0) + 1
+        return ids if asked[key] % 2 else (*other, *ids[1:])
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        (lambda oracle: {"completion": one_of_two(oracle)}, "as by two servers behind one address"),
         (lambda oracle: {"prompt": lambda ids, data: (1, *ids), "preview": lambda ids, _: ids}, "tokens recorded, "),
         (lambda oracle: {"completion": in_chats(lambda ids: ids[:3]), "longest": 3}, "ends the answer after 3 tokens"),
         (lambda oracle: {"completion": some_other(oracle)}, "two answers to one request differ"),
@@ -287,7 +303,7 @@ def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
         ),
         (lambda oracle: {"reads_calls": False}, "the server leaves their calls in the text"),
     ],
-    ids=["messages", "limit", "temperature", "stop", "other", "parser"],
+    ids=["pool", "messages", "limit", "temperature", "stop", "other", "parser"],
 )
 @pytest.mark.parametrize("kind", ["llamacpp", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_what_changes_the_answers_of_a_chat_is_not_taken_for_a_grammar(

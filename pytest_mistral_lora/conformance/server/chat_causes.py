@@ -60,10 +60,22 @@ _LIMIT_FIX = (
     f"answered to its end, so the context of the server is not the cause. {ASK_ITSELF}"
 )
 RANDOM_FIX = f"Find the temperature that each chat gets in place of 0, such as that of a preset. {ASK_ITSELF}"
-_SAMPLED_FIX = f"Find the setting of sampling that each chat gets: a penalty, a bias or a temperature. {ASK_ITSELF}"
+_SAMPLED_FIX = (
+    "Find the setting that each chat gets: a penalty, a bias, a temperature, or a grammar, such as that of a field "
+    f"`response_format`. {ASK_ITSELF}"
+)
 _UNTOLD_FIX = f"Compare the request that reaches the server with the one of a client, setting by setting. {ASK_ITSELF}"
 
+_TWO = 2
+"""The most different answers to one request of a pool of two servers."""
+
 _RANDOM = "two answers to one request differ, so they are not greedy (ML911), as if a temperature is forced"
+
+POOL = (
+    "Each request is answered in one of two ways, and one of them is the recorded one, as by two servers behind one "
+    "address: a canary, or a pool that is swapped in part. A low temperature may do the same."
+)
+POOL_FIX = f"Ask each server behind the address by itself. If there is one alone: {RANDOM_FIX}"
 
 _FIXES = {
     "misread": "Start the server with its parser of Mistral's tool calls.",
@@ -191,7 +203,7 @@ class ChatCauses:
         if found:
             return [f"{found[0].upper()}{found[1:]}."], _LIMIT_FIX
         if self.is_random:
-            return [f"{_RANDOM[0].upper()}{_RANDOM[1:]}."], RANDOM_FIX
+            return ([POOL], POOL_FIX) if self.is_pool else ([f"{_RANDOM[0].upper()}{_RANDOM[1:]}."], RANDOM_FIX)
         if (by := self._stop_words(golden, answer)) and answer.ended and self._is_beginning(golden, answer):
             return [f"The answer ends early, by {by}, or by another model."], STOP_FIX
         return [HIDDEN_PROMPT], ""
@@ -233,7 +245,9 @@ class ChatCauses:
         if limit:
             return f"{RIGHT_PROMPT}: {limit}.", _LIMIT_FIX
         if self.is_random:
-            return f"{RIGHT_PROMPT}: {_RANDOM}.", RANDOM_FIX
+            return (
+                (f"{RIGHT_PROMPT}. {POOL}", POOL_FIX) if self.is_pool else (f"{RIGHT_PROMPT}: {_RANDOM}.", RANDOM_FIX)
+            )
         free = answered(self._target.answer_without_grammar(golden))
         if free is not None and self._passes(golden, free):
             return CONSTRAINED, _REFUSED_FIX if self.refused_marker(difference) else _CONSTRAINED_FIX
@@ -273,7 +287,7 @@ class ChatCauses:
             return f"{RIGHT_PROMPT}: {words}likeliest, as after a bias or another prompt.", _UNTOLD_FIX
         before = (*golden.prompt_ids, *golden.completion_ids[: difference.token])
         repeated = ", which occurs before, as a penalty for repetition does" if token in before else ""
-        words = f"the recorded token is the likeliest, and a setting of sampling takes another{repeated}"
+        words = f"the recorded token is the likeliest, and a setting of sampling or a grammar takes another{repeated}"
         return f"{RIGHT_PROMPT}: {words}.", _SAMPLED_FIX
 
     def _is_token(self, step: ListedStep, token: int) -> bool:
@@ -286,6 +300,19 @@ class ChatCauses:
         """Whether an answer to messages differs from that to the same request again."""
         pairs = [(answered(replayed.by_messages), answered(replayed.again)) for replayed in self._target.replayed]
         return any(first and second and not self.is_same(first, second) for first, second in pairs)
+
+    @cached_property
+    def is_pool(self) -> bool:
+        """Whether each transcript has two different answers at most, and a right one, unlike most random answers."""
+        if not self.is_random:
+            return False
+        for replayed in self._target.replayed:
+            outcomes = (replayed.by_messages, replayed.again, replayed.plain)
+            answers = [answer for outcome in outcomes if (answer := answered(outcome)) is not None]
+            kinds = len({(answer.text, answer.calls) for answer in answers})
+            if kinds > 1 and (kinds > _TWO or not any(self._passes(replayed.transcript, answer) for answer in answers)):
+                return False
+        return True
 
     def _is_beginning(self, golden: Transcript, answer: ServedAnswer) -> bool:
         """Whether an answer has the first tokens of the recorded one, or the first letters if its ids are hidden."""

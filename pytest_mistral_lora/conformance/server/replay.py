@@ -14,6 +14,8 @@ from pytest_mistral_lora.conformance.server.answer import AnswerJudge, ChangedMe
 from pytest_mistral_lora.conformance.server.chat_causes import (
     CONSTRAINED,
     HIDDEN_PROMPT,
+    POOL,
+    POOL_FIX,
     RANDOM_FIX,
     RIGHT_MODEL,
     STREAM_ALONE,
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
 
 _OTHER_WEIGHTS = (
     "The weights differ from the recorded ones, such as by an older adapter, another alpha, rank or revision of the "
-    "base. Which cannot be told, because answers show their sum alone."
+    "base, or the server computes otherwise, by its settings of the rotary embedding or the type of its cache. Which "
+    "cannot be told, because answers show their sum alone."
 )
 
 _DRAFTED = (
@@ -335,10 +338,16 @@ class ReplayChecks:
         if facts.scales == () and golden.model["kind"] == "adapter":
             cause = "No adapter is loaded: the server lists none, and the transcripts are those of an adapter."
             found.append((cause, fix_of(target, "no-adapter")))
+        if self._causes.is_pool:
+            found.append((POOL, POOL_FIX))
         if model in facts.parents and golden.model["kind"] == "adapter":
             names = ", ".join(facts.adapters[:_SHOWN])
             cause = f"No adapter is asked: {model} is the parent of the adapters that the server lists: {names}."
             found.append((cause, "Ask for the adapter by its name: --model NAME."))
+        applied = [name for name, scale in facts.scales or () if scale]
+        if len(applied) > 1:
+            cause = f"The server applies {len(applied)} adapters at once, whose changes add up: {', '.join(applied)}."
+            found.append((cause, "Start the server with one adapter, or serve each under a name of its own."))
         scaled = [f"{name} the scale {scale:g}" for name, scale in facts.scales or () if scale != 1]
         if scaled:
             found.append((f"The server has given the adapter {', '.join(scaled)} (ML910).", fix_of(target, "scale")))
@@ -465,10 +474,12 @@ class ReplayChecks:
                 text, expected = shown_pair(given.text or call_text(given), answer.text or call_text(answer))
                 found = f"{replayed.transcript.case}: {how}, it answers {text}"
                 row = replayed.transcript.row.to_jsonl()
-                fix = RANDOM_FIX if other is replayed.again else ""
+                fix, detail = (RANDOM_FIX if other is replayed.again else ""), ""
+                if self._causes.is_pool:
+                    fix, detail = POOL_FIX, POOL
                 if other is replayed.unlimited and not given.ended:
                     fix = fix_of(self._target, "default-limit")
-                findings.append(Finding("ML911", found, self._place, expected, row=row, fix=fix))
+                findings.append(Finding("ML911", found, self._place, expected, detail, row, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
 
