@@ -386,6 +386,20 @@ class ServerTarget(JudgedTarget):
         async with self.client(SECONDS) as client:
             return await ask_without_grammar(self.server, client, transcript, self.oracle, model)
 
+    def ids_without_grammar(self, transcript: Transcript) -> Outcome:
+        """Ask for the answer to the ids of a transcript, free of a default grammar; None if the server can have none.
+
+        Raises:
+            InputError: As for `answers`.
+        """
+        return _awaited(self._ask_ids_without_grammar(transcript, self.answers.model))
+
+    async def _ask_ids_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
+        from pytest_mistral_lora.serving.replay import SECONDS, ask_ids_without_grammar
+
+        async with self.client(SECONDS) as client:
+            return await ask_ids_without_grammar(self.server, client, transcript, model)
+
     @KeptProperty
     def forced_answers(self) -> tuple[ForcedAnswer, ...]:
         """The known answers that fit the tokenizer, and what a client gets of each, when the first check needs them.

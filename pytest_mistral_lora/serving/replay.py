@@ -150,6 +150,17 @@ async def ask_without_grammar(
     return await outcome_of(server.answer(client, transcript.row, model, transcript.max_new_tokens, settings))
 
 
+async def ask_ids_without_grammar(server: Server, client: ServerClient, transcript: Transcript, model: str) -> Outcome:
+    """Return the answer to the ids of a transcript, free of a default grammar; None if the server can have none.
+
+    A failed request is an outcome and is not raised.
+    """
+    if not server.no_grammar:
+        return None
+    settings, limit = {**server.greedy, **server.no_grammar}, transcript.max_new_tokens
+    return await outcome_of(server.complete(client, transcript.prompt_ids, model, limit, settings))
+
+
 async def outcome_of(request: Awaitable[_T]) -> _T | InputError:
     """Return the answer of a request, or its error."""
     try:

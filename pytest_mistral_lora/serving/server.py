@@ -208,6 +208,8 @@ class Server:
         lists_parents: Whether each adapter among its models has a parent, so that one without is a whole model.
         streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
+        no_grammar: The settings that free an answer to ids of a grammar that the server has by default; empty if it can
+            have none.
         parsers: Its parsers that run without a server; None if none do.
         words: The file with the fixes of rules in its own options: `[rules]` by rule, and `[causes]` by the name of a
             cause that a check finds (`conformance.server.replay`). None for the general ones.
@@ -229,6 +231,7 @@ class Server:
     lists_models: ClassVar[bool] = True
     lists_parents: ClassVar[bool] = False
     streams_forced: ClassVar[bool] = True
+    no_grammar: ClassVar[Mapping[str, Any]] = {}
     parsers: ClassVar[Parsers | None] = None
     words: ClassVar[Path | None] = None
     deviations: ClassVar[Path | None] = None

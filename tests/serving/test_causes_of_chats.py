@@ -31,6 +31,7 @@ pytestmark = needs_llamacpp
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 RIGHT = ("plain", "system", "call", "text-after-result")
 """Known answers that llama.cpp gives as the model says them."""
+COUNT = len(RIGHT)
 BY_GRAMMAR = "call-other-order"
 """One whose keys are not in the order of the schema, which llama.cpp's grammar fixes."""
 KNOWN = {answer.name: answer for answer in known_answers() if answer.name in (*RIGHT, BY_GRAMMAR)}
@@ -81,8 +82,8 @@ def check(
 
 def test_answers_that_nothing_changes_are_green(check: Callable[..., tuple[int, str]]) -> None:
     code, out = check("right")
-    assert (code, out.count("4 exact of 4")) == (0, 2), out
-    assert "as a stream 4 of 4" in out
+    assert (code, out.count(f"{COUNT} exact of {COUNT}")) == (0, 2), out
+    assert f"as a stream {COUNT} of {COUNT}" in out
 
 
 def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorded(
@@ -103,9 +104,30 @@ def test_a_server_that_drafts_tokens_is_judged_by_ids_alone(
     with served(file, draft=str(file)) as (_, address):
         code = main(["serve-check", f"llamacpp@{BUILD}:fp32={address}", *words])
     out = capsys.readouterr().out
-    assert (code, out.count("4 exact of 4")) == (0, 2), out
+    assert (code, out.count(f"{COUNT} exact of {COUNT}")) == (0, 2), out
     assert re.search(r"log-probabilities are not compared, and ids are: the server drafts tokens.* \(2\)\n", out), out
     assert "nats at most" not in out
+
+
+class WithGrammar(Relay):
+    """A relay that gives a grammar to each request that has none."""
+
+    def respond(self, path: str, data: Any) -> tuple[int, Any]:
+        """Return the answer of the server."""
+        is_answer = path in ("/completion", "/v1/chat/completions") and not data.get("tools")
+        return super().respond(path, {"grammar": 'root ::= "no" | "yes"', **data} if is_answer else data)
+
+
+def test_a_grammar_of_each_request_is_the_cause_and_not_the_weights(
+    llamacpp: str, folder: Path, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl"), "--golden", str(folder / "right")]
+    with serving(WithGrammar(oracle, upstream=llamacpp)) as url:
+        code = main(["serve-check", f"llamacpp@{BUILD}={url}", *words])
+    out = capsys.readouterr().out
+    assert (code, re.findall(r"^(ML\d+) ", out, re.MULTILINE)[:1]) == (1, ["ML908"]), out
+    assert "so a grammar constrains each answer" in out
+    assert "The weights differ" not in out
 
 
 def strict(text: str) -> str:
@@ -148,7 +170,7 @@ def test_answers_to_prompts_of_a_wrong_template_are_a_part_of_the_finding_of_the
     assert re.search(says, out), out
     # by ids they are the recorded ones, in the summary
     assert RIGHT_MODEL in out
-    assert "4 exact of 4" in out
+    assert f"{COUNT} exact of {COUNT}" in out
 
 
 def with_system_prompt(request: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +217,7 @@ def test_a_relay_that_changes_requests_is_not_taken_for_a_grammar(
     [
         (masked, 1, r"the client gets text '\*\*\*\*\.'\n +expected: text 'Paris\.'"),
         (with_entities, 1, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'"),
-        (with_prefix, 4, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'"),
+        (with_prefix, COUNT, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'"),
         (without_calls, 1, r"the client gets an empty message\n +expected: calls weather\("),
     ],
     ids=["mask", "entities", "prefix", "calls"],
@@ -210,6 +232,6 @@ def test_a_message_that_is_changed_behind_right_ids_is_a_finding(
     assert re.search(says, out), out
     assert CONSTRAINED not in out
     # by ids, and as whole answers if the streams alone are changed
-    assert out.count("4 exact of 4") == 1 + is_stream
-    right = f"as a stream {4 - wrong} of 4" if is_stream else rf"{wrong} different"
+    assert out.count(f"{COUNT} exact of {COUNT}") == 1 + is_stream
+    right = f"as a stream {COUNT - wrong} of {COUNT}" if is_stream else rf"{wrong} different"
     assert re.search(right, out), out

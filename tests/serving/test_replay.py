@@ -165,6 +165,10 @@ def test_messages_that_differ_as_their_ids_do_have_the_same_cause_and_no_finding
     # an adapter is loaded, or the server does not say so
     for given in ({}, {"answer": lambda path: (404, b"{}") if path == "/lora-adapters" else None}):
         assert "No adapter is loaded" not in check(completion=other_at(1, oracle), scale=1.0, **given)[1]
+    two = json.dumps([{"id": number, "path": "lora.gguf", "scale": 1.0} for number in (0, 1)]).encode()
+    given = {"answer": lambda path: (200, two) if path == "/lora-adapters" else None}
+    out = check(completion=other_at(1, oracle), **given)[1]
+    assert "The server applies 2 adapters at once, whose changes add up: lora.gguf, lora.gguf." in out, out
 
 
 def test_an_answer_that_is_cut_is_different(check: Check) -> None:

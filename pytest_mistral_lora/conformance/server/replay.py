@@ -52,6 +52,11 @@ _OTHER_WEIGHTS = (
     "cannot be told, because answers show their sum alone."
 )
 
+_GRAMMAR = "Without a grammar the server answers as recorded, so a grammar constrains each answer."
+_GRAMMAR_FIX = (
+    "Find the grammar that each request gets: an option of the server, such as a schema of its answers, or a field of "
+    "a gateway. The weights are right."
+)
 _DRAFTED = (
     "log-probabilities are not compared, and ids are: the server drafts tokens (speculative decoding), and gives the "
     "drafted ones the log-probability 0"
@@ -334,6 +339,8 @@ class ReplayChecks:
         The ids of the prompt were sent, so a template cannot be the cause.
         """
         target, found = self._target, []
+        if self._has_default_grammar:
+            found.append((_GRAMMAR, _GRAMMAR_FIX))
         facts, model = target.answers.facts, target.answers.model
         if facts.scales == () and golden.model["kind"] == "adapter":
             cause = "No adapter is loaded: the server lists none, and the transcripts are those of an adapter."
@@ -358,6 +365,13 @@ class ReplayChecks:
             fix = "Serve the weights in the recorded precision to decide it, then convert or merge the adapter again."
             found.append((cause, with_file(target, fix)))
         return found
+
+    @cached_property
+    def _has_default_grammar(self) -> bool:
+        """Whether the first answer to ids that differs is the recorded one without a grammar."""
+        golden = next((one.transcript for one in self._target.replayed if self._differs_by_ids(one)), None)
+        free = None if golden is None else answered(self._target.ids_without_grammar(golden))
+        return golden is not None and free is not None and self._passes(golden, free)
 
     @cached_property
     def _causes(self) -> ChatCauses:

@@ -81,6 +81,7 @@ class LlamaCpp(Server):
     reads_rendered_text = True
     # a stream leaves out what the request gives of the answer
     streams_forced = False
+    no_grammar: ClassVar[Mapping[str, Any]] = {"grammar": ""}
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
         # this sampler alone: penalties, DRY, XTC, top-k, min-p and future ones are left out
