@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.chat.chunks.thinking import THINKING
 from pytest_mistral_lora.chat.completions import AnswerToCheck, MalformedCallError, read_calls
@@ -23,8 +23,9 @@ from pytest_mistral_lora.records.judgement import (
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import Transcript
-from pytest_mistral_lora.serving.answers import ServedAnswer, ServedCall
-from pytest_mistral_lora.serving.server import spelled_text
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.answers import ServedAnswer, ServedCall
 
 _SHOWN = 24
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
@@ -126,6 +127,8 @@ class AnswerJudge:
         Raises:
             InputError: If an id of the answer is not in the tokenizer.
         """
+        from pytest_mistral_lora.serving.answers import ServedAnswer
+
         ids = self.whole_ids(golden, answer)
         said = self._said(golden.completion_ids if ids is None else ids)
         if said is None or self._is_sound(said, answer, leaves_calls=False):
@@ -149,6 +152,8 @@ class AnswerJudge:
 
         They do of calls that are none, and of bytes that are no character, such as those before a limit.
         """
+        from pytest_mistral_lora.serving.answers import ServedCall
+
         parts = self._parts(ids)
         try:
             calls = [call for part in parts if part.kind == "calls" for call in read_calls(part.ids, self.oracle)]
@@ -159,18 +164,18 @@ class AnswerJudge:
         of_calls = (ServedCall(call.name, json.dumps(call.arguments, ensure_ascii=False)) for call in calls)
         return _Said(parts, tuple(of_calls))
 
-    def _parts(self, ids: Sequence[int]) -> list[_Part]:
+    def _parts(self, ids: Sequence[int]) -> list[_SaidPart]:
         """Return the texts, the thoughts and the calls of an answer, in order: all from the first call on is calls."""
-        oracle, parts = self.oracle, [_Part("text")]
+        oracle, parts = self.oracle, [_SaidPart("text")]
         opens, closes = (oracle.control_ids.get(marker) for marker in (THINKING.opens, THINKING.closes))
         for token in ids:
             if token == oracle.eos_id:
                 continue
             if parts[-1].kind != "calls" and token in (oracle.tool_calls_id, opens):
-                parts.append(_Part("thought" if token == opens else "calls"))
+                parts.append(_SaidPart("thought" if token == opens else "calls"))
             parts[-1].ids.append(token)
             if parts[-1].kind == "thought" and token == closes:
-                parts.append(_Part("text"))
+                parts.append(_SaidPart("text"))
         return parts
 
     def _is_sound(self, said: _Said, answer: ServedAnswer, *, leaves_calls: bool) -> bool:
@@ -179,6 +184,9 @@ class AnswerJudge:
         The first thoughts are taken out of the text, and may be kept from the client; what is left in it has its
         markers, or has them not.
         """
+        from pytest_mistral_lora.serving.answers import ServedAnswer
+        from pytest_mistral_lora.serving.server import spelled_text
+
         if served_calls(answer) != served_calls(ServedAnswer(calls=() if leaves_calls else said.calls)):
             return False
         for taken in range(len(said.thoughts) + 1):
@@ -193,7 +201,7 @@ class AnswerJudge:
                     return True
         return False
 
-    def _text_of(self, parts: Sequence[_Part]) -> str:
+    def _text_of(self, parts: Sequence[_SaidPart]) -> str:
         return "".join(self.oracle.decode(part.ids) for part in parts)
 
     def _text(self, answer: ServedAnswer) -> str:
@@ -246,7 +254,7 @@ def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class _SaidPart:
     """Ids of an answer: of a text, of a thought, or of its calls, each with its markers."""
 
     kind: Literal["text", "thought", "calls"]
@@ -257,11 +265,11 @@ class _Part:
 class _Said:
     """The parts of an answer, and the calls in them."""
 
-    parts: Sequence[_Part]
+    parts: Sequence[_SaidPart]
     calls: tuple[ServedCall, ...]
 
     @property
-    def thoughts(self) -> list[_Part]:
+    def thoughts(self) -> list[_SaidPart]:
         return [part for part in self.parts if part.kind == "thought"]
 
 

@@ -16,11 +16,10 @@ from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.judgement import AnswerJudgement, FirstDifference
 from pytest_mistral_lora.records.transcripts import Transcript
-from pytest_mistral_lora.serving.answers import ServedAnswer
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.server.answer import ChangedMessage
-    from pytest_mistral_lora.serving.answers import ListedStep
+    from pytest_mistral_lora.serving.answers import ListedStep, ServedAnswer
     from pytest_mistral_lora.serving.replay import Replayed
 
 RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
@@ -154,10 +153,16 @@ class ChatCauses:
         if changed.spells:
             words = f"{_CHANGED}, whose letters spell {changed.spells}, and the parser of the server reads the marker."
             return [words], self._target.server.fixes().get("ML924", RULES["ML924"].fix_text)
-        answer = answered(replayed.by_messages) or ServedAnswer()
-        if by := changed.cut and stop_words(answer.stop, answer.text, changed.cut):
+        answer = answered(replayed.by_messages)
+        if answer is not None and (by := changed.cut and stop_words(answer.stop, answer.text, changed.cut)):
             return [f"{_CHANGED}, and the client gets only the beginning of their text: it is cut by {by}."], STOP_FIX
-        arrives = "other calls" if answer.calls else "no call" if changed.has_other_calls else "another text"
+        arrives = (
+            "other calls"
+            if answer is not None and answer.calls
+            else "no call"
+            if changed.has_other_calls
+            else "another text"
+        )
         words = f"{_CHANGED}, and the client gets {arrives}: the parser of the server or a gateway changes the message."
         return [words], _CHANGED_FIX
 
