@@ -98,8 +98,8 @@ def _template(target: TrainerTarget) -> Result:
     if target.template_text is None:
         return Result(not_checked="the trainer's tokenizer has no chat template")
     found = target.template_findings
-    fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template({checkpoint!r})."
-    return replace(found, findings=tuple(replace(finding, fix=fix) for finding in found.findings))
+    # the fixes of the guard are those of a tokenizer in memory, and not of a file
+    return replace(found, findings=tuple(replace(finding, fix="") for finding in found.findings))
 
 
 def _placement(target: TrainerTarget) -> Result:

@@ -94,9 +94,10 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         if found is _MISSING and key.startswith("top."):
             continue  # transformers renames keys of a wrapper, and reads both names
         state = "is missing" if found is _MISSING else f"is {found!r}"
-        is_default = (
-            found is not _MISSING and not key.startswith("rope.") and key not in {**merged, **text_part(merged)}
-        )
+        own = {**merged, **text_part(merged)}
+        # transformers 5 has rope_theta within rope_parameters
+        own |= own["rope_parameters"] if isinstance(own.get("rope_parameters"), dict) else {}
+        is_default = found is not _MISSING and not key.startswith("rope.") and own.get(key) is None
         default = ", the default: the key is missing" if is_default else ""
         yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
 
