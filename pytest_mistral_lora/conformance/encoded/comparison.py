@@ -35,7 +35,6 @@ from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
-
 _OF_OBJECTIVE = frozenset({"ML543", "ML544", "ML547", "ML549", "ML550", "ML551"})
 """Rules on labels whose fixes say what is trained on, which a declared objective says otherwise."""
 
