@@ -358,6 +358,13 @@ def test_a_block_mask_numbers_the_conversations_of_a_row() -> None:
     assert batch.records()[0]["attention_mask"] == [1, 1, 2, 2, 2, 0]
 
 
+def test_a_token_that_does_not_attend_to_itself_is_hidden() -> None:
+    """A mask with true where a token must not attend: transformers takes true for a token that attends."""
+    ids = torch.arange(4)[None]
+    batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": ~torch.ones(1, 1, 4, 4).tril().bool()})
+    assert batch.records()[0]["attention_mask"] == [0, 0, 0, 0]
+
+
 def test_a_block_mask_numbers_from_one_behind_padding() -> None:
     blocks = torch.block_diag(torch.zeros(2, 2), *(torch.ones(size, size).tril() for size in (2, 1))).bool()
     ids = torch.arange(5)[None]
