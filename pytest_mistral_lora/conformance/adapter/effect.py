@@ -93,9 +93,10 @@ def _lost_shard(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> str:
         a: A, `(rank, inputs)`.
         b: B, `(outputs, rank)`.
     """
-    sides = ("rows {} to {} of lora_B", b.any(axis=1)), ("columns {} to {} of lora_A", a.any(axis=0))
-    for words, has_numbers in sides:
-        zeros, size = (~has_numbers).nonzero()[0], len(has_numbers)
+    import numpy as np
+
+    for words, side in (("rows {} to {} of lora_B", b), ("columns {} to {} of lora_A", a.T)):
+        zeros, size = np.flatnonzero(np.logical_not(side.any(axis=1))), len(side)
         if not len(zeros) or len(zeros) == size or size % _SHARDS:
             continue
         first, end = int(zeros[0]), int(zeros[-1]) + 1
@@ -155,9 +156,7 @@ def magnitude_findings(folder: AdapterFolder, layout: AdapterLayout, base: BaseF
     if least > LARGEST_MAGNITUDE or most < 1 / LARGEST_MAGNITUDE:
         nearest = least if least > 1 else most
         layer = next(layer for layer, ratio in ratios.items() if ratio == nearest)
-        found = (
-            f"the magnitudes of {layer} are {nearest:.3g} times the norms of the base's rows, the nearest to 1"
-        )
+        found = f"the magnitudes of {layer} are {nearest:.3g} times the norms of the base's rows, the nearest to 1"
         fix = "Compare each `lora_magnitude_vector` with the norms of the base's rows, with which the run began."
         yield Finding("ML428", found, Place.of(folder.tensors_file), "about the norms", fix=fix)
 
