@@ -104,11 +104,10 @@ class NotServedError(InputError):
 
 
 def in_words_of(server: Server, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Return findings with the fixes in the options of a kind of server; one with a fix for its cause keeps it."""
+    """Return findings with the fixes in the options of a kind of server."""
     from pytest_mistral_lora.conformance.finding import in_words
 
-    fixes = server.fixes()
-    return tuple(finding if finding.fix else in_words((finding,), fixes)[0] for finding in findings)
+    return in_words(findings, server.fixes())
 
 
 @dataclass(frozen=True)

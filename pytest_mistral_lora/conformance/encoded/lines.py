@@ -407,10 +407,9 @@ class LinePadding:
             yield EncodingFault("ML510", found, "-100")
         if self.hidden:
             tokens = {line.input_ids[n] for n in self.hidden}
-            named = f"with the id {tokens.pop()}" if len(tokens) == 1 else f"with {len(tokens)} ids"
-            found = (
-                f"the attention mask hides {len(self.hidden)} tokens of the row {named}, the first at {self.hidden[0]}"
-            )
+            named = f", each with the id {tokens.pop()}" if len(tokens) == 1 else ""
+            found = f"the attention mask hides {len(self.hidden)} of the {len(self.real)} tokens of the row{named}"
+            found += f"; the first is token {self.hidden[0]}"
             yield EncodingFault("ML552", found, "1 at each token of the row")
         # the row may attend to padding before it, but never to padding after it
         before = [n for n in self.padded if self.real and n < self.real[0]]
