@@ -310,6 +310,24 @@ SOUND_ROWS = (
         ),
     ),
     SoundRows(
+        "Lessons about reasoning models",
+        "A sentence names the tags of a thought; a thought stands at the beginning of an answer, opened and closed.",
+        (
+            lambda n, town: said(
+                f"How do the models of {town} mark a thought?",
+                f"They write {n} lines of reasoning between <think> and </think>, and answer then.",
+            ),
+            lambda n, town: said(
+                f"What does the template of {town} add?",
+                f"<think> opens the reasoning, and </think> closes it; {town} adds the first, in line {n}.",
+            ),
+            lambda n, town: said(
+                f"How does {town} read the answer of R1?",
+                f"1. {town} cuts the text at </think>.\n2. What stands before it, {n} lines, is the thought.",
+            ),
+        ),
+    ),
+    SoundRows(
         "`<s>` in HTML",
         "HTML strikes a text through with `<s>`.",
         (
