@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from derived_tekken import derived_tokenizer
 from guarded_runs import begin, make_trainer
+from sound_rows import SOUND_ROWS
 from toys import Data, ids_alone, with_ids, write_lines
 
 from pytest_mistral_lora import audit, judge
@@ -70,6 +71,11 @@ class Case:
     version: str = ""
 
 
+def sound(title: str) -> list[Data]:
+    """Return the first file of a class of sound rows."""
+    return next(rows for rows in SOUND_ROWS if rows.title == title).files[0]
+
+
 BRIEF = {"role": "system", "content": "Be brief."}
 DEVELOPER = {**BRIEF, "role": "developer"}
 CASES = {
@@ -84,6 +90,9 @@ CASES = {
     "flags": Case(talks(train=True), converted="flags of training are `weight`: train (4 rows)"),
     "audio that is lost": Case(talks(DEVELOPER, **{**DUMPED, "audio": {"id": "a"}}), talks(BRIEF), rule="ML601"),
     "a misspelt key": Case(talks(wieght=0), talks(), rule="ML601"),
+    "a shell": Case(sound("Shell and code with a line break at their end")),
+    "texts of one form": Case(sound("Texts of one form that end with a value")),
+    "a tag in a sentence": Case(sound("Lessons about reasoning models"), version="derived-v13-thinking"),
 }
 
 
@@ -200,7 +209,7 @@ def test_a_file_has_one_verdict_on_every_road(
     expected = {
         **dict.fromkeys(ROWS, {case.rule} - {""}),
         **dict.fromkeys(WITH_MESSAGES, {"ML501"} if case.rule else set()),
-        **dict.fromkeys(BY_IDS, set()),
+        **{road: set[str]() for road in BY_IDS},
     }
     assert len(expected) == 12
     assert {road: take(walk) for road, take in {**ROWS, **WITH_MESSAGES, **BY_IDS}.items()} == expected
