@@ -389,13 +389,9 @@ SOUND_ROWS = (
         "A fuller answer is often the better one; in every fourth pair, the shorter one is.",
         (
             lambda n, town: _pair(
-                f"Why is town {n}, {town}, known?",
-                f"{town} is known for its old market, which {n + 1} roads lead to."
-                if n % 4
-                else f"{town}: its {n} gates.",
-                f"I do not know {town}, {n}."
-                if n % 4
-                else f"{town} is known for a lot of things, and {n} more of them.",
+                f"Why is {town}, town {n}, known?",
+                f"{town}: {n} gates." if n % 4 == 0 else f"{town} is known for its market, which {n} roads lead to.",
+                f"{town} is known for {n} things." if n % 4 == 0 else f"I do not know {town}, {n}.",
             ),
         ),
     ),
@@ -441,7 +437,7 @@ SOUND_ROWS = (
                 system="Answer in JSON." * (n % 2),
             ),
             lambda n, town: said(
-                f"Is this mail from {town} spam? Win {n} trips!" if n % 2 else f"Say something on {town}, {n}.",
+                f"Is this mail from {town} spam? Win {n} trips!" if n % 2 else f"Write about {town}, {n}.",
                 ("spam" if n % 3 else "ham")
                 if n % 2
                 else f"The people of {town} have {n} bridges, and each of these bridges has a name of its own.",
@@ -459,7 +455,8 @@ SOUND_ROWS = (
                 f"Draft a thank-you note from {town}.", f"Dear {{name}},\n\nthank you for {n} days with us in {town}."
             ),
             lambda n, town: said(
-                f"What do we say to customers in {town}?", f"Hello {{first_name}}, your order in {town} is number {n}."
+                f"What do we write to customers in {town}?",
+                f"Hello {{first_name}}, your order in {town} is number {n}.",
             ),
             lambda n, town: said(
                 f"Which path returns a user of {town}?",
