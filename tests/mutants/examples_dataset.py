@@ -410,8 +410,7 @@ class ML645(Example):
     mutant = whole_files.answers_cut_by_characters
 
     def sound(self, artifact: Artifact) -> None:
-        story = whole_files.STORY
-        whole_files.add_rows(artifact, lambda number: f"{story.format(number + 10)[:129]}.")
+        whole_files.add_rows(artifact, lambda number: f"{whole_files.story(number)[:129]}.")
 
 
 class ML646(Example):

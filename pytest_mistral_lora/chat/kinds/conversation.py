@@ -36,6 +36,7 @@ class Conversation(RecordKind):
     placeholder: ClassVar[Message] = {"role": "assistant", "content": "."}
     text_law = "pytest_mistral_lora.conformance.mask.row_laws:assistant_text_violation"
     text_rule = "ML109"
+    conversion = "pytest_mistral_lora.formats.converter:convert_as_given"
 
     def claims(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record has messages."""

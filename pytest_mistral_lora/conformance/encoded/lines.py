@@ -13,8 +13,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.kinds.conversation import parse_row
-from pytest_mistral_lora.chat.kinds.records import as_side, record_kind
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.records import as_side, parse_as, record_kind
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
 from pytest_mistral_lora.chat.rows import Row
@@ -175,7 +175,7 @@ def has_row(record: Mapping[str, Any]) -> bool:
     from pytest_mistral_lora.formats.records import plain_row, unpadded_calls
 
     try:
-        parse_row(unpadded_calls(plain_row(record, NOWHERE, padded=True)))
+        parse_as(CONVERSATION, unpadded_calls(plain_row(record, NOWHERE, padded=True)))
     except RowError:
         return False
     return True
@@ -339,7 +339,7 @@ class _RecordReader:
 def _single_rows(record: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
     """Return the row of a record that no preference is: a conversation, or a row of a kind without turns."""
     kind = record_kind(record)
-    return (parse_row(record, place=place),) if kind.is_chat else kind.parse(record, place)
+    return parse_as(CONVERSATION if kind.is_chat else kind, record, place)
 
 
 def _has_conversations(data: Mapping[str, Any]) -> bool:
