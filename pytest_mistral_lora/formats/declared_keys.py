@@ -134,7 +134,9 @@ def _is_word(value: Any) -> bool:
     return str(value).lower() in ("true", "false")
 
 
-def mark_of(fields: Mapping[str, Any], columns: MarkColumns, place: Place, *, declared: str, rates: bool) -> Mark | None:
+def mark_of(
+    fields: Mapping[str, Any], columns: MarkColumns, place: Place, *, declared: str, rates: bool
+) -> Mark | None:
     """Return the mark of the answer of a record; None if no key marks it.
 
     Args:
@@ -147,7 +149,9 @@ def mark_of(fields: Mapping[str, Any], columns: MarkColumns, place: Place, *, de
     Raises:
         RowError: If a value is no mark where the others of its column are marks.
     """
-    marks = (mark for key, value in _rated(fields, declared) if (mark := _mark(key, value, columns, place, declared, rates)))
+    marks = (
+        mark for key, value in _rated(fields, declared) if (mark := _mark(key, value, columns, place, declared, rates))
+    )
     return next(marks, None)
 
 

@@ -363,7 +363,7 @@ class ML636(Example):
     mutant = whole_files.one_text_decoded_as_windows_1252
 
     def sound(self, artifact: Artifact) -> None:
-        whole_files.add_rows(artifact, "Café {} is « un CAFÉ », and naïve too… `cafÃ©` is not.".format)
+        whole_files.add_rows(artifact, "Café {} is « un CAFÉ », and naïve too… `cafÃ©` is not, nor 👩\u200d🔬.".format)
 
 
 class ML637(Example):

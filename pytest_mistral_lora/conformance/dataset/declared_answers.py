@@ -156,7 +156,9 @@ class DeclaredAnswers:
         if self.cut.rows:
             first = self.cut.examples[0]
             detail = "\n".join(f"{example.place}, {example.shown}" for example in self.cut.examples)
-            found = f"an answer that was cut, as its row says, in {self.cut.rows:,} of {counted(self.answers, 'answer')}"
+            found = (
+                f"an answer that was cut, as its row says, in {self.cut.rows:,} of {counted(self.answers, 'answer')}"
+            )
             yield Finding("ML669", found, first.place, "whole answers, or rows without these", detail=detail)
         unknown = []
         for key, column in self.columns.items():
@@ -176,7 +178,9 @@ class DeclaredAnswers:
 
     def _are_ratings(self, column: _Column) -> bool:
         """Return whether the labels of all rows are letters of one rating, some of them bad ones."""
-        rating = next((words for words in _RATINGS if column.values.keys() <= {*words} and words[1] in column.values), ())
+        rating = next(
+            (words for words in _RATINGS if column.values.keys() <= {*words} and words[1] in column.values), ()
+        )
         return bool(rating) and column.rows == self.rows and 2 * column.classes < column.rows
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
