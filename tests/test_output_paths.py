@@ -31,8 +31,6 @@ NO_PATHS = {
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),
     ("chat", "--system"),
-    ("verify", "--identity"),
-    ("verify", "--issuer"),
     ("serve-check", "--model"),
     ("export", "--name"),
 }
