@@ -39,7 +39,7 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: 
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
-from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
+from pytest_mistral_lora.conformance.finding import PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import TRAINERS, Trainer  # noqa: E402
 from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS, ReadDeviation  # noqa: E402
@@ -128,32 +128,7 @@ def rules_page(*, words: bool = False) -> str:
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
         lines += ["", f"## {subject}", "", "| rule | severity | proof | requirement |", "|---|---|---|---|"]
         lines += [_rule_row(rule, words=words) for rule in RULES.values() if rule.subject == subject]
-    lines += [
-        "",
-        "## Former ids",
-        "",
-        "Rules of encoded rows that became one with rules of chat rows. `mistral-lora rules` explains the rules that",
-        "they stand for. A list of known deviations may still have a former id: it accepts the findings of these rules",
-        "in encoded rows.",
-        "",
-        "| former id | rules |",
-        "|---|---|",
-        *(
-            f'| <a id="{name.lower()}"></a>{name} | {_same_page(former.rules)} |'
-            for name, former in FORMER_RULES.items()
-        ),
-    ]
     return _page(lines)
-
-
-def _same_page(rules: Iterable[str]) -> str:
-    return ", ".join(f"[{rule}](#{rule.lower()})" for rule in rules)
-
-
-def former_rule_page(former: str, rules: Iterable[str]) -> str:
-    """Return the page of a former id, to which older reports link."""
-    links = " and ".join(f"[{rule}]({rule}.md): {RULES[rule].title}" for rule in rules)
-    return _page([f"# {former}", "", f"A former id, in encoded rows. It stands for {links}", "", f"{_MADE}."])
 
 
 def _rule_row(rule: Rule, *, words: bool) -> str:
@@ -217,7 +192,6 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
         f"- why: {rule.why}",
         f"- fix: {rule.fix}",
         *(f"- fix in {name}: {fix}" for name, fix in rule.program_fixes.items()),
-        *([f"- formerly: {', '.join(rule.former_ids)}, in encoded rows"] if rule.former_ids else ()),
         f"- source: {_linked(rule.source) if THREAD.fullmatch(rule.source) else rule.source}",
         "",
         "## Example",
@@ -374,7 +348,6 @@ def site_pages() -> dict[str, str]:
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
     made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
     made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True), **board_pages()}
-    made |= {f"rules/{name}.md": former_rule_page(name, former.rules) for name, former in FORMER_RULES.items()}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 

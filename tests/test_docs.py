@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import VERBS
-from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.programs.facts import works
 from pytest_mistral_lora.training.recipe import Recipe
 
@@ -47,7 +47,7 @@ def test_the_example_of_a_new_rule_has_an_id_that_is_free() -> None:
 
 
 def test_every_rule_and_verb_has_a_page_in_the_site(site: Path) -> None:
-    assert {path.stem for path in (site / "rules").iterdir()} == RULES.keys() | FORMER_RULES.keys()
+    assert {path.stem for path in (site / "rules").iterdir()} == RULES.keys()
     for rule in RULES.values():
         page = (site / "rules" / f"{rule.id}.md").read_text(encoding="utf-8")
         assert rule.title in page
@@ -82,7 +82,7 @@ def test_a_link_of_the_repository_leads_to_the_page_that_the_site_has(site: Path
         assert (ROOT / source).is_file()
         assert (site / page).is_file()
     lines = re.findall(r'^\| <a id="(ml\d+)"></a>(ML\d+) \|', (ROOT / "docs" / "rules.md").read_text(), flags=re.M)
-    assert sorted(lines) == sorted((rule.lower(), rule) for rule in (*RULES, *FORMER_RULES))
+    assert sorted(lines) == sorted((rule.lower(), rule) for rule in RULES)
 
 
 @pytest.fixture(scope="module")

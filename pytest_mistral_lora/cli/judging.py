@@ -211,7 +211,6 @@ class Judging:
             with _progress(shown=not self.has_bar) as show:
                 for number, outcome in enumerate(session.run(self._commands), start=1):
                     show(f"{number} checks; {outcome.nodeid}")
-            session.look_back(self.reports)
             if self.baseline is not None:
                 session.write_baseline(self.baseline)
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
@@ -308,7 +307,7 @@ def _lines_of_any_verb(session: Session) -> Iterator[str]:
 
     known = Counter((xfail.id, xfail.reason) for outcome in session.outcomes for xfail in outcome.known)
     lines = [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
-    lines += [*session.remarks_on_known, *session.remarks_on_rules, *session.remarks_on_upgrade]
+    lines += [*session.remarks_on_known, *session.remarks_on_rules]
     yield from (printable(line, lines=False) for line in (*lines, *session.known_faults()))
     if session.nothing_judged:
         yield NOTHING_WAS_JUDGED

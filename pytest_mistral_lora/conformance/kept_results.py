@@ -28,7 +28,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.diff import ShownToken
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.token_rows import TokenRow
@@ -39,7 +38,6 @@ from pytest_mistral_lora.conformance.checks import Check, Settings, Subject
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.targets import DatasetTarget, JudgedTarget, RecipeTarget, Target, given_path
-from pytest_mistral_lora.conformance.upgrade import release
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.files import cache_folder, write_text
 from pytest_mistral_lora.records.git import ask_git, is_in_repository
@@ -297,29 +295,6 @@ class KeptResults:
             entry = _Entry(file, key, inputs, _state(inputs, self._digest), checks)
             self._entries.update(dict.fromkeys((check.name for check in checks), entry))
         yield from checks
-
-    def green_version(self, targets: Iterable[Target]) -> str:
-        """Return the version of this package with which a run of these targets was last green; empty if unknown."""
-        file = self._green_file(targets)
-        with suppress(MistralLoraError, OSError, LookupError, TypeError, ValueError, RecursionError):
-            if not self.distrust and file.is_file():
-                kept = read_json(file)
-                content = kept["content"]
-                if content["of"] == file.stem and is_sealed(_framed(content), kept["seal"], self._seal_key):
-                    return release(content["version"])
-        return ""
-
-    def keep_green(self, targets: Iterable[Target]) -> None:
-        """Keep the version of this package: a run of these targets was green with it."""
-        if self.distrust:
-            return
-        file = self._green_file(targets)
-        with suppress(MistralLoraError, OSError):
-            self._put(file, {"of": file.stem, "version": __version__})
-
-    def _green_file(self, targets: Iterable[Target]) -> Path:
-        names = sorted(_framed(_identity(target)).decode() for target in targets)
-        return self.folder / f"green-{_hash([str(Path.cwd()), names])[:32]}.json"
 
     def output_of(self, target: RecipeTarget) -> Path | None:
         """Return the output folder of a recipe whose results were found; None for another recipe."""

@@ -222,7 +222,6 @@ def sarif_data(judged: Judged) -> dict[str, Any]:
             "fullDescription": {"text": cause["why"]},
             "help": {"text": _fix_of(cause)},
             **({"helpUri": url} if (url := rule_url(cause["rule"])) else {}),
-            **({"deprecatedIds": former} if (former := cause.get("former_ids")) else {}),
             "defaultConfiguration": {"level": cause["severity"]},
         }
         for cause in reversed(judged.causes)

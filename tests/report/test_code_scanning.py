@@ -113,13 +113,6 @@ def test_a_log_is_sarif(log: dict[str, Any]) -> None:
     ]
 
 
-def test_a_rule_names_its_former_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    [run] = sarif_data(judged(Finding("ML650", "x"), Finding("ML601", "y")))["runs"]
-    former = {one["id"]: one.get("deprecatedIds") for one in run["tool"]["driver"]["rules"]}
-    assert former == {"ML650": ["ML562"], "ML601": None}
-
-
 @pytest.mark.parametrize("fault", ["no location", "no message", "line 0", "level"])
 def test_a_log_that_github_refuses_is_none(log: dict[str, Any], fault: str) -> None:
     broken = copy.deepcopy(log)

@@ -80,7 +80,7 @@ class EncodedRowComparison:
             expected = fault.expected
             if fault.rule == "ML543" and self.row.kind.takes_objective and self.row.objective.is_default:
                 expected += ", or, if you mean it, a declaration (--objective everything)"
-            yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, **parts)
+            yield Finding(fault.rule, fault.found, self.place, expected, row=row, **parts)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class EncodedLineComparison:
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
         for fault in faults:
             found, place = fault.found, self.line.place
-            yield Finding(fault.rule, found, place, fault.expected, row=self._shown_row, since=fault.since)
+            yield Finding(fault.rule, found, place, fault.expected, row=self._shown_row)
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

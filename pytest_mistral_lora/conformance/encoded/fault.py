@@ -13,10 +13,8 @@ class EncodingFault:
         rule: Id of the rule.
         found: The value or tokens that break it.
         expected: The value that satisfies it; empty if the rule's title is enough.
-        since: As for `Finding`.
     """
 
     rule: str
     found: str
     expected: str = ""
-    since: str = ""
