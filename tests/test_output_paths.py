@@ -62,7 +62,7 @@ def test_every_argument_is_declared() -> None:
     assert undeclared == NO_PATHS
     written = {(verb, name) for verb, name, one in of_verbs() if getattr(one.type, "role", "") == "written"}
     assert written == {
-        ("check", "--cache"), *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
+        *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
         ("audit", "--output"),
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
