@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.lengths import percentile
 from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ Shape = tuple[int, str]
 
 
 def shape_of(row: Row) -> Shape:
-    """Return the shape of a row: its roles and settings, and whether it has tools, calls, and chunks such as thinking."""
+    """Return the shape of a row: its roles, its settings, and whether it has tools, calls and chunks (thinking)."""
     roles = " ".join(message["role"] for message in row.messages)
     calls = any(message.get("tool_calls") for message in row.messages)
     chunks = any(has_more_than_text(message.get("content")) for message in row.messages)
