@@ -127,6 +127,7 @@ def _judged(
     from pytest_mistral_lora.chat.encoded import Policy
     from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
     from pytest_mistral_lora.chat.reading.chunks import is_long
+    from pytest_mistral_lora.conformance.dataset.prompts import compare_prompts
     from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
     from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
     from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
@@ -152,7 +153,8 @@ def _judged(
     found = scan(plan, files, tokenizer=target.tokenizer, **how)
     if plan.alone:
         _note_columns(found, files)
-    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison)
+    prompts = compare_prompts(found, target.tokenizer) if plan.compares else {}
+    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison, prompts=prompts)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
