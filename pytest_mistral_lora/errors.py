@@ -285,6 +285,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
 
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""System errors on a write, whatever is written: the disk is full, is read-only, or takes no file of this size."""
+
+
+def disk_fault(error: BaseException) -> str:
+    """Return why a disk refuses every such file, with its name; empty if the error has another cause."""
+    if not isinstance(error, OSError):
+        return ""
+    # Python's own search for a folder for temporary files has the error of a missing file
+    if error.errno == errno.ENOENT and not error.filename and "temporary directory" in str(error.strerror):
+        return f"{error.strerror}. Set TMPDIR to a folder where this process may write."
+    file = error.filename2 or error.filename
+    return f"{error.strerror}: {str(file)!r}" if error.errno in _DISK_ERRORS and file else ""
+
+
 def counted(number: float, noun: str, plural: str = "s") -> str:
     """Return a number with its noun: `1 row`, `1,000 rows`; `0.333 epochs`, with at most three digits of a fraction."""
     text = f"{number:.3g}" if number < 100 else f"{number:,.0f}"
@@ -324,7 +339,7 @@ def loading(library: str, place: object, expected: str = "") -> Iterator[None]:
     except BaseException as error:
         # pyo3 raises a panic of Rust code past every `except Exception`
         is_of_library = isinstance(error, Exception) or type(error).__name__ == "PanicException"
-        if isinstance(error, TokenizerError) or not is_of_library:
+        if isinstance(error, TokenizerError) or not is_of_library or disk_fault(error):
             raise
         found = f"{library} cannot load it: {one_line(error) or type(error).__name__}"
         step = "A newer one may know it: pip install --upgrade mistral-common" if "Unknown version" in found else ""

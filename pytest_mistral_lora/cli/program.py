@@ -46,6 +46,7 @@ from pytest_mistral_lora.errors import (
     MistralLoraError,
     Terminated,
     did_you_mean,
+    disk_fault,
     exit_code_of,
     interruption,
     is_out_of_memory,
@@ -145,6 +146,8 @@ def _run_verb(words: list[str]) -> int:
     if not is_installed("torch"):
         # else transformers warns everybody who checks a tokenizer that no models are available
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # pydantic looks for plugins in the metadata of every package, and one damaged file ends its import
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     advice = ""
     try:
         _require_endpoint()
@@ -153,7 +156,12 @@ def _run_verb(words: list[str]) -> int:
             args = _parsed(parser, words)
             args.words, advice = words, args.verb.memory_advice
             refuse_clashes(args)
-            return int(args.verb.run(args))
+            try:
+                return int(args.verb.run(args))
+            except SystemExit as ended:  # of foreign code: the verbs return a code
+                if ended.code not in (None, 0):
+                    raise
+                raise InputError("code that this command called ended it, by sys.exit(0)") from ended
     except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
         error = interruption(caught) or missing_extra(caught) or caught
         message = _error_message(error, advice)
@@ -248,6 +256,8 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
     # before the check for memory: a message of ours may quote torch's
     if isinstance(error, MistralLoraError):
         return str(error)
+    if reason := disk_fault(error):
+        return reason
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename!r}"
     if is_out_of_memory(error):

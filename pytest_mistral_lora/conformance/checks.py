@@ -6,6 +6,7 @@ import gc
 import hashlib
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
 from pytest_mistral_lora.errors import (
     EntryPointError,
     MistralLoraError,
@@ -22,8 +23,11 @@ from pytest_mistral_lora.errors import (
     PinError,
     RecipeError,
     TokenizerError,
+    one_line,
 )
 from pytest_mistral_lora.extras import MissingExtraError, missing_extra
+
+_PACKAGE = Path(__file__).parents[1]
 
 ROOT = "mistral-golden"
 """First part of every node id."""
@@ -194,7 +198,7 @@ class Check:
     def _result(self) -> Result:
         with interruptions_kept():
             try:
-                return self.judge()
+                return self._judged()
             except (NoOracleError, NoTemplateError, MissingExtraError, EntryPointError) as error:
                 return Result(not_checked=str(error))
             except (RecipeError, PinError, TokenizerError) as error:
@@ -210,3 +214,21 @@ class Check:
                 return Result(not_checked=str(missing))
             finally:
                 gc.collect(0)  # it would run at the next allocation, where interruptions are lost
+
+    def _judged(self) -> Result:
+        try:
+            return self.judge()
+        except (MistralLoraError, ImportError):
+            raise
+        except Exception as error:
+            # the tokenizer of a program may raise any error, wherever it is called
+            if not isinstance(self.target, LoadedTarget) or _is_ours(error):
+                raise
+            found = f"it raises {type(error).__name__}: {one_line(error)}"
+            raise TokenizerError(found, place=self.target.tokenizer.place) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether an error was raised in this package, and not in what it called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return Path(frames[-1].f_code.co_filename).is_relative_to(_PACKAGE)

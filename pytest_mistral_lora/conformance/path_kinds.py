@@ -312,9 +312,11 @@ def _yaml(path: Path, content: bytes) -> RecognisedPath:
     """
     import yaml
 
+    from pytest_mistral_lora.chat.reading.plain_yaml import PlainLoader
+
     try:
         # a larger file is not a recipe, and its check refuses it
-        data = yaml.safe_load(content[: _YAML_BYTES - 1])
+        data = yaml.load(content[: _YAML_BYTES - 1], Loader=PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         with suppress(InputError):
             if container_of(content[:_HEAD], path) == Container(LINES):

@@ -649,3 +649,13 @@ def test_the_limit_of_a_request_is_the_user_s(oracle: Oracle, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "no answer in 1 s" in out
     assert "give each request more time: --request-seconds 600" in out
+
+
+def test_a_call_in_many_parts_is_joined_once() -> None:
+    call = {"id": "abcdefghi", "function": {"name": "f", "arguments": "x" * 2000}}
+    part = {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "x" * 2000}}]}}]}
+    first = {"choices": [{"delta": {"tool_calls": [call]}}]}
+    start = time.process_time()
+    [joined] = streamed_answer(Answer(200, [first, *[part] * 20_000], ""), Place.of("stream")).calls
+    assert time.process_time() - start < 5
+    assert (joined.id, joined.name, joined.arguments == "x" * 2000 * 20_001) == ("abcdefghi", "f", True)
