@@ -85,11 +85,32 @@ def test_the_workflow_for_gpus_never_runs_code_of_pull_requests_and_trains_on_th
 def test_a_release_is_published_without_a_password_and_by_one_job_alone() -> None:
     jobs = workflow("release")["jobs"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
-    assert jobs["publish"]["needs"] == "build"
+    assert (jobs["publish"]["needs"], jobs["attest"]["needs"]) == ("attest", "build")
     assert jobs["publish"]["environment"]
     assert "secrets." not in (GITHUB / "workflows" / "release.yml").read_text(encoding="utf-8")
-    steps = " ".join(str(step) for step in jobs["build"]["steps"])
-    assert all(word in steps for word in ("python -m build", "twine check --strict", "attest-build-provenance"))
+    steps = {name: " ".join(str(step) for step in job["steps"]) for name, job in jobs.items()}
+    assert all(word in steps["build"] for word in ("python -m build", "twine check --strict", "sbom.cdx.json"))
+    assert "attest-build-provenance" in steps["attest"]
+    assert "sbom.cdx.json" in steps["attest"]
+
+
+def test_a_release_installs_nothing_where_it_has_an_identity_and_its_tools_by_hash() -> None:
+    for job in workflow("release")["jobs"].values():
+        if "id-token" in job.get("permissions", ()):
+            assert [step for step in job["steps"] if "run" in step] == []
+    [install] = [step["run"] for step in workflow("release")["jobs"]["build"]["steps"] if "-r " in step.get("run", "")]
+    assert "--require-hashes --no-deps" in install
+    lines = (ROOT / install.split("-r ")[1]).read_text(encoding="utf-8").replace("\\\n", "").splitlines()
+    pins = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    assert [line for line in pins if not re.match(r"[\w.-]+==\S+ +--hash=sha256:[0-9a-f]{64}", line)] == []
+    tools = {line.partition("==")[0] for line in pins}
+    assert {"build", "hatchling", "twine", "cyclonedx-bom"} <= tools
+    watched = {(entry["package-ecosystem"], entry["directory"]) for entry in dependabot()["updates"]}
+    assert {("github-actions", "/"), ("pip", "/"), ("pip", "/.github/tools")} <= watched
+
+
+def dependabot() -> dict[str, Any]:
+    return yaml.safe_load((GITHUB / "dependabot.yml").read_text(encoding="utf-8"))
 
 
 def test_a_release_that_is_started_by_hand_publishes_nothing_unless_it_is_asked_to() -> None:
