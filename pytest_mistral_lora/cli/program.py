@@ -49,7 +49,9 @@ from pytest_mistral_lora.errors import (
     disk_fault,
     exit_code_of,
     interruption,
+    is_disk_fault,
     is_out_of_memory,
+    is_raised_here,
 )
 from pytest_mistral_lora.escaping import safe_streams
 from pytest_mistral_lora.extras import is_installed, missing_extra
@@ -115,12 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 sys.stdout.flush()  # at exit it is too late: Python itself would report a closed pipe
     except OSError as error:
-        if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
+        if error.filename or not (error.errno == errno.EPIPE or is_disk_fault(error)):
             raise
+        if not is_raised_here(error):
+            sys.stderr.write(f"error: a file that a library writes: {error.strerror}\n")
+            return EXIT_FINDING
         # The reader of the output has gone, as `head` does, or the disk is full. The verdict is lost, so this is not a
         # success. The rest goes to /dev/null, or Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.ENOSPC:
+        if error.errno != errno.EPIPE:
             sys.stderr.write(f"error: standard output: {error.strerror}\n")
         return EXIT_FINDING
 

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,12 @@ from pytest_mistral_lora.errors import (
     PinError,
     RecipeError,
     TokenizerError,
+    is_disk_fault,
+    is_out_of_memory,
+    is_raised_here,
     one_line,
 )
 from pytest_mistral_lora.extras import MissingExtraError, missing_extra
-
-_PACKAGE = Path(__file__).parents[1]
 
 ROOT = "mistral-golden"
 """First part of every node id."""
@@ -222,13 +222,8 @@ class Check:
             raise
         except Exception as error:
             # the tokenizer of a program may raise any error, wherever it is called
-            if not isinstance(self.target, LoadedTarget) or _is_ours(error):
+            is_of_machine = is_disk_fault(error) or is_out_of_memory(error)
+            if not isinstance(self.target, LoadedTarget) or is_of_machine or is_raised_here(error):
                 raise
             found = f"it raises {type(error).__name__}: {one_line(error)}"
             raise TokenizerError(found, place=self.target.tokenizer.place) from error
-
-
-def _is_ours(error: Exception) -> bool:
-    """Return whether an error was raised in this package, and not in what it called."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return Path(frames[-1].f_code.co_filename).is_relative_to(_PACKAGE)
