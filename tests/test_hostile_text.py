@@ -176,13 +176,6 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "compare": [[f"{NAME}.jsonl", f"{NAME}.jsonl"], [HOSTILE, HOSTILE, "--markdown"]],
     "rules": [[HOSTILE], ["--search", HOSTILE]],
-    "report-false-alarm": [
-        [f"ML601 {NAME}.jsonl", "--from", f"{NAME}.report.json", *SPM, "--output", f"{NAME}.alarm.json"],
-        [f"ML601 {NAME}.jsonl", "--from", f"{NAME}.report.json", *SPM, "--scrub", "--output", "alarm.json"],
-        [HOSTILE, "--from", f"{NAME}.report.json"],
-        [f"ML601 {HOSTILE}", "--from", f"{NAME}.report.json"],
-        [HOSTILE, "--from", f"{NAME}.yaml"],
-    ],
     "import": [
         [f"{NAME}.jsonl", "--to", f"{NAME}.to"],
         [f"{NAME}.jsonl", "--to", f"{NAME}.to", "--lossy", "bad-records"],

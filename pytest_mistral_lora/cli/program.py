@@ -22,7 +22,6 @@ from pytest_mistral_lora.cli import (
     check,
     compare,
     doctor,
-    false_alarm,
     manifests,
     merge,
     other_trainers,
@@ -62,7 +61,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # --help`, a misspelt option or a wrong key in a recipe is then answered quickly.
 _GROUPS = {
     "start": (start.INIT, start.PIN, doctor.VERB),
-    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB, false_alarm.VERB),
+    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB),
     "rows": (rows.IMPORT, rows.STATS),
     "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),
     "serve": (serve_check.VERB,),

@@ -24,12 +24,6 @@ def newest_rules() -> str:
     return recorded_versions()[-1]
 
 
-def recorded_bounds(rule: str) -> dict[str, str]:
-    """Return the bounds of a rule in the newest recorded table, by their names there: those whose names have its id."""
-    table = json.loads((RECORDED / f"{newest_rules()}.json").read_text(encoding="utf-8"))
-    return {name: bound for name, bound in table["bounds"].items() if rule in name.split(":", 1)[1].split()}
-
-
 @dataclass(frozen=True, slots=True)
 class RuleSet:
     """The rules of a version.
