@@ -60,7 +60,6 @@ _CONVERTED = "  # another format: converted while it is read"
 _FETCH = f"# TO DO: fetch the base model, whose folder {RECIPE} names, unless it is in the repository"
 # without a golden, -k would select nothing, which is an error in pytest
 _GOLDENS_COMMAND = "pytest --mistral-golden -o testpaths= -k own-"
-_GOLDENS_JUNIT = "mistral-lora-goldens.xml"
 _INSTALLABLE = re.compile(r" @ [a-z]+\+[A-Za-z0-9._~:/@+%-]+")
 """A place to install from, without a variable that GitHub, GitLab or a shell would expand."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
@@ -291,7 +290,6 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.notes.append(f"your jobs need {base.name}, which is large: fetch it where the files have the words TO DO")
     # a job's steps are indented by two more columns on GitHub
     step = f"    {_FETCH}" if base.local else _NOTHING
-    has_own = has_goldens(plan)
     if "github" in services:
         values["fetch_base"] = f"  {step}" if base.local else _NOTHING
         steps = [
@@ -299,7 +297,7 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
             "        if: success() || failure()",
             f"        run: {_GOLDENS_COMMAND}",
         ]
-        values["golden_step"] = "\n".join(steps) if has_own else _NOTHING
+        values["golden_step"] = "\n".join(steps) if has_goldens(plan) else _NOTHING
         text = _text("github.yml.txt", values)
         plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
         if plan.deployment is not None:
@@ -309,10 +307,6 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.notes.append(f"no weekly watch is written for GitLab: run {asks} in a scheduled pipeline")
     if "gitlab" in services:
         values["fetch_base"] = step
-        values["golden_step"] = (
-            f"    - env -u HF_TOKEN {_GOLDENS_COMMAND} --junitxml={_GOLDENS_JUNIT}" if has_own else _NOTHING
-        )
-        values["junit"] = f"[mistral-lora.xml, {_GOLDENS_JUNIT}]" if has_own else "mistral-lora.xml"
         text = _text("gitlab.yml.txt", values)
         name = GITLAB
         existing = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""

@@ -399,7 +399,7 @@ def test_the_key_is_sent_and_written_nowhere(
 
     behaviour = Behaviour(oracle, answer=echo)
     with serving(behaviour) as url:
-        for form in ("text", "json", "sarif", "github"):
+        for form in ("text", "json", "github"):
             code, out = run_check(url, capsys, "--output-format", form)
             assert code == 1
             assert "s3cr3t" not in out
@@ -453,7 +453,7 @@ def test_a_key_that_is_spelled_otherwise_is_in_no_output(
     options = [word for file in files for word in ("--report", str(file))]
     behaviour = Behaviour(oracle, answer=lambda asked: (400, SPELLED[0]) if asked == path else None)
     with serving(behaviour) as url:
-        for form in ("text", "json", "sarif", "github", "junit"):
+        for form in ("text", "json", "github"):
             code, out = run_check(url, capsys, "--output-format", form, *options)
             assert (code, "bad key" in out) == (1, True), out
             assert parts_of_the_key("".join([out, *(file.read_text() for file in files)])) == []
