@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -299,26 +298,3 @@ def test_no_page_links_to_a_package_index() -> None:
     folders = ("docs", "examples", "benchmarks", "tests", ".github")
     pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))]
     assert [page.name for page in pages if "pypi.org" in page.read_text(encoding="utf-8")] == []
-
-
-def test_the_changelog_takes_what_the_fragments_say(tmp_path: Path) -> None:
-    pytest.importorskip("towncrier")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(ROOT / "CHANGELOG.md", tmp_path)
-    shutil.copytree(ROOT / "changelog.d", tmp_path / "changelog.d")
-    (tmp_path / "changelog.d" / "7.added.md").write_text("`check` reads minds.\n")
-    command = [sys.executable, "-m", "towncrier", "build", "--yes", "--version", "9.0.0", "--date", "2030-01-02"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    written = (tmp_path / "CHANGELOG.md").read_text(encoding="utf-8")
-    before, _, rest = written.partition("\n## 9.0.0 (2030-01-02)\n")
-    assert before.startswith("# Changelog")
-    assert "### Added\n\n- `check` reads minds. (#7)\n" in rest.partition("\n## 0.1.0")[0]
-    assert "\n## 0.1.0" in rest
-
-
-def test_a_fragment_has_a_kind_and_a_sentence() -> None:
-    kinds = {kind["directory"] for kind in PROJECT["tool"]["towncrier"]["type"]}
-    for path in (ROOT / "changelog.d").iterdir():
-        if path.name != "README.md":
-            assert re.fullmatch(rf"(\d+|\+[\w-]+)\.({'|'.join(sorted(kinds))})\.md", path.name), path.name
-            assert path.read_text(encoding="utf-8").rstrip().endswith((".", "`")), path.name
