@@ -26,12 +26,11 @@ from pytest_mistral_lora.errors import EXIT_FINDING, InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
-    from pytest_mistral_lora.report.judged import Judged, JudgedCase
+    from pytest_mistral_lora.report.judged import Judged
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -247,15 +246,13 @@ class Judging:
         return shlex.join(words)
 
     def _judged(self, session: Session) -> Judged:
-        from pytest_mistral_lora.conformance.groups import cause_texts
-        from pytest_mistral_lora.report.judged import cases_of
+        from pytest_mistral_lora.conformance.groups import FILE_WIDTH
+        from pytest_mistral_lora.report.judged import Judged, cases_of
 
-        texts = ["\n\n".join(cause_texts(outcome.findings)) for outcome in session.outcomes]
-        subject = self.paths[0]["path"] if self.paths else ""
-        verb, known = shlex.split(self.command)[1], session.known_faults()
-        cases = [*cases_of(session.outcomes, texts)]
+        causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in session.causes()]
         verdict = session.verdict() if self.view is None else self.view.verdict_of(session)
-        return _judged_by(verb, session.causes(), cases, verdict, subject, known)
+        verb = shlex.split(self.command)[1]
+        return Judged(f"{PROGRAM} {verb}", causes, [*cases_of(session.outcomes)], verdict, session.known_faults())
 
     def _print(self, session: Session) -> None:
         from pytest_mistral_lora.conformance.next_command import next_lines
@@ -309,31 +306,6 @@ def _progress(*, shown: bool) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=Console(file=own_stream(sys.stderr)), transient=True, **UNMIXED) as progress:
         task = progress.add_task("", total=None)
         yield lambda text: progress.update(task, description=printable(text, lines=False))
-
-
-def _judged_by(
-    command: str,
-    causes: FindingGroups,
-    cases: Sequence[JudgedCase],
-    verdict: str,
-    subject: Path | str = "",
-    known: Sequence[str] = (),
-) -> Judged:
-    """Return the verdict of a verb for other programs.
-
-    Args:
-        command: The verb.
-        causes: The findings by cause.
-        cases: All judged cases.
-        verdict: The last line of the same verdict as text.
-        subject: The judged file or folder.
-        known: A line for each known fault of the installed libraries that can cause a finding.
-    """
-    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
-    from pytest_mistral_lora.report.judged import Judged
-
-    found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
-    return Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject), known)
 
 
 def _print_for_github(judged: Judged) -> None:

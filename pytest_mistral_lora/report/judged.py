@@ -22,19 +22,11 @@ class JudgedCase:
 
     Attributes:
         group: The parts of its name before the last one, joined by dots.
-        name: The last part.
         outcome: `passed`, `failed`, or `skipped` if it was not checked.
-        text: The findings for people, or the reason why it was not checked.
-        findings: Its findings.
-        seconds: Its duration.
     """
 
     group: str
-    name: str
     outcome: CaseState
-    text: str = ""
-    findings: Sequence[Found] = ()
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +38,6 @@ class Judged:
         causes: The findings by cause as plain data, each with the keys of a finding, `check`, `count` and `text`.
         cases: Everything that was judged.
         verdict: The last line for people.
-        subject: The file or folder that was judged; empty if there is not one.
         known: A line for each known fault of the installed libraries that can be a cause.
     """
 
@@ -54,7 +45,6 @@ class Judged:
     causes: Sequence[Mapping[str, Any]]
     cases: Sequence[JudgedCase]
     verdict: str
-    subject: str = ""
     known: Sequence[str] = ()
 
 
@@ -93,20 +83,13 @@ def _in_workspace(file: str) -> Path:
     return path
 
 
-def cases_of(outcomes: Iterable[JudgedOutcome], texts: Iterable[str]) -> Iterator[JudgedCase]:
-    """Yield the judged case of each check.
-
-    Args:
-        outcomes: The outcome of each check.
-        texts: The text of each check's findings.
-    """
+def cases_of(outcomes: Iterable[JudgedOutcome]) -> Iterator[JudgedCase]:
+    """Yield the judged case of each check."""
     # a known deviation passes
     states: Mapping[str, CaseState] = {"failed": "failed", "skipped": "skipped"}
-    for outcome, text in zip(outcomes, texts, strict=True):
-        group, _, name = outcome.nodeid.rpartition("::")
-        state = states.get(outcome.state, "passed")
-        shown = outcome.not_checked if state == "skipped" else text
-        yield JudgedCase(group.replace("::", "."), name, state, shown, outcome.findings, outcome.seconds)
+    for outcome in outcomes:
+        group = outcome.nodeid.rpartition("::")[0]
+        yield JudgedCase(group.replace("::", "."), states.get(outcome.state, "passed"))
 
 
 def message_of(cause: Mapping[str, Any]) -> str:

@@ -103,7 +103,7 @@ def test_no_text_of_a_row_or_a_name_is_obeyed_in_the_summary(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "summary.md"))
     finding = Finding("ML601", text, Place.of(text), text, row=text)
-    case, [cause] = JudgedCase(text, text, "failed"), causes_of(finding)
+    case, [cause] = JudgedCase(text, "failed"), causes_of(finding)
     add_job_summary(Judged("mistral-lora check", [{**cause, "check": text}], [case], text, known=[text]))
     found = rendered((workspace / "summary.md").read_text())
     assert found.faults() == []
