@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,6 @@ def recorded_versions() -> list[str]:
 def newest_rules() -> str:
     """Return the last version whose rules are recorded."""
     return recorded_versions()[-1]
-
-
-def recorded_bounds(rule: str) -> dict[str, str]:
-    """Return the bounds of a rule in the newest recorded table, by their names there: those whose names have its id."""
-    table = json.loads((RECORDED / f"{newest_rules()}.json").read_text(encoding="utf-8"))
-    return {name: bound for name, bound in table["bounds"].items() if rule in name.split(":", 1)[1].split()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,13 +154,13 @@ def test_each_bad_value_of_a_file_is_named(written: Written) -> None:
     assert ["fault.a-fault." in line for line in caught.value.found.splitlines()] == [False, True, True]
 
 
-@pytest.mark.parametrize(("text", "words"), [("program = ", "not valid TOML"), ("\ufeff\x00", "not valid TOML")])
-def test_a_file_that_is_not_toml_is_an_error(text: str, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["program = ", "\ufeff\x00", f"a = {'[' * 5000}{']' * 5000}"], ids=range(3))
+def test_a_file_that_is_not_toml_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="not valid TOML"):
         read_facts(tmp_path / "x.toml")
     (tmp_path / "x.toml").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="not valid TOML"):
         read_facts(tmp_path / "x.toml")
 
 

@@ -399,7 +399,7 @@ def test_the_key_is_sent_and_written_nowhere(
 
     behaviour = Behaviour(oracle, answer=echo)
     with serving(behaviour) as url:
-        for form in ("text", "json", "sarif", "github"):
+        for form in ("text", "json", "github"):
             code, out = run_check(url, capsys, "--output-format", form)
             assert code == 1
             assert "s3cr3t" not in out
@@ -453,7 +453,7 @@ def test_a_key_that_is_spelled_otherwise_is_in_no_output(
     options = [word for file in files for word in ("--report", str(file))]
     behaviour = Behaviour(oracle, answer=lambda asked: (400, SPELLED[0]) if asked == path else None)
     with serving(behaviour) as url:
-        for form in ("text", "json", "sarif", "github", "junit"):
+        for form in ("text", "json", "github"):
             code, out = run_check(url, capsys, "--output-format", form, *options)
             assert (code, "bad key" in out) == (1, True), out
             assert parts_of_the_key("".join([out, *(file.read_text() for file in files)])) == []
@@ -649,3 +649,13 @@ def test_the_limit_of_a_request_is_the_user_s(oracle: Oracle, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "no answer in 1 s" in out
     assert "give each request more time: --request-seconds 600" in out
+
+
+def test_a_call_in_many_parts_is_joined_once() -> None:
+    call = {"id": "abcdefghi", "function": {"name": "f", "arguments": "x" * 2000}}
+    part = {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "x" * 2000}}]}}]}
+    first = {"choices": [{"delta": {"tool_calls": [call]}}]}
+    start = time.process_time()
+    [joined] = streamed_answer(Answer(200, [first, *[part] * 20_000], ""), Place.of("stream")).calls
+    assert time.process_time() - start < 5
+    assert (joined.id, joined.name, joined.arguments == "x" * 2000 * 20_001) == ("abcdefghi", "f", True)

@@ -260,7 +260,7 @@ def read_toml(path: Path, error: type[InputError] = InputError) -> dict[str, Any
     try:
         with opened(path) as file:
             return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"not valid TOML: {reason}", place=str(path)) from reason
     except OSError as reason:
         raise error(f"cannot be read: {reason.strerror}", place=str(path)) from reason
