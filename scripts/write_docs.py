@@ -1,8 +1,8 @@
 """Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
-The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line, and the
-long tables of the scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
-`python scripts/write_docs.py --site FOLDER`. The other tables of the scoreboards are written by `scoreboards.py`.
+The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line are made
+when the site is built, and are not in the repository. To read them in a clone:
+`python scripts/write_docs.py --site FOLDER`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")]
 
 import yaml  # noqa: E402
-from boards.pages import site_pages as board_pages  # noqa: E402
 from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
@@ -373,7 +372,7 @@ def site_pages() -> dict[str, str]:
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
     made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
-    made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True), **board_pages()}
+    made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True)}
     made |= {f"rules/{name}.md": former_rule_page(name, former.rules) for name, former in FORMER_RULES.items()}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
