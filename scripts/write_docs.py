@@ -1,4 +1,4 @@
-"""Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
+"""Write the pages of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
 The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line are made
 when the site is built, and are not in the repository. To read them in a clone:
@@ -34,10 +34,8 @@ from pydantic.fields import FieldInfo  # noqa: E402
 from recordings_page import recordings_page  # noqa: E402
 from sound_rows_page import sound_rows_page  # noqa: E402
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
-from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import TRAINERS, Trainer  # noqa: E402
@@ -359,12 +357,11 @@ def _page(lines: list[str]) -> str:
 
 
 def committed_pages() -> dict[str, str]:
-    """Return the pages and templates that are in the repository, by their paths in docs/."""
+    """Return the pages that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
     made |= {"sound-rows.md": sound_rows_page(), "known-faults.md": known_faults_page()}
     made["maintainers.md"] = maintainers_page()
-    made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
-    return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
+    return made | {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
 
 
 def site_pages() -> dict[str, str]:
