@@ -68,7 +68,7 @@ def test_every_argument_is_declared() -> None:
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
         ("export", "--output"),
-        ("template", "--output"), ("doctor", "--gpu"),
+        ("template", "--output"),
     }  # fmt: skip
 
 

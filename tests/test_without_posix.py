@@ -121,7 +121,7 @@ def test_a_template_of_a_file_is_not_rendered(done: dict[str, tuple[int, str, st
 
 def test_code_of_another_trainer_is_not_started(done: dict[str, tuple[int, str, str]]) -> None:
     code, output, errors = done["runner"]
-    assert (code, "does not limit processes" in errors + output) == (2, True)
+    assert (code, "has no groups of processes" in errors + output) == (2, True)
 
 
 def test_no_module_imports_one_of_posix_when_it_is_imported() -> None:

@@ -62,7 +62,7 @@ _FETCH = f"# TO DO: fetch the base model, whose folder {RECIPE} names, unless it
 _GOLDENS_COMMAND = "pytest --mistral-golden -o testpaths= -k own-"
 _INSTALLABLE = re.compile(r" @ [a-z]+\+[A-Za-z0-9._~:/@+%-]+")
 """A place to install from, without a variable that GitHub, GitLab or a shell would expand."""
-_DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz")
 
 
 class _Text(Template):
