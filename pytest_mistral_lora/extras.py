@@ -38,7 +38,7 @@ class Extra:
 
 EXTRAS: tuple[Extra, ...] = (
     Extra("train", ("torch", "peft", "accelerate"), "train, merge and run models, and compare adapters with a base"),
-    Extra("parquet", ("pyarrow",), "read Parquet, Arrow and zstd files of rows"),
+    Extra("parquet", ("pyarrow",), "read Parquet and Arrow files of rows"),
     Extra("near", ("rensa",), "find nearly equal rows"),
     Extra("guidance", ("llguidance",), "judge answers by the grammar that servers decode with"),
     Extra("serving", ("httpx",), "ask a server"),

@@ -160,6 +160,35 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
+TEXTS = [
+    *ROOT.glob("*.md"),
+    *PAGES,
+    ROOT / "tests" / "README.md",
+    *(path for suffix in ("toml", "py") for path in sorted((ROOT / "pytest_mistral_lora").rglob(f"*.{suffix}"))),
+    *sorted((ROOT / "scripts").rglob("*.py")),
+    *(ROOT / name for name in ("action.yml", "mkdocs.yml", "pyproject.toml", "tox.ini")),
+    *sorted((ROOT / ".github").rglob("*.yml")),
+]
+NAMED_PATH = re.compile(
+    r"(?<![\w./-])(?:benchmarks|docs|examples|goldens|pytest_mistral_lora|scripts|tests)/[\w./…-]*\w"
+)
+OF_OTHERS = re.compile(
+    # a repository of somebody else, a user's, what the wheel alone has, and a name to be filled in
+    r"tests/(goldens|data/samples|integrations|test_mistral\.py)|pytest_mistral_lora/goldens|.*(NAME|PROGRAM|SUBJECT)\b"
+)
+
+
+def test_every_path_of_the_repository_that_a_text_names_exists() -> None:
+    lacking = set()
+    for file in dict.fromkeys(TEXTS):
+        text = file.read_text(encoding="utf-8").replace("\\_", "_")
+        # OWNER/REPOSITORY, PATH is a source in another repository
+        text = re.sub(r"[\w.-]+/[\w.-]+, [\w./-]+", "", text)
+        paths = (path for path in NAMED_PATH.findall(text) if "…" not in path and not OF_OTHERS.match(path))
+        lacking |= {(file.relative_to(ROOT).as_posix(), path) for path in paths if not (ROOT / path).exists()}
+    assert lacking == set()
+
+
 def prose(page: Path) -> str:
     """Return the text of a page without its code blocks and code spans."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

@@ -25,7 +25,6 @@ NO_PATHS = {
     ("audit", "--time-limit"),
     ("rules", "ids"),
     ("rules", "--search"),
-    ("report-false-alarm", "finding"),
     *((verb, "--objective") for verb in ("check", "audit", "render", "stats")),
     *((verb, "--rules") for verb in ("check", "audit", "verify", "smoke", "serve-check")),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
@@ -67,8 +66,7 @@ def test_every_argument_is_declared() -> None:
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
         ("export", "--output"),
-        ("template", "--output"), ("doctor", "--gpu"),
-        ("report-false-alarm", "--output"),
+        ("template", "--output"),
     }  # fmt: skip
 
 

@@ -60,16 +60,10 @@ def run(args: argparse.Namespace) -> int:
         print_json([asdict(rule) for rule in chosen])
     elif args.ids:
         sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
-        # one rule is read to the end, and that is where its finding is doubted
-        sys.stdout.write(_doubts(chosen[0].id) if len(chosen) == 1 else "")
     else:
         table = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
         sys.stdout.writelines(table)
     return EXIT_OK
-
-
-def _doubts(rule: str) -> str:
-    return f"\nIs a finding of it wrong? Report it: mistral-lora report-false-alarm {rule} PLACE --from REPORT.json\n"
 
 
 def _with_words(rules: Iterable[Rule], words: str) -> list[Rule]:

@@ -203,7 +203,7 @@ def write_annotations(terminal: Any, session: Session) -> None:
     terminal.ensure_newline()
     for line in annotation_lines(causes):
         terminal.write_line(line)  # a workflow command, whose values are escaped
-    cases = [*cases_of(outcomes, [""] * len(outcomes))]
+    cases = [*cases_of(outcomes)]
     add_job_summary(Judged("pytest --mistral-golden", causes, cases, session.verdict(), known=session.known_faults()))
 
 

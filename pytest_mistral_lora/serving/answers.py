@@ -99,6 +99,7 @@ class ServedAnswer:
         steps: Its tokens as the server lists them with their log-probabilities; empty if it lists none. A list may
             leave out tokens that end within a character, and one that a stop string cuts off.
         is_whole: Whether it came to its end: False for a stream without the event that ends it.
+        is_drafted: Whether some of its tokens were drafted, whose log-probabilities the server does not know.
         calls_read: Whether the server reads tool calls, which one without a parser leaves in the text.
         refused: The server's reason if it refuses the prompt; else empty.
         failed: The HTTP status and the server's words if the request fails; else empty.
@@ -117,6 +118,7 @@ class ServedAnswer:
     stop: str = ""
     steps: tuple[ListedStep, ...] = ()
     is_whole: bool = True
+    is_drafted: bool = False
     calls_read: bool = True
     refused: str = ""
     failed: str = ""
@@ -204,6 +206,7 @@ def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
         finish_reason=choice.finish_reason or "",
         stop=choice.stop_reason if isinstance(choice.stop_reason, str) else "",
         steps=tuple(map(_step, listed)),
+        is_drafted=bool(chat.timings.draft_n),
     )
 
 
@@ -248,15 +251,18 @@ def streamed_answer(answer: Answer, place: Place) -> ServedAnswer:
 
 def _joined_calls(parts: Iterable[CallPart]) -> tuple[ServedCall, ...]:
     """Return the calls of a stream, each from the parts with its index, in the order of the indices."""
-    calls: dict[int, ServedCall] = {}
+    calls: dict[int, list[CallPart]] = {}
     for part in parts:
-        call = calls.get(part.index, ServedCall("", ""))
-        calls[part.index] = ServedCall(
-            call.name + (part.function.name or ""),
-            call.arguments + (part.function.arguments or ""),
-            call.id or part.id or "",
+        calls.setdefault(part.index, []).append(part)
+    # joined once: to add each part to a text copies the text, for minutes if there are many
+    return tuple(
+        ServedCall(
+            "".join(part.function.name or "" for part in of_call),
+            "".join(part.function.arguments or "" for part in of_call),
+            next((part.id for part in of_call if part.id), ""),
         )
-    return tuple(calls[index] for index in sorted(calls))
+        for _, of_call in sorted(calls.items())
+    )
 
 
 def logprobs_of(listed: Sequence[ListedToken]) -> tuple[float, ...]:

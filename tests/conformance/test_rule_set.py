@@ -60,8 +60,6 @@ def test_an_added_rule_and_a_raised_one_are_notes_by_the_rules_before(later: Non
     code, out = check(capsys, *words, "--rules", "0.1")
     assert (code, out.count("  rules:    an error from 0.2 on\n")) == (0, 2)
     assert "rules of 0.1: 2 notes " in out
-    code, out = check(capsys, *words, "--output-format", "sarif", "--rules", "0.1")
-    assert (code, "error" in {result["level"] for result in json.loads(out)["runs"][0]["results"]}) == (0, False)
 
 
 def test_pytest_takes_the_version_from_its_option_or_its_ini_file(

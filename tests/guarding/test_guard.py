@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from pytest_mistral_lora.programs.fixes import fixes_in
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Rows = list[dict[str, Any]]
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])]
 
 
 @pytest.fixture
@@ -65,11 +68,13 @@ def test_a_guard_judges_by_the_rules_of_a_version(
         MistralGuard(rules="0.9")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
 def test_a_sound_run_with_the_callback_alone_goes_on(
-    messages: bool, base: Path, oracle: Oracle, tmp_path: Path
+    messages: bool, device: str, base: Path, oracle: Oracle, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, max_steps=1)
+    settings: dict[str, Any] = {"max_steps": 1, "use_cpu": device == "cpu"}
+    trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, **settings)
     callback = MistralGuard()
     trainer.add_callback(callback)
     trainer.train()
@@ -82,18 +87,19 @@ def test_a_sound_run_with_the_callback_alone_goes_on(
     assert not any((tmp_path / name).exists() for name in REPORTS)
 
 
-def test_a_fault_stops_the_run_before_a_weight_moves(base: Path, rows: Rows, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_fault_stops_the_run_before_a_weight_moves(device: str, base: Path, rows: Rows, tmp_path: Path) -> None:
     rows[5]["labels"][-1] = -100
     model = lora_model(base)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer = make_trainer(base, rows, tmp_path, model=model, use_cpu=device == "cpu")
     callback = guard(trainer)
     with pytest.raises(GuardError, match="before a weight moves") as caught:
         trainer.train()
     assert caught.value.verdict is callback.verdict
     assert errors_of(callback.verdict) == {("ML546", "train_dataset[5]")}
     assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_warning_lets_the_run_go_on_and_writes_the_verdict(
@@ -180,9 +186,9 @@ def _frozen(model: Any) -> None:
     model.base_model.model.lm_head.requires_grad_(True)
 
 
-def _frozen_a(model: Any) -> None:
+def _frozen_a(model: Any, *, of: str = "") -> None:
     for name, parameter in model.named_parameters():
-        if "lora_A" in name:
+        if "lora_A" in name and of in name:
             parameter.requires_grad_(False)
 
 
@@ -202,12 +208,13 @@ def _other_eos(model: Any) -> None:
     ("damage", "found"),
     [
         (_frozen, {("ML320", "model"), ("ML302", "model")}),
-        (_frozen_a, {("ML303", "model")}),
+        (partial(_frozen_a, of="v_proj"), {("ML303", "model")}),
+        (_frozen_a, set()),  # LoRA-FA
         (_trainable_head, {("ML302", "model")}),
         (_small_embeddings, {("ML215", "model"), ("ML215", "processing_class")}),
         (_other_eos, {("ML217", "model.config")}),
     ],
-    ids=["frozen adapter", "frozen lora_A", "trainable head", "embeddings", "eos"],
+    ids=["frozen adapter", "a frozen lora_A", "each lora_A frozen", "trainable head", "embeddings", "eos"],
 )
 def test_a_fault_of_the_model_is_found(
     damage: Callable[[Any], None],
@@ -354,6 +361,13 @@ def test_a_block_mask_numbers_the_conversations_of_a_row() -> None:
     additive = torch.where(blocks, 0.0, torch.finfo(torch.float32).min)[None, None]
     batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": additive})
     assert batch.records()[0]["attention_mask"] == [1, 1, 2, 2, 2, 0]
+
+
+def test_a_token_that_does_not_attend_to_itself_is_hidden() -> None:
+    """A mask with true where a token must not attend: transformers takes true for a token that attends."""
+    ids = torch.arange(4)[None]
+    batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": ~torch.ones(1, 1, 4, 4).tril().bool()})
+    assert batch.records()[0]["attention_mask"] == [0, 0, 0, 0]
 
 
 def test_a_block_mask_numbers_from_one_behind_padding() -> None:

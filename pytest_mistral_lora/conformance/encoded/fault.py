@@ -13,8 +13,10 @@ class EncodingFault:
         rule: Id of the rule.
         found: The value or tokens that break it.
         expected: The value that satisfies it; empty if the rule's title is enough.
+        fix: The way to mend this cause; empty for the rule's own.
     """
 
     rule: str
     found: str
     expected: str = ""
+    fix: str = ""
