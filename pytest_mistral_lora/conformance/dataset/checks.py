@@ -127,6 +127,7 @@ def _judged(
     from pytest_mistral_lora.chat.encoded import Policy
     from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
     from pytest_mistral_lora.chat.reading.chunks import is_long
+    from pytest_mistral_lora.conformance.dataset.prompts import compare_prompts
     from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
     from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
     from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
@@ -152,7 +153,8 @@ def _judged(
     found = scan(plan, files, tokenizer=target.tokenizer, **how)
     if plan.alone:
         _note_columns(found, files)
-    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison)
+    prompts = compare_prompts(found, target.tokenizer) if plan.compares else {}
+    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison, prompts=prompts)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
@@ -232,6 +234,8 @@ def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
 
 def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[str, Result]:
     """Return the results of a pass by this process or by another worker of the session."""
+    if settings.shared_folder is None:
+        return dataset_results(target, progress=sys.__stderr__)
     # workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file
     from filelock import FileLock
 
@@ -256,7 +260,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
         states.append((str(path), status.st_size if status else -1, status.st_mtime_ns if status else -1))
     # in ASCII, here and below: the name of a file may have bytes that are not UTF-8
     identity = sha256_bytes(json.dumps([str(target.path), *settled, states], sort_keys=True).encode())[:16]
-    file = settings.work_folder / f"dataset-{identity}.json"
+    file = settings.shared_folder / f"dataset-{identity}.json"
     with FileLock(f"{file}.lock"):
         if not file.is_file():
             results = dataset_results(target, progress=sys.__stderr__)

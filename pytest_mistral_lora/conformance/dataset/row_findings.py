@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.rows import Row, beyond_text, imported, text_of, weight_of
 from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values, is_cut_json
@@ -22,9 +23,10 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     strings_of,
     texts_of,
 )
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
+from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import IDS
 from pytest_mistral_lora.places import Place
@@ -32,6 +34,40 @@ from pytest_mistral_lora.places import Place
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.oracle.versions import VersionFacts
+    from pytest_mistral_lora.chat.templates.compare import BackendComparison
+
+_ROW_CHARACTERS = 2000
+"""Longest row that is printed with its finding: the place is enough to find longer ones."""
+
+
+def printed_row(row: Row) -> str:
+    """Return a row as its finding prints it; empty if it is too long."""
+    text = row.to_jsonl()
+    return text if len(text) <= _ROW_CHARACTERS else ""
+
+
+def backend_findings(row: Row, comparison: BackendComparison, oracle: Oracle) -> Iterator[Finding]:
+    """Yield ML603 for each difference between the backends that no named deviation explains.
+
+    Args:
+        row: The row, or a prompt of it.
+        comparison: Its comparison.
+        oracle: The oracle.
+    """
+    from pytest_mistral_lora.chat.templates.compare import is_prompt
+
+    for difference in comparison.differences:
+        sides = comparison.sides_of(difference)
+        # the labels are compared once the ids are equal
+        parts: dict[str, Any] = {"detail": ""}
+        if sides is not None:
+            names = ("mistral-common", "chat template")
+            diff = TokenDiff.of((sides[0][0], None), (sides[1][0], None), oracle.piece, names)
+            parts = shown_difference(diff, row.place)
+        text, ids = difference_words(difference, is_prompt=is_prompt(row))
+        detail = "\n".join(filter(None, (ids, parts["detail"])))
+        parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
+        yield Finding("ML603", text, row.place, row=printed_row(row), **parts)
 
 
 _FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML607"}

@@ -21,16 +21,18 @@ from pytest_mistral_lora.conformance.dataset.deviations import Deviations
 from pytest_mistral_lora.conformance.dataset.lengths import Lengths
 from pytest_mistral_lora.conformance.dataset.observers import RowRules
 from pytest_mistral_lora.conformance.dataset.pairs import empty_side
+from pytest_mistral_lora.conformance.dataset.prompts import PromptRows
 from pytest_mistral_lora.conformance.dataset.row_findings import (
+    backend_findings,
     beyond,
     changes,
     column_finding,
     fault_finding,
     law_findings,
+    printed_row,
 )
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
-from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.formats.declared_keys import declared_values
 from pytest_mistral_lora.formats.recognition import unread_columns
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
 _NAMES = ("mistral-common", "chat template")
-_ROW_CHARACTERS = 2000
-"""Longest row that is printed with its finding: the place is enough to find longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,13 @@ class DatasetPass(RowPass):
         lengths: The lengths of rows before the policies.
         deviations: The named deviations of the chat template.
         other_kinds: The judged records that are no conversations, by their kind in words.
+        prompts: The rows whose prompts are compared with the template, once all rows are known.
     """
 
     lengths: Lengths = field(default_factory=Lengths)
     deviations: Deviations = field(default_factory=Deviations)
     other_kinds: Counter[str] = field(default_factory=Counter)
+    prompts: PromptRows = field(default_factory=PromptRows)
 
     def extend(self, other: RowPass) -> None:
         """Add the rows, counts and findings of another part of the files."""
@@ -119,6 +121,7 @@ class DatasetPass(RowPass):
             self.lengths.extend(other.lengths)
             self.deviations.extend(other.deviations)
             self.other_kinds.update(other.other_kinds)
+            self.prompts.extend(other.prompts)
 
 
 class RowJudge:
@@ -298,20 +301,21 @@ class RowJudge:
     ) -> bool:
         """Return whether the encoding that is trained on has mistral-common's labels; report a difference."""
         # a row that the template refuses has no ids, and is explained like a row with other ids
-        if template_ids != expected.input_ids:
-            self._explain(row, expected, template_ids, part)
-            return True
-        if encoded.labels in (None, expected.labels):
+        same_ids = template_ids == expected.input_ids
+        if same_ids or self._explain(row, template_ids, part):
+            part.prompts.note(row, part.findings.at)
+        if not same_ids or encoded.labels in (None, expected.labels):
             return True
         oracle: Any = self._oracle
         sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         parts = shown_difference(difference, row.place)
         found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
-        self.rules.note(part, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
+        self.rules.note(part, Finding("ML606", found, row.place, row=printed_row(row), **parts), row)
         return False
 
-    def _explain(self, row: Row, expected: EncodedRow, template_ids: tuple[int, ...] | None, part: DatasetPass) -> None:
+    def _explain(self, row: Row, template_ids: tuple[int, ...] | None, part: DatasetPass) -> bool:
+        """Return whether named deviations explain the template's ids; report what they do not explain."""
         from pytest_mistral_lora.chat.templates.compare import compare
         from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
 
@@ -322,31 +326,18 @@ class RowJudge:
             if behind is not row and oracle.encode(behind).input_ids == template_ids:
                 # most rows of a template with its own system prompt: there is nothing else to explain
                 part.deviations.note(OWN_PROMPT, row.place, part.findings.at)
-                return
+                return True
             comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
-            self.rules.note(part, Finding("ML603", text, row.place, row=_printed_row(row)), row)
-            return
+            self.rules.note(part, Finding("ML603", text, row.place, row=printed_row(row)), row)
+            return False
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             part.deviations.note(name, row.place, part.findings.at)
-        for difference in comparison.differences:
-            sides = comparison.sides_of(difference)
-            # the labels are compared once the ids are equal
-            parts: dict[str, Any] = {"detail": ""}
-            if sides is not None:
-                diff = TokenDiff.of((sides[0][0], None), (sides[1][0], None), oracle.piece, _NAMES)
-                parts = shown_difference(diff, row.place)
-            text, ids = difference_words(difference)
-            detail = "\n".join(filter(None, (ids, parts["detail"])))
-            parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
-            self.rules.note(part, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
+        for finding in backend_findings(row, comparison, oracle):
+            self.rules.note(part, finding, row)
+        return not comparison.differences
 
 
 class _LiteralError(RowError):
     """A row whose text the chat template would encode as control tokens."""
-
-
-def _printed_row(row: Row) -> str:
-    text = row.to_jsonl()
-    return text if len(text) <= _ROW_CHARACTERS else ""
