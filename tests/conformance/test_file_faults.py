@@ -139,6 +139,7 @@ def called(arguments: object, result: str = "mild", question: str = "How is it t
         ("decoded_wrongly", called({"city": "MÃ¼nchen"})),
         ("decoded_wrongly", called(json.dumps({"where": {"cities": ["Rome", "MÃ¼nchen"]}}))),
         ("decoded_wrongly", called({"city": "Rome"}, "MÃ¼nchen is mild.")),
+        ("decoded_wrongly", called({"city": "Rome"}, '{"near": ["MÃ¼nchen"]}')),
         ("invisible", called({"city": "New\u200bYork"})),
         ("invisible", called({"city": "Rome"}, "mild\u200band dry")),
         ("missing_value", called({"city": "nan"})),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -195,11 +197,21 @@ def tool_texts(row: Row) -> Iterator[tuple[str, RowText]]:
     """Yield the texts that a row gives to tools and gets from them, each with its field: arguments and results."""
     for said in _every_text(row):
         if said.role == "tool" and said.text:
-            yield f"messages[{said.index}].content", said
+            for text in _strings_of_result(said.text):
+                yield f"messages[{said.index}].content", replace(said, text=text)
         for number, call in enumerate(row.messages[said.index].get("tool_calls") or ()):
             field = f"messages[{said.index}].tool_calls[{number}].function.arguments"
             for text in strings_of(argument_object(call["function"].get("arguments"))[0]):
                 yield field, replace(said, text=text)
+
+
+def _strings_of_result(text: str) -> Iterator[str]:
+    """Yield the strings of a result that is JSON with some, as tokenizers of v3 write each; the text itself if not."""
+    value: Any = text
+    if text.lstrip().startswith(("{", "[", '"')):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text)
+    return strings_of(value)
 
 
 def strings_of(value: Any) -> Iterator[str]:
