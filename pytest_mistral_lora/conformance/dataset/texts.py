@@ -32,6 +32,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     RowText,
     is_log_or_source,
     texts_of,
+    tool_texts,
     without_code,
     without_quotations,
 )
@@ -195,6 +196,12 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     for index, role in _roles_in_letters(row, texts):
         marked = Finding("ML628", f"the text is marked up with {role}", row.content_place(index))
         seen.setdefault("ML628", marked)
+    # those of tools come from other programs: they are no evidence of how the file was written
+    for part, said in tool_texts(row) if not {"ML624", "ML625"} & seen.keys() else ():
+        text = said.text
+        if "\\" in text and not (_is_json(text) or is_log_or_source(text)) and (found := _escaped_letter(said)):
+            seen["ML625"] = Finding("ML625", f"{part} has {found!r} as letters", row.place)
+            break
     # a row with both is no evidence for the other side
     for rule, plain in (("ML624", "rows_with_letters_beyond_ascii"), ("ML626", "rows_with_newlines")):
         if rule in seen:
