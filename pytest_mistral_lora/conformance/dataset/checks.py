@@ -127,7 +127,6 @@ def _judged(
     from pytest_mistral_lora.chat.encoded import Policy
     from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
     from pytest_mistral_lora.chat.reading.chunks import is_long
-    from pytest_mistral_lora.conformance.dataset.prompts import compare_prompts
     from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
     from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
     from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
@@ -153,7 +152,7 @@ def _judged(
     found = scan(plan, files, tokenizer=target.tokenizer, **how)
     if plan.alone:
         _note_columns(found, files)
-    prompts = compare_prompts(found, target.tokenizer) if plan.compares else {}
+    prompts = found.compare_prompts(target.tokenizer) if plan.compares else {}
     results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison, prompts=prompts)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):

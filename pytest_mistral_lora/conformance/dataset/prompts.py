@@ -9,24 +9,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.rows import Row, has_more_than_text
-from pytest_mistral_lora.conformance.dataset.row_findings import backend_findings
-from pytest_mistral_lora.conformance.row_table import unpacked_place
-from pytest_mistral_lora.errors import OracleRejection
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.dataset.rows import DatasetPass
 
 _ROWS = 64
 """Most rows to keep: those of the longest shapes."""
-_SHARE = 24
-"""One token of prompts is compared for so many tokens of rows, so that a pass takes hardly longer."""
-_IN_ANY_CASE = 8_000
-"""Tokens of prompts that are compared in any case: these take a small part of the time of the start."""
-
 Shape = tuple[int, str]
 """The number of messages, and what else a template may look at."""
 
@@ -86,39 +73,3 @@ class PromptRows:
             if shape not in seen:
                 seen.add(shape)
                 yield at, prompt
-
-
-def compare_prompts(found: DatasetPass, tokenizer: CheckpointTokenizer) -> dict[str, int]:
-    """Compare prompts of a pass's rows, and add the differences to its findings; of each cause the first.
-
-    Args:
-        found: The pass over all rows.
-        tokenizer: The tokenizer that judged them, with a chat template.
-
-    Returns:
-        The number of prompts that were compared, that mistral-common refuses, and that are left out for their length.
-    """
-    from pytest_mistral_lora.chat.templates.compare import compare
-
-    counts = {"compared": 0, "refused": 0, "left_out": 0}
-    tokens = max(_IN_ANY_CASE, sum(n * rows for n, rows in found.lengths.tokens.items()) // _SHARE)
-    causes: set[str] = set()
-    for at, prompt in found.prompts.prompts():
-        if tokens <= 0:
-            counts["left_out"] += 1
-            continue
-        try:
-            comparison = compare(prompt, tokenizer.oracle, tokenizer.template)
-        except OracleRejection:
-            counts["refused"] += 1
-            continue
-        counts["compared"] += 1
-        tokens -= len(comparison.oracle.input_ids)
-        found.look_at(unpacked_place(at)[0], prompt.place)
-        found.findings.at = at
-        for finding in backend_findings(prompt, comparison, tokenizer.oracle):
-            cause = finding.shape or finding.found
-            if cause not in causes:
-                causes.add(cause)
-                found.findings.add(finding)
-    return counts

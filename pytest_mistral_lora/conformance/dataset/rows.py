@@ -33,7 +33,8 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
 )
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
-from pytest_mistral_lora.errors import NoOracleError, RowError
+from pytest_mistral_lora.conformance.row_table import unpacked_place
+from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError
 from pytest_mistral_lora.formats.declared_keys import declared_values
 from pytest_mistral_lora.formats.recognition import unread_columns
 from pytest_mistral_lora.places import Place
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
 _NAMES = ("mistral-common", "chat template")
+_PROMPT_SHARE = 24
+"""One token of prompts is compared for so many tokens of rows, so that a pass takes hardly longer."""
+_PROMPTS_IN_ANY_CASE = 8_000
+"""Tokens of prompts that are compared in any case: these take a small part of the time of the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,42 @@ class DatasetPass(RowPass):
             self.deviations.extend(other.deviations)
             self.other_kinds.update(other.other_kinds)
             self.prompts.extend(other.prompts)
+
+    def compare_prompts(self, tokenizer: CheckpointTokenizer) -> dict[str, int]:
+        """Compare prompts of the rows, once all rows are known, and add the differences; of each cause the first.
+
+        Args:
+            tokenizer: The tokenizer that judged the rows, with a chat template.
+
+        Returns:
+            The number of prompts that were compared, that mistral-common refuses, and that are left out for their
+            length.
+        """
+        from pytest_mistral_lora.chat.templates.compare import compare
+
+        counts = {"compared": 0, "refused": 0, "left_out": 0}
+        of_rows = sum(tokens * rows for tokens, rows in self.lengths.tokens.items())
+        tokens = max(_PROMPTS_IN_ANY_CASE, of_rows // _PROMPT_SHARE)
+        causes: set[str] = set()
+        for at, prompt in self.prompts.prompts():
+            if tokens <= 0:
+                counts["left_out"] += 1
+                continue
+            try:
+                comparison = compare(prompt, tokenizer.oracle, tokenizer.template)
+            except OracleRejection:
+                counts["refused"] += 1
+                continue
+            counts["compared"] += 1
+            tokens -= len(comparison.oracle.input_ids)
+            self.look_at(unpacked_place(at)[0], prompt.place)
+            self.findings.at = at
+            for finding in backend_findings(prompt, comparison, tokenizer.oracle):
+                cause = finding.shape or finding.found
+                if cause not in causes:
+                    causes.add(cause)
+                    self.findings.add(finding)
+        return counts
 
 
 class RowJudge:
