@@ -360,7 +360,8 @@ def _any_marker(said: RowText) -> str:
         return ""
     text = without_code(text)
     if found := _MARKERS.search(text):
-        return next(filter(None, found.groups()))
+        marker: str = next(filter(None, found.groups()))
+        return marker
     opening, closing = _GAP
     return opening if closing in text.partition(opening)[2] else ""
 
