@@ -382,7 +382,7 @@ def _recorded_value(data: Mapping[str, Any], name: str) -> Any:
     if name.startswith(GATE):
         gate = Gate.recorded_in(data)
         lines = [] if gate is None else [line for line in gate.lines if line.name == name.removeprefix(GATE)]
-        return {"rows": lines[0].rows, "tokens": lines[0].tokens} if lines else None
+        return {key: getattr(lines[0], key) for key in ("rows", "conversations", "tokens")} if lines else None
     recorded: Any = data
     for key in name.split("."):
         recorded = recorded.get(key) if isinstance(recorded, Mapping) else None

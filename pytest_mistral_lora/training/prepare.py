@@ -23,7 +23,7 @@ from pytest_mistral_lora.training.devices import (
     precision_of,
     require_environment,
 )
-from pytest_mistral_lora.training.gate.measure import GateRows
+from pytest_mistral_lora.training.gate.rows import GateRows, require_apart
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.layers import layers_text, planned_layers, ranks_and_alphas
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
@@ -85,17 +85,8 @@ class Preparation(RunPlan):
     @property
     def gate_rows(self) -> GateRows:
         """The rows of `evaluation.gate`, and what is asked of them."""
-        evaluation, held_out = self.recipe.evaluation, self.data.held_out
-        limit = evaluation.retention.max_loss_increase if evaluation.retention is not None else 0.0
-        return GateRows(
-            held_out=held_out.encoded,
-            retention=self.retention.held_out.encoded if self.retention is not None else (),
-            max_loss_increase=limit,
-            # without held-out rows, those that a run answers are trained on
-            asked=held_out.rows[: evaluation.generations],
-            checks=self.checks,
-            max_new_tokens=evaluation.max_new_tokens,
-        )
+        retention = self.retention.held_out if self.retention is not None else None
+        return GateRows.of(self.recipe.evaluation, self.checks, self.data.held_out, retention)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,6 +122,8 @@ def prepare(recipe: Recipe) -> Preparation:
     check_machine(recipe)
     plan = plan_run(recipe)
     data, retention = load_data(recipe, plan.encoder), load_retention(recipe, plan.encoder)
+    if recipe.evaluation.gate:
+        require_apart(data.train.rows, data.held_out.rows, retention.held_out.rows if retention is not None else ())
     return Preparation(**vars(plan), data=data, retention=retention)
 
 

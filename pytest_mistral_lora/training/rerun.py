@@ -97,7 +97,7 @@ def rerun(
     data = folder.require_manifest().data
     if "recipe" not in data or data["kind"] != "adapter":
         found = "records no recipe" if data["kind"] == "adapter" else "a merged model: it was not trained"
-        raise InputError(found, place=str(folder.manifest_file), expected="the manifest of a run, from version 2 on")
+        raise InputError(found, place=str(folder.manifest_file), expected="the manifest of a run, from version 3 on")
     recorded = folder.load_tensors()
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
