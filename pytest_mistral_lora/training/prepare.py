@@ -18,6 +18,7 @@ from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.adapter import saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
+    container_image,
     device_count,
     engine,
     precision_of,
@@ -135,6 +136,7 @@ def check_machine(recipe: Recipe) -> None:
         InputError: If no machine could.
     """
     require_environment(recipe)
+    container_image()
     for index, name in enumerate(recipe.training.report_to):
         _logger(name, NOWHERE.within("training", "report_to", index))
     check_engine(recipe)

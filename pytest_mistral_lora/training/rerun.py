@@ -227,9 +227,9 @@ def _threads(data: Mapping[str, Any]) -> Iterator[None]:
 def _elsewhere(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the differences that may lead to other roundings than those of the recorded run."""
     recorded, here = data["environment"], environment()
-    for name in ("platform", "processor", "threads", "gpu"):
-        if recorded[name] != here[name]:
-            yield f"{name} ({here[name]})"
+    for name in ("platform", "processor", "threads", "gpu", "image"):
+        if recorded.get(name) != here.get(name):
+            yield f"{name} ({here.get(name)})"
     for name in sorted(recorded["packages"].keys() | here["packages"].keys()):
         if recorded["packages"].get(name) != here["packages"].get(name):
             yield f"{name} ({here['packages'].get(name)})"

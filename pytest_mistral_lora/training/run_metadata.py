@@ -27,7 +27,7 @@ from pytest_mistral_lora.records.git import code_of
 from pytest_mistral_lora.records.restated import PASSES, loss_results
 from pytest_mistral_lora.training.adapter import lora_config, peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import container_image, device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.rows.encoding import ReadFile
@@ -226,7 +226,9 @@ def environment() -> dict[str, Any]:
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
+    image = container_image()
     return {
+        **({"image": image} if image else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
