@@ -61,6 +61,7 @@ class Row:
         side: The row's part in its record, by the name that its kind has for it; empty if the record is the row.
         kind: The kind of the record that it is read from.
         objective: The declared objective, by which its tokens have a loss.
+        converted: What was converted to read it, in words: names of roles and fields that other programs have.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -71,6 +72,7 @@ class Row:
     side: str = field(default="", compare=False)
     kind: RecordKind = field(default_factory=_conversation, compare=False, repr=False)
     objective: Objective = field(default=ANSWERS, compare=False, repr=False)
+    converted: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
@@ -187,6 +189,8 @@ class RecordKind(ABC):
             fault that only ids of this kind have, or None. Empty if there is none.
         answer_marker: The control token in front of the answer, without which ids are a bare text and not a cut row;
             empty if there is none.
+        conversion: The importable name of the function that gives a record with the names of other programs those of
+            the kind, `convert_as_given` of `formats.converter`. Empty if its records are read as they are.
         row_format: The importable name of the `RowFormat` that reads its records under other names. Without one,
             `import` takes them as they are. Records of turns have the formats of turns.
     """
@@ -212,6 +216,7 @@ class RecordKind(ABC):
     file_faults: ClassVar[str] = ""
     id_fault: ClassVar[str] = ""
     answer_marker: ClassVar[str] = ""
+    conversion: ClassVar[str] = ""
     row_format: ClassVar[str] = ""
 
     def __reduce__(self) -> tuple[Any, ...]:

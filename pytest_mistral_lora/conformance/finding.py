@@ -559,6 +559,8 @@ def version_key(version: str) -> tuple[int, ...]:
 def in_words(findings: Iterable[Finding], fixes: Mapping[str, str] | None) -> tuple[Finding, ...]:
     """Return findings with the ways to mend them in the program that made the artifact.
 
+    One with a fix for its cause keeps it.
+
     Args:
         findings: The findings of a check.
         fixes: A fix for each rule that the program has words for. None if the program is not known: then the first
@@ -567,7 +569,8 @@ def in_words(findings: Iterable[Finding], fixes: Mapping[str, str] | None) -> tu
     if fixes is None:
         return _in_words_of_each(findings)
     return tuple(
-        replace(finding, fix=fixes[finding.rule]) if finding.rule in fixes else finding for finding in findings
+        replace(finding, fix=fixes[finding.rule]) if finding.rule in fixes and not finding.fix else finding
+        for finding in findings
     )
 
 
@@ -578,7 +581,7 @@ def _in_words_of_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     sides = {side for kind in KINDS.values() for side in kind.sides}
     found, seen = [], set[str]()
     for finding in findings:
-        if RULES[finding.rule].by_program and finding.rule not in seen:
+        if RULES[finding.rule].by_program and not finding.fix and finding.rule not in seen:
             seen.add(finding.rule)
             is_side = not sides.isdisjoint(finding.place.part[:1])
             finding = replace(finding, fixes=fixes_of_programs(finding.rule, of_preferences=is_side))

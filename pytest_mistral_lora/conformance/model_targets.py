@@ -246,7 +246,6 @@ class TrainerTarget(Target):
         processing_class: The tokenizer or processor of the trainer.
         known: The Mistral tokenizer that applies.
         base: The folder that the tokenizer was loaded from; None if it is not on this machine.
-        optimizer: The optimizer, wrapped or not; None if it is not made yet.
         has_images: Whether the batches have images.
         trains_eos: Whether a label of the batches is EOS.
         has_eos: Whether EOS is trained on in the dataset, before the collator.
@@ -258,7 +257,6 @@ class TrainerTarget(Target):
     processing_class: Any
     known: Recognition
     base: CheckpointTokenizer | None = None
-    optimizer: Any = None
     has_images: bool = False
     trains_eos: bool = False
     has_eos: bool = False

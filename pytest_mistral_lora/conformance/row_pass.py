@@ -289,6 +289,7 @@ class RowPass:
         place: The place of that record.
         table: The rows.
         counts: Numbers of records by file and by what became of them: `judged`, and what a subclass adds.
+        converted: Numbers of records by what was converted to read them, in words.
         states: The states of the observers.
         findings: The findings, rule by rule.
     """
@@ -297,6 +298,7 @@ class RowPass:
     place: Place = NOWHERE
     table: JudgedTable = field(default_factory=JudgedTable)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    converted: Counter[str] = field(default_factory=Counter)
     states: ObserverStates = field(default_factory=ObserverStates)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
 
@@ -314,6 +316,7 @@ class RowPass:
         """Add the rows, counts and findings of another part of the files."""
         self.table.extend(other.table)
         self.counts.update(other.counts)
+        self.converted.update(other.converted)
         self.states.extend(other.states)
         self.findings.extend(other.findings)
 

@@ -26,14 +26,15 @@ LINE_BITS = 40
 class JudgedTable:
     """The rows of a pass, each with its place, its side of the split, and what tells it from other rows.
 
-    A row with one prompt takes 65 bytes: 8 for its place, 4 for its line, 1 for its side of the split, 16 for each of
-    three digests, and 4 for the owner of its prompt. A further prompt takes 20, and a sketch 64. A preference record
-    takes 20 for its opposite in place of those for prompts.
+    A row with one prompt takes 66 bytes: 8 for its place, 4 for its line, 1 for its side of the split and 1 for the
+    length of its answer, 16 for each of three digests, and 4 for the owner of its prompt. A further prompt takes 20,
+    and a sketch 64. A preference record takes 20 for its opposite in place of those for prompts.
 
     Attributes:
         places: File and record of each row, packed into one number.
         lines: The line where each row begins, if its records are not lines; else 0.
         held_out: 1 for each row that is held out, 0 for each that is trained on.
+        short: 1 for each row whose last answer is a few words, of which a prompt can have but one.
         rows: A digest of each row's ids and labels.
         likenesses: A digest of each row's texts without spaces, case, punctuation and Unicode form.
         sketches: A sketch of each row for finding near rows, of `SKETCH_BYTES`; empty without sketches.
@@ -46,6 +47,7 @@ class JudgedTable:
     places: array[int] = field(default_factory=lambda: array("Q"))
     lines: array[int] = field(default_factory=lambda: array("I"))
     held_out: bytearray = field(default_factory=bytearray)
+    short: bytearray = field(default_factory=bytearray)
     rows: bytearray = field(default_factory=bytearray)
     likenesses: bytearray = field(default_factory=bytearray)
     sketches: bytearray = field(default_factory=bytearray)
@@ -66,7 +68,7 @@ class JudgedTable:
         self.sided.extend(first + row for row in other.sided)
         self.places.extend(other.places)
         self.lines.extend(other.lines)
-        for name in ("held_out", "rows", "likenesses", "sketches", "prompts", "opposites"):
+        for name in ("held_out", "short", "rows", "likenesses", "sketches", "prompts", "opposites"):
             getattr(self, name).extend(getattr(other, name))
 
     def order(self) -> Order | None:
@@ -95,6 +97,7 @@ class JudgedTable:
         self.places = reordered(self.places, order)
         self.lines = reordered(self.lines, order)
         self.held_out = taken(self.held_out, 1, order)
+        self.short = taken(self.short, 1, order)
         self.rows = taken(self.rows, DIGEST_BYTES, order)
         self.likenesses = taken(self.likenesses, DIGEST_BYTES, order)
         self.sketches = taken(self.sketches, SKETCH_BYTES, order) if self.sketches else self.sketches

@@ -104,11 +104,10 @@ class NotServedError(InputError):
 
 
 def in_words_of(server: Server, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Return findings with the fixes in the options of a kind of server; one with a fix for its cause keeps it."""
+    """Return findings with the fixes in the options of a kind of server."""
     from pytest_mistral_lora.conformance.finding import in_words
 
-    fixes = server.fixes()
-    return tuple(finding if finding.fix else in_words((finding,), fixes)[0] for finding in findings)
+    return in_words(findings, server.fixes())
 
 
 @dataclass(frozen=True)
@@ -355,6 +354,15 @@ class ServerTarget(JudgedTarget):
         """
         return _awaited(self._replay(self.transcripts[0], self.answers.model))
 
+    @property
+    def drafts(self) -> bool:
+        """Whether the server drafts tokens (speculative decoding), of which it gives no true log-probability."""
+        from pytest_mistral_lora.conformance.server.failures import answered
+
+        outcomes = (outcome for one in self.replayed for outcome in (one.by_ids, one.by_messages, one.base))
+        answers = (answered(outcome) for outcome in outcomes)
+        return self.answers.facts.drafts or any(answer.is_drafted for answer in answers if answer)
+
     async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
         from pytest_mistral_lora.serving.replay import SECONDS, replay
 
@@ -376,6 +384,20 @@ class ServerTarget(JudgedTarget):
 
         async with self.client(SECONDS) as client:
             return await ask_without_grammar(self.server, client, transcript, self.oracle, model)
+
+    def ids_without_grammar(self, transcript: Transcript) -> Outcome:
+        """Ask for the answer to the ids of a transcript, free of a default grammar; None if the server can have none.
+
+        Raises:
+            InputError: As for `answers`.
+        """
+        return _awaited(self._ask_ids_without_grammar(transcript, self.answers.model))
+
+    async def _ask_ids_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
+        from pytest_mistral_lora.serving.replay import SECONDS, ask_ids_without_grammar
+
+        async with self.client(SECONDS) as client:
+            return await ask_ids_without_grammar(self.server, client, transcript, model)
 
     @KeptProperty
     def forced_answers(self) -> tuple[ForcedAnswer, ...]:

@@ -158,16 +158,22 @@ def judge(target: Target, case: Golden | Case) -> Result:
     findings = list(_against_record(target, golden, encoded)) if golden else []
     # chat templates have a layout of conversations alone
     if not findings and target.has_template and case.row.kind.is_chat:
+        from pytest_mistral_lora.chat.templates.compare import prompts_of
+
         file = template_file(target)
-        findings += template_findings(
+        judged = partial(
+            template_findings,
             target.oracle,
             target.template,
-            case.row,
-            recorded=golden.deviations if golden else None,
             place=_place_of_case(case, file),
             file=file,
             versions=_versions(golden) if golden else running_versions(),
         )
+        findings += judged(case.row, recorded=golden.deviations if golden else None)
+        for prompt in () if findings else prompts_of(case.row):
+            # a prompt can be refused where the row is not
+            with suppress(OracleRejection):
+                findings += judged(prompt)
     return Result(tuple(findings))
 
 
@@ -221,7 +227,7 @@ def template_findings(
     file: Place = NOWHERE,
     versions: str = "",
 ) -> Iterator[Finding]:
-    """Yield each difference that a chat template makes to a row, if no named deviation explains it.
+    """Yield each difference that a chat template makes to a row or a prompt, if no named deviation explains it.
 
     A row without a system message is compared behind the template's own system prompt, if it writes one:
     `own_prompt_finding` reports that once.
@@ -229,13 +235,13 @@ def template_findings(
     Args:
         oracle: Mistral's own tokenization.
         template: The template with its tokenizer.
-        row: The row.
+        row: The row, or a prompt of it: then its labels are not judged.
         recorded: Named deviations recorded for this row; None to accept every named deviation.
         place: The file and line of the row, or the template's file.
         file: The template's file; may be empty.
         versions: Lines with the library versions of recording and of this run; by default only of this run.
     """
-    from pytest_mistral_lora.chat.templates.compare import OTHER_LAYOUT, compare
+    from pytest_mistral_lora.chat.templates.compare import OTHER_LAYOUT, compare, is_prompt
 
     comparison = compare(row, oracle, template)
     versions, data = versions or running_versions(), row.to_jsonl()
@@ -244,7 +250,7 @@ def template_findings(
         return
     fix = _fix(template) if comparison.differences else ""
     for difference in comparison.differences:
-        found, ids = difference_words(difference, NOWHERE if file == place else file)
+        found, ids = difference_words(difference, NOWHERE if file == place else file, is_prompt=is_prompt(row))
         sides = comparison.sides_of(difference)
         spans = comparison.oracle.spans if sides and sides[0][1] is not None else ()
         parts: dict[str, Any] = {"detail": ""}
@@ -256,7 +262,7 @@ def template_findings(
             # what else it does differently goes with its layout
             parts["effect_of"] = "ML004"
         yield Finding("ML004", found, place, row=data, fix=fix, **parts)
-    if comparison.differences:
+    if comparison.differences or is_prompt(row):
         return
     expected, actual = comparison.oracle, comparison.template
     new = [name for name in comparison.deviations if recorded is not None and name not in recorded]
@@ -281,7 +287,7 @@ def template_findings(
 _SIDES = ("mistral-common", "chat template")
 
 
-def difference_words(difference: Difference, file: Place = NOWHERE) -> tuple[str, str]:
+def difference_words(difference: Difference, file: Place = NOWHERE, *, is_prompt: bool = False) -> tuple[str, str]:
     """Return a difference between a template and mistral-common in words, and a line with its texts and ids.
 
     The line is empty if the words have no shape, which says all that is known.
@@ -289,8 +295,10 @@ def difference_words(difference: Difference, file: Place = NOWHERE) -> tuple[str
     Args:
         difference: The difference.
         file: The template's file, to name it; may be empty.
+        is_prompt: Whether it is a difference of a prompt.
     """
-    named = f"the chat template{f' {file}' if file else ''} differs from mistral-common"
+    where = " in a prompt" if is_prompt else ""
+    named = f"the chat template{f' {file}' if file else ''} differs from mistral-common{where}"
     if " → " not in difference.shape:
         return f"{named}: {difference.found}", ""
     return with_shape(named, difference.shape), difference.found

@@ -19,8 +19,6 @@ from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.errors import and_more
 
 _OF_ADAPTER = re.compile(r"\.(?:lora_\w+|modules_to_save|trainable_tokens_delta|token_adapter)\.")
-_FREEZES_A = ("LoraFAOptimizer",)
-"""Optimizers that are made for a frozen lora_A."""
 _NO_ADAPTER = "the model has no LoRA adapter"
 
 
@@ -98,8 +96,8 @@ def _template(target: TrainerTarget) -> Result:
     if target.template_text is None:
         return Result(not_checked="the trainer's tokenizer has no chat template")
     found = target.template_findings
-    fix = "Set the one that mistral-common generates: tokenizer.chat_template = training_template({checkpoint!r})."
-    return replace(found, findings=tuple(replace(finding, fix=fix) for finding in found.findings))
+    # the fixes of the guard are those of a tokenizer in memory, and not of a file
+    return replace(found, findings=tuple(replace(finding, fix="") for finding in found.findings))
 
 
 def _placement(target: TrainerTarget) -> Result:
@@ -147,18 +145,14 @@ def _every_layer(target: TrainerTarget) -> Result:
         return Result(not_checked=_NO_ADAPTER)
     if len(frozen) == len(tensors):
         return Result(not_checked="the whole adapter is frozen: see the check `frozen-adapter-is-refused`")
-    if _optimizer_name(target.optimizer) in _FREEZES_A:
-        frozen = [name for name in frozen if ".lora_A." not in name]
+    of_a = {name for name in tensors if ".lora_A." in name}
+    if of_a.issubset(frozen):  # LoRA-FA trains each B alone
+        frozen = [name for name in frozen if name not in of_a]
     if not frozen:
         return Result()
     found = f"{len(frozen)} of {len(tensors)} tensors of the adapter are frozen, the first is {frozen[0]}"
     fix = "Call `requires_grad_(True)` on them before `train()`, or take their layers out of `target_modules`."
     return Result((Finding("ML303", found, MODEL_PLACE, "tensors that can be trained", fix=fix),))
-
-
-def _optimizer_name(optimizer: Any) -> str:
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    return type(inner).__name__
 
 
 def _only_lora(target: TrainerTarget) -> Result:

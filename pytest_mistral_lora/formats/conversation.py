@@ -123,7 +123,7 @@ def convert_messages(
             answers, rest, more = _results(message, rest, here, calls, is_last=is_last_result)
             changes += more
         if rest:
-            changes += _left_out(rest)
+            changes += _left_out(rest, here)
         messages += [{key: made[key] for key in _ORDER if key in made} for made in answers]
     return messages, changes
 
@@ -191,11 +191,13 @@ def _convert_message(
         content, called = None, from_json(content, changes, place)
         if not called:
             raise error_at(place, "has no tool call", 'JSON of {"name": …, "arguments": …}')
-    if role == "assistant" and called is None and isinstance(content, str):
+    # a row as it is given may have such letters in a text
+    reads_letters = not calls.as_given
+    if reads_letters and role == "assistant" and called is None and isinstance(content, str):
         content, called = _calls_in_text(content)
         if called is not None:
             changes.append(changed("call-text"))
-    if role == "tool" and isinstance(content, str) and (tagged := _RESULT_IN_TEXT.fullmatch(content)):
+    if reads_letters and role == "tool" and isinstance(content, str) and (tagged := _RESULT_IN_TEXT.fullmatch(content)):
         content = tagged[1].strip()
         changes.append(changed("call-text"))
     if "function_call" in rest:
@@ -279,7 +281,7 @@ def _content(
         if key == "text":
             changes.append(changed("content-key"))
     if isinstance(refusal := rest.pop("refusal", None), str):
-        changes.append(lost("refusals") if value else changed("refusals"))
+        changes.append(lost("refusals", place=place / "refusal") if value else changed("refusals"))
         value = value or refusal
     if isinstance(value, Sequence) and not isinstance(value, str):
         objects = [chunk for chunk in value if not isinstance(chunk, str)]
@@ -301,16 +303,17 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
     for index, given in enumerate(chunks):
         chunk = {"type": "text", "text": given} if isinstance(given, str) else dict(given)
         if any(chunk.pop(key, None) is not None for key in ("train", "weight")):
-            changes.append(lost("part-weights"))
+            changes.append(lost("part-weights", place=place / index))
         chunk = {key: value for key, value in chunk.items() if value is not None}
         kind = chunk.get("type")
         ours = _chunk_type(kind)
         if ours in MEDIA_PARTS:
-            changes.append(lost("media", str(kind)))
+            changes.append(lost("media", str(kind), place / index))
             continue
         if ours == "tool_use" and role == "assistant":
             calls.append({_TOOL_USE[key]: value for key, value in chunk.items() if key in _TOOL_USE})
-            changes += [lost("message-keys", other) for other in chunk if other not in {"type", *_TOOL_USE}]
+            others = [other for other in chunk if other not in {"type", *_TOOL_USE}]
+            changes += [lost("message-keys", other, place / index / other) for other in others]
             continue
         types = chunk_types()
         if ours is None or (ours not in types and ours != "tool_call"):
@@ -324,7 +327,7 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
             joined = joined or (ours == "text" and key != ours)
             found.append(types[ours].from_foreign(chunk, value))
             read |= found[-1].keys()
-        changes += [lost("message-keys", other) for other in chunk if other not in read]
+        changes += [lost("message-keys", other, place / index / other) for other in chunk if other not in read]
     if joined and all(chunk["type"] == "text" and isinstance(chunk.get("text"), str) for chunk in found):
         # trainers with such chunks join them without a blank line
         text = "".join(chunk["text"] for chunk in found)
@@ -378,11 +381,11 @@ def _weigh(
         raise error_at(place, "flags of training that contradict each other", "one of them")
     if message["role"] != "assistant":
         if any(found) or (not found and message["role"] in (layout.trained or ())):
-            changes.append(lost("trained-prompts"))
+            changes.append(lost("trained-prompts", place=place))
     elif found:
         value = found.pop()
         if value not in (0, 1):
-            changes.append(lost("weights", f"{value:g}"))
+            changes.append(lost("weights", f"{value:g}", place))
         message["weight"] = int(bool(value))
         if weight == 0 and value:
             # a flag takes a loss away, and gives none back
@@ -414,7 +417,7 @@ def _results(
     """
     rest = {key: value for key, value in item.items() if key != "tool_call_id"}
     call_id = item.get("tool_call_id")
-    if call_id is None and is_last and len(calls.open) > 1:
+    if call_id is None and is_last and len(calls.open) > 1 and not calls.as_given:
         texts = _listed_results(message.get("content"), place, len(calls.open))
         results = [
             {"role": "tool", "content": text, "tool_call_id": open_id}
@@ -424,9 +427,9 @@ def _results(
         return results, rest, [changed("results-split")]
     changes: list[Change] = []
     name = rest.pop("name", None)
-    result = {**message, "tool_call_id": calls.answered(call_id, name, changes, place)}
-    if name is not None:
-        result["name"] = name
+    answered = call_id if calls.as_given else calls.answered(call_id, name, changes, place)
+    result = {**message, "tool_call_id": answered, "name": name}
+    result = {key: value for key, value in result.items() if value is not None or key == "content"}
     return [result], rest, changes
 
 
@@ -441,7 +444,7 @@ def _listed_results(content: Any, place: Place, count: int) -> list[str]:
     return [result if isinstance(result, str) else json.dumps(result, ensure_ascii=False) for result in results]
 
 
-def _left_out(item: Mapping[str, Any]) -> list[Change]:
+def _left_out(item: Mapping[str, Any], place: Place) -> list[Change]:
     changes = []
     for key in item:
         kind = "message-keys"
@@ -449,5 +452,5 @@ def _left_out(item: Mapping[str, Any]) -> list[Change]:
             kind = "media"
         elif key == "name":
             kind = "names"
-        changes.append(lost(kind, key))
+        changes.append(lost(kind, key, place / key))
     return changes

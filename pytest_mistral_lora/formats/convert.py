@@ -1,6 +1,6 @@
 """Convert files of other formats to rows: each record becomes a row, or an error with its place.
 
-The judge of every converted row is `chat.kinds.records.parse_rows`.
+The judge of every converted row is its kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.fields import check_text, kind_of
-from pytest_mistral_lora.chat.kinds.records import parse_rows, record_kind
+from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
@@ -246,7 +246,8 @@ def _converted(
         losses = sorted({change.kind for change in changes if change.is_loss} - set(lossy))
         # a row that lost too much is refused for the loss, not for its remaining fields
         if data is not None and not losses:
-            rows = parse_rows(data, place=record.place)
+            # what is written has our form
+            rows = record_kind(data).parse(data, record.place)
             _refuse_unwritable_columns(data, record.place)
     except RowError as error:
         allowed = "bad-records" in lossy

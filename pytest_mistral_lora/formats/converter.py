@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.fields import error_at, kind_of, refuse_near_misses
+from pytest_mistral_lora.chat.fields import check_tools, error_at, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
 from pytest_mistral_lora.chat.kinds.records import shown_kind
+from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.answers_apart import after_prompt, pair_of, rated_of
 from pytest_mistral_lora.formats.containers import Record
 from pytest_mistral_lora.formats.drafts import Draft, RecordReading, add_side, is_number
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
-from pytest_mistral_lora.formats.report import Change, changed, lost
+from pytest_mistral_lora.formats.report import LOSSES, Change, changed, lost
 from pytest_mistral_lora.formats.row_format import Recognised
 from pytest_mistral_lora.formats.tool_calls import ToolCalls, convert_tools, has_padding
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -39,7 +41,7 @@ _REJECTED = ("rejected_response", "rejected_messages")
 
 
 def convert_record(
-    record: Record, layout: Layout, *, padded: bool, lossy: Collection[str] = ()
+    record: Record, layout: Layout, *, padded: bool, lossy: Collection[str] = (), as_given: bool = False
 ) -> tuple[dict[str, Any] | None, list[Change]]:
     """Return the row of a record as plain data, or None for a record whose answer is marked as bad, and the changes.
 
@@ -51,6 +53,7 @@ def convert_record(
         layout: Its layout; `format` is known.
         padded: Whether absent keys are null, as in a table of Arrow.
         lossy: Kinds of `LOSSES` that are allowed.
+        as_given: As for `ToolCalls`.
 
     Raises:
         RowError: With the field and the value, if the record has another format or cannot be converted.
@@ -60,9 +63,11 @@ def convert_record(
     changes = [changed("null-keys")] if len(fields) < len(value) else []
     messages = fields.get(keys["messages"]) if "messages" in keys else None
     # a table pads its columns, but not the JSON text in them
-    padded = (padded and not isinstance(messages, str)) or has_padding(messages)
+    padded = not as_given and ((padded and not isinstance(messages, str)) or has_padding(messages))
     reading = RecordReading(record.place, layout, keys, padded, lossy)
-    draft, more = FORMATS[layout.format].convert(Draft([], fields, ToolCalls(padded=padded)), reading)
+    draft, more = FORMATS[layout.format].convert(
+        Draft([], fields, ToolCalls(padded=padded, as_given=as_given)), reading
+    )
     changes += more
     if draft.texts:
         return _row_of_texts(draft, reading, changes)
@@ -109,6 +114,41 @@ def convert_record(
     changes += more
     user_fields, more = _own_keys(rest, turns)
     return {**turns, **({"tools": tools} if tools else {}), **user_fields}, changes + more
+
+
+def convert_as_given(
+    data: Mapping[str, Any], keys: Sequence[str], place: Place
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a record of turns under our names of its roles and fields, and what was changed, in words.
+
+    It is what `import` makes of the turns and tools of the record, but for ids of calls and letters in texts, which are
+    in its tokens: those of other programs stay as they are. The user's own keys, such as a label, stay, too.
+
+    Args:
+        data: The record, which is not in our form.
+        keys: The keys of its kind.
+        place: Its place.
+
+    Raises:
+        RowError: With the field and the value, if it has another format, cannot be converted, or would lose something.
+    """
+    own = {key: data[key] for key in (*keys, "functions") if key in data}
+    found = recognise(own)
+    if found is None or not (found.is_row or shown_kind(data)):
+        raise RowError("a record of another format", place=place)
+    if "tools" in own and "functions" not in own:
+        with suppress(RowError):
+            check_tools(own["tools"], place)
+            # they are ours already
+            del own["tools"]
+    converted, changes = convert_record(Record(place, own), Layout(found.name), padded=False, as_given=True)
+    for change in changes:
+        if change.is_loss:
+            lost_part = LOSSES[change.kind] + (f" ({change.detail})" if change.detail else "")
+            step = f"To leave it out: {import_command(place, '--lossy', change.kind)}"
+            raise RowError(f"a row cannot keep {lost_part}", place=change.place or place, next_step=step)
+    rest = {key: value for key, value in data.items() if key not in own}
+    return {**rest, **(converted or {})}, tuple(dict.fromkeys(change.words for change in changes))
 
 
 def _row_of_texts(
@@ -304,7 +344,7 @@ def _up_to_last_answer(messages: list[dict[str, Any]], place: Place) -> tuple[li
             found, expected = "an empty answer", "a text: no tokenizer of Mistral's encodes an answer without one"
             raise error_at(place / "messages" / index / "content", found, expected)
     if answers and answers[-1] < len(messages) - 1:
-        return messages[: answers[-1] + 1], [lost("last-prompt")]
+        return messages[: answers[-1] + 1], [lost("last-prompt", place=place / "messages" / (answers[-1] + 1))]
     return messages, []
 
 

@@ -59,6 +59,19 @@ IDS = ("input_ids", "chosen_ids", "chosen_input_ids", "completion_ids", "complet
 """The columns of a trainer's ids, by which encoded rows are recognised: of rows, of pairs, and of answers alone."""
 
 _NO_TURNS = {
+    "query tools answers": (
+        "calls beside their question, as in xLAM (query, tools, answers)",
+        "Write `query` as a message of the user, and `answers` as the `tool_calls` of the one behind it; put each of "
+        "`tools` into a JSON schema: its `parameters` are properties.",
+    ),
+    "context question answers": (
+        "answers that are parts of a text, as in SQuAD (context, question, answers)",
+        "Write `context` and `question` as a message of the user, and one of `answers.text` as the answer.",
+    ),
+    "paragraphs": (
+        "an article with its questions, as in SQuAD's own files (paragraphs)",
+        "Write a row for each of `qas`: its `context` and `question` as a message of the user, and one of its answers.",
+    ),
     "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
     "segments": (
         "a text in segments that are trained on or not (segments)",
@@ -83,7 +96,14 @@ _NO_TURNS = {
     "prompt": ("a prompt alone (prompt)", "Put its answer beside it, under `completion`."),
     "question": ("a question alone (question)", "Put its answer beside it, under `answer`."),
 }
-"""Formats without turns, by the key that shows each, with its title and the next step."""
+"""Formats without turns, by the keys that show each, with its title and the next step."""
+
+
+_PAIRS_ADVICE = "Write each pair as two messages, of the user and of the assistant, under `messages`."
+
+
+def _is_pair(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and turn.keys() >= {"input", "output"}
 
 
 def recognise(record: Any) -> Recognised | None:
@@ -107,8 +127,13 @@ def recognise(record: Any) -> Recognised | None:
             evidence = row_format.recognise(record, named)
             if evidence is not None:
                 return _recognised(row_format, evidence.words, evidence.keys)
-    for key, (title, advice) in _NO_TURNS.items():
-        if key in present and present.isdisjoint(MESSAGE_LISTS):
+    for key in (key for key in MESSAGE_LISTS if key in present):
+        turns = record[key]
+        if isinstance(turns, list) and turns and all(_is_pair(turn) for turn in turns):
+            title = f"a conversation as pairs of input and output, as in Capybara ({key})"
+            return Recognised("", title, title, {}, _PAIRS_ADVICE)
+    for keys, (title, advice) in _NO_TURNS.items():
+        if present.issuperset(keys.split()) and present.isdisjoint(MESSAGE_LISTS):
             return Recognised("", title, title, {}, advice)
     return None
 

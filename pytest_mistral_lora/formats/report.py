@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_mistral_lora.errors import InputError, RowError, counted
 from pytest_mistral_lora.escaping import printable
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.formats.layouts import Layout
@@ -110,11 +110,18 @@ class Change(NamedTuple):
         kind: A key of `CHANGES`, or of `LOSSES` if it is a loss.
         detail: The key or the name concerned; empty if the kind says everything.
         is_loss: Whether the row cannot keep something of its record.
+        place: The place of a field that is lost; `NOWHERE` if it is not known.
     """
 
     kind: str
     detail: str = ""
     is_loss: bool = False
+    place: Place = NOWHERE
+
+    @property
+    def words(self) -> str:
+        """The effect in words."""
+        return CHANGES[self.kind].format(detail=self.detail)
 
 
 def changed(kind: str, detail: str = "") -> Change:
@@ -122,9 +129,18 @@ def changed(kind: str, detail: str = "") -> Change:
     return Change(kind, detail)
 
 
-def lost(kind: str, detail: str = "") -> Change:
+def lost(kind: str, detail: str = "", place: Place = NOWHERE) -> Change:
     """Return a loss of a kind of `LOSSES`."""
-    return Change(kind, detail, is_loss=True)
+    return Change(kind, detail, is_loss=True, place=place)
+
+
+def conversion_words(counts: Counter[str]) -> str:
+    """Return how many rows were converted while they were read, by what was converted; empty if none was.
+
+    Args:
+        counts: Numbers of rows by `Row.converted`.
+    """
+    return "; ".join(f"{words} ({counted(rows, 'row')})" for words, rows in counts.most_common())
 
 
 @dataclass
@@ -162,10 +178,10 @@ class Report:
     def take(self, changes: Iterable[Change], place: Place) -> None:
         """Count the changes and losses of a row: each kind once, with all of its details."""
         kinds: dict[tuple[str, bool], dict[str, None]] = {}
-        for kind, detail, is_loss in changes:
-            details = kinds.setdefault((kind, is_loss), {})
-            if detail:
-                details[detail] = None
+        for change in changes:
+            details = kinds.setdefault((change.kind, change.is_loss), {})
+            if change.detail:
+                details[change.detail] = None
         for (kind, is_loss), details in kinds.items():
             tallies = self.losses if is_loss else self.changes
             tallies.setdefault(kind, Tally()).add(place, details)

@@ -80,10 +80,12 @@ class ToolCalls:
 
     Attributes:
         open: Id and name of each call of the last message without a result yet.
+        as_given: Whether the row is judged as it is given: ids, which are in its tokens, stay as they are.
     """
 
-    def __init__(self, *, padded: bool) -> None:
+    def __init__(self, *, padded: bool, as_given: bool = False) -> None:
         self.open: list[tuple[str, str]] = []
+        self.as_given: bool = as_given
         self._padded = padded
         self._ids: dict[str, str] = {}
         self._taken: set[str] = set()
@@ -120,25 +122,26 @@ class ToolCalls:
                 call = {**outer, "type": "function", "function": call}
                 changes.append(changed("call-form"))
             for key in [key for key in call if key not in ("id", "type", "function")]:
-                changes.append(lost("tool-keys", key))
+                changes.append(lost("tool-keys", key, here / key))
                 del call[key]
             if isinstance(call.get("function"), Mapping):
-                call["function"] = self._function(call["function"], changes)
-            # a generated id looks like Mistral's, and is the same for each import of the row
-            seed = json.dumps([len(self._taken), call.get("function")], sort_keys=True, default=str)
-            call = {"id": self._short_id(call.pop("id", None), changes, seed=seed), **call}
+                call["function"] = self._function(call["function"], changes, here / "function")
+            if not self.as_given:
+                # a generated id looks like Mistral's, and is the same for each import of the row
+                seed = json.dumps([len(self._taken), call.get("function")], sort_keys=True, default=str)
+                call = {"id": self._short_id(call.pop("id", None), changes, seed=seed), **call}
             name = call["function"].get("name") if isinstance(call.get("function"), Mapping) else ""
-            self.open.append((call["id"], str(name)))
+            self.open.append((str(call.get("id")), str(name)))
             made.append(call)
         return made
 
-    def _function(self, given: Mapping[str, Any], changes: list[Change]) -> dict[str, Any]:
+    def _function(self, given: Mapping[str, Any], changes: list[Change], place: Place) -> dict[str, Any]:
         function = {key: value for key, value in given.items() if key in ("name", "arguments")}
         if self._padded and isinstance(function.get("arguments"), Mapping):
             function["arguments"] = without_nulls(function["arguments"], changes)
         for key, value in given.items():
             if key not in function and value is not None:
-                changes.append(lost("tool-keys", key))
+                changes.append(lost("tool-keys", key, place / key))
         return function
 
     def _short_id(self, given: Any, changes: list[Change], *, seed: str = "") -> str:
@@ -235,7 +238,7 @@ def _tool(tool: Any, changes: list[Change], place: Place, padded: bool) -> dict[
         others.remove("required")
         changes.append(changed("tool-form"))
     for key in others:
-        changes.append(lost("tool-keys", key))
+        changes.append(lost("tool-keys", key, place / "function" / key))
     if parameters is None:
         # OpenAI: a function without parameters has an empty list
         parameters = {"type": "object", "properties": {}}

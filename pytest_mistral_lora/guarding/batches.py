@@ -78,13 +78,13 @@ def _numbers_of_blocks(mask: torch.Tensor) -> torch.Tensor:
         mask: `(batch, 1, length, length)`; true or 0.0 where a token attends, else false or a large negative number.
 
     Returns:
-        `(batch, length)` int64.
+        `(batch, length)` int64; 0, as at padding, for a token that does not attend to itself.
     """
     attends = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
     begins = attends.int().argmax(-1)  # the first token that each token attends to
     is_new = torch.ones_like(begins, dtype=torch.bool)
     is_new[:, 1:] = begins[:, 1:] != begins[:, :-1]
-    is_row = attends.any(-1)
+    is_row = attends.diagonal(dim1=-2, dim2=-1)
     return (is_new & is_row).cumsum(-1) * is_row
 
 

@@ -133,7 +133,6 @@ class MistralGuard(TrainerCallback):
         model: Any = None,
         processing_class: Any = None,
         train_dataloader: Any = None,
-        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         """Judge the first batches, or begin to watch those that cannot be read ahead.
@@ -149,7 +148,7 @@ class MistralGuard(TrainerCallback):
         try:
             trainer = calling_trainer(self) if self._trainer is None else self._trainer
             tokenizer = tokenizer_of(getattr(train_dataloader, "collate_fn", None))
-            run = GuardedRun(args, model, processing_class, optimizer, self._tokenizer, tokenizer)
+            run = GuardedRun(args, model, processing_class, self._tokenizer, tokenizer)
             with undisturbed(getattr(args, "device", None)):
                 read, reason, raised = self._read_ahead(args, state, train_dataloader)
                 # no process goes on alone: the others would wait for it

@@ -133,7 +133,6 @@ class GuardedRun:
         args: The `TrainingArguments`.
         model: The model.
         processing_class: The tokenizer or processor.
-        optimizer: The optimizer; None if it is not made yet.
         named: The Mistral tokenizer that the user names, or None.
         padder: The tokenizer of the collator, which tells the Mistral tokenizer if there is no `processing_class`.
     """
@@ -141,7 +140,6 @@ class GuardedRun:
     args: Any
     model: Any
     processing_class: Any
-    optimizer: Any
     named: AnyTokenizer | None
     padder: Any = None
 
@@ -252,7 +250,6 @@ def judge_run(
         processing_class=run.processing_class,
         known=run.known,
         base=run.source,
-        optimizer=run.optimizer,
         has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
         trains_eos=oracle is not None and oracle.eos_id in read.labels,
         has_eos=oracle is not None and trains(read.sample, oracle.eos_id),

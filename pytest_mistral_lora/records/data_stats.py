@@ -41,6 +41,7 @@ class RowCounts:
         supervised_tokens_removed: The number of these with loss.
         changes: Number of rows with each change of `PolicyResult.changes`.
         places: File (its index) and line of the first rows with each change.
+        converted: Number of rows with each conversion of `Row.converted`.
     """
 
     rows: int = 0
@@ -52,6 +53,7 @@ class RowCounts:
     supervised_tokens_removed: int = 0
     changes: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    converted: Counter[str] = field(default_factory=Counter)
 
     def add(self, before: EncodedRow, kept: PolicyResult, file: int = 0, line: int = 0) -> None:
         """Add a row: its encoding, and the policy's result for it."""
@@ -73,6 +75,7 @@ class RowCounts:
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
         self.changes += other.changes
+        self.converted += other.converted
         for change, places in other.places.items():
             self._place(change, places)
 
@@ -101,7 +104,7 @@ class SplitStats:
     def from_json(cls, data: Mapping[str, Any]) -> SplitStats:
         """Return the statistics that `to_json` wrote."""
         counts = RowCounts(**data["tally"])
-        counts.changes = Counter(counts.changes)
+        counts.changes, counts.converted = Counter(counts.changes), Counter(counts.converted)
         # JSON has no tuples: a place comes back as a list.
         counts.places = {change: [(file, line) for file, line in found] for change, found in counts.places.items()}
         return cls(counts, data["sha256"])

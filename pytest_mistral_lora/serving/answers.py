@@ -99,6 +99,7 @@ class ServedAnswer:
         steps: Its tokens as the server lists them with their log-probabilities; empty if it lists none. A list may
             leave out tokens that end within a character, and one that a stop string cuts off.
         is_whole: Whether it came to its end: False for a stream without the event that ends it.
+        is_drafted: Whether some of its tokens were drafted, whose log-probabilities the server does not know.
         calls_read: Whether the server reads tool calls, which one without a parser leaves in the text.
         refused: The server's reason if it refuses the prompt; else empty.
         failed: The HTTP status and the server's words if the request fails; else empty.
@@ -117,6 +118,7 @@ class ServedAnswer:
     stop: str = ""
     steps: tuple[ListedStep, ...] = ()
     is_whole: bool = True
+    is_drafted: bool = False
     calls_read: bool = True
     refused: str = ""
     failed: str = ""
@@ -204,6 +206,7 @@ def chat_answer(answer: Answer, place: Place) -> ServedAnswer:
         finish_reason=choice.finish_reason or "",
         stop=choice.stop_reason if isinstance(choice.stop_reason, str) else "",
         steps=tuple(map(_step, listed)),
+        is_drafted=bool(chat.timings.draft_n),
     )
 
 

@@ -140,12 +140,19 @@ class Usage(Form):
     completion_tokens: Count | None = None
 
 
+class Timings(Form):
+    """The numbers of a request that llama.cpp adds: how many tokens a smaller model drafted."""
+
+    draft_n: Count | None = None
+
+
 class Chat(Form):
     """`/v1/chat/completions`, with the ids that some servers add to it."""
 
     choices: Annotated[list[ChatChoice], Field(fail_fast=True, min_length=1, max_length=MOST)]
     usage: Usage | None = None
     prompt_token_ids: Ids | None = None
+    timings: Timings = Timings()
 
 
 class FunctionPart(Form):

@@ -43,6 +43,7 @@ class Replayed:
         transcript: The recorded answer.
         by_ids: The answer to the recorded ids.
         by_messages: The answer to the messages, with all settings explicit.
+        stream: The same answer as a stream.
         prompt: The prompt that the server makes of the messages.
         again: The answer to the messages, asked a second time.
         plain: The answer to the messages with only the temperature set.
@@ -53,6 +54,7 @@ class Replayed:
     transcript: Transcript
     by_ids: Outcome = None
     by_messages: Outcome = None
+    stream: Outcome = None
     prompt: ServedPrompt | InputError | None = None
     again: Outcome = None
     plain: Outcome = None
@@ -105,6 +107,7 @@ async def _replay(
             transcript,
             await outcome_of(server.complete(client, ids, model, limit, greedy)),
             await outcome_of(server.answer(client, row, model, limit, greedy)),
+            await outcome_of(server.stream(client, row, model, limit, greedy)),
             await outcome_of(server.prompt(client, row, model)),
         )
         if transcript.case in repeated:
@@ -145,6 +148,17 @@ async def ask_without_grammar(
         return None
     settings = {**server.greedy, **free}
     return await outcome_of(server.answer(client, transcript.row, model, transcript.max_new_tokens, settings))
+
+
+async def ask_ids_without_grammar(server: Server, client: ServerClient, transcript: Transcript, model: str) -> Outcome:
+    """Return the answer to the ids of a transcript, free of a default grammar; None if the server can have none.
+
+    A failed request is an outcome and is not raised.
+    """
+    if not server.no_grammar:
+        return None
+    settings, limit = {**server.greedy, **server.no_grammar}, transcript.max_new_tokens
+    return await outcome_of(server.complete(client, transcript.prompt_ids, model, limit, settings))
 
 
 async def outcome_of(request: Awaitable[_T]) -> _T | InputError:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -72,6 +73,7 @@ class ServerFacts:
         parents: The models that adapters name as their parents.
         defaults: What a request gets that does not name a setting, by its name, as far as the server shows it.
         changed: The defaults among them that change a greedy answer, or end it.
+        drafts: Whether it says that it drafts tokens (speculative decoding), by a smaller model or by earlier tokens.
     """
 
     version: str
@@ -82,6 +84,7 @@ class ServerFacts:
     parents: tuple[str, ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
     changed: tuple[str, ...] = ()
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +104,22 @@ class SpokenAnswer:
     @property
     def text(self) -> str:
         """The answer as text, with its control tokens spelled, and without the closing EOS."""
-        parts: list[str] = []
-        text: list[int] = []
-        for token in self.ids[:-1]:
-            if token in self.oracle.control_tokens:
-                parts += [self.oracle.decode(text), self.oracle.control_tokens[token]]
-                text = []
-            else:
-                text.append(token)
-        return "".join([*parts, self.oracle.decode(text)])
+        return spelled_text(self.ids[:-1], self.oracle)
 
     @property
     def spells_a_marker(self) -> bool:
         """Whether its letters spell a control token: an engine that reads its text again would read the token."""
         parts = self.oracle.decode([token for token in self.ids if token not in self.oracle.control_tokens])
         return any(literal in parts for literal in self.oracle.control_tokens.values())
+
+
+def spelled_text(ids: Sequence[int], oracle: Oracle) -> str:
+    """Return ids as text, with their control tokens spelled."""
+    control = oracle.control_tokens
+    return "".join(
+        "".join(control[token] for token in run) if is_control else oracle.decode([*run])
+        for is_control, run in groupby(ids, control.__contains__)
+    )
 
 
 def with_arguments(message: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
@@ -204,6 +208,8 @@ class Server:
         lists_parents: Whether each adapter among its models has a parent, so that one without is a whole model.
         streams_forced: Whether a stream has all of an answer that a request forces.
         greedy: The settings of a greedy answer. All that could change it is explicit, since servers have defaults.
+        no_grammar: The settings that free an answer to ids of a grammar that the server has by default; empty if it can
+            have none.
         parsers: Its parsers that run without a server; None if none do.
         words: The file with the fixes of rules in its own options: `[rules]` by rule, and `[causes]` by the name of a
             cause that a check finds (`conformance.server.replay`). None for the general ones.
@@ -225,6 +231,7 @@ class Server:
     lists_models: ClassVar[bool] = True
     lists_parents: ClassVar[bool] = False
     streams_forced: ClassVar[bool] = True
+    no_grammar: ClassVar[Mapping[str, Any]] = {}
     parsers: ClassVar[Parsers | None] = None
     words: ClassVar[Path | None] = None
     deviations: ClassVar[Path | None] = None
@@ -404,6 +411,13 @@ class Server:
         if not isinstance(answer.data, list):
             raise InputError(f"no stream: {answer.text}", place=place, expected="text/event-stream")
         return streamed_answer(answer, place)
+
+    async def stream(
+        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer | None:
+        """Return the answer to a row's messages from a stream; None if the server is not asked for it. See `answer`."""
+        request = {**chat_request(row), "max_tokens": limit}
+        return await self.say(client, request, model, is_stream=True, settings=settings)
 
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the fields that make a server show the ids of an answer."""

@@ -224,10 +224,15 @@ def next_commands(output: Path, *, answers: bool, chats: bool) -> list[str]:
         chats: Whether it was trained on conversations: one of fill-in-the-middle alone has learned to fill gaps.
     """
     folder = shlex.quote(str(output))
-    merged = shlex.quote(str(output.with_name(f"{output.name}-merged")))
+    merged, files = (shlex.quote(str(output.with_name(f"{output.name}-{kind}"))) for kind in ("merged", "served"))
+    served = [
+        f"mistral-lora export {folder} --to vllm --output {files}",
+        f"mistral-lora serve-check http://127.0.0.1:8000 --tokenizer {folder} --adapter {folder}",
+    ]
     return [
         f"mistral-lora verify {folder}",
         f"mistral-lora smoke {folder}{'' if answers else ' --rows ROWS.jsonl'}",
         *([f"mistral-lora chat {folder}"] if chats else []),
         f"mistral-lora merge {folder} {merged}",
+        *(served if chats else []),
     ]

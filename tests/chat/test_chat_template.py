@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
+from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.chat.templates.isolated import trust
 from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -24,6 +25,11 @@ from pytest_mistral_lora.errors import NoTemplateError
 USER = {"role": "user", "content": "Rome?"}
 ANSWER = {"role": "assistant", "content": "18"}
 TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+CALL: dict[str, Any] = {
+    "role": "assistant",
+    "tool_calls": [{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "1"}
 
 
 def with_templates(templates: Any) -> Any:
@@ -146,3 +152,50 @@ def test_nulls_in_calls_and_tools_change_no_id(name: str) -> None:
     padded_call["function"] |= {"description": None, "parameters": None}
     padded["tools"][0]["function"] |= {"arguments": None, "strict": None}
     assert oracle.encode(padded) == oracle.encode(plain)
+
+
+REFUSING = [deviation for deviation in DEVIATIONS if deviation.refusal]
+
+
+@pytest.mark.parametrize("deviation", REFUSING, ids=lambda deviation: deviation.id)
+def test_a_refusal_is_excused_only_by_a_change_that_makes_the_template_right(deviation: Deviation) -> None:
+    oracle, template = oracle_named(deviation.tokenizer), ChatTemplate(converted_tokenizer(deviation.tokenizer).fast)
+    changed = deviation.changed(parse_row(deviation.example), oracle.facts)
+    assert changed is not None
+    assert deviation.changed(changed, oracle.facts) is None
+    assert compare(changed, oracle, template).equal
+    # the same words about a row that has nothing of it
+    refusing = ChatTemplate(template.tokenizer, trust(f"{{{{ raise_exception({WORDS[deviation.id]!r}) }}}}"))
+    for row in (deviation.example, {"messages": [USER, ANSWER]}):
+        comparison = compare(row, oracle, refusing)
+        assert (comparison.deviations, comparison.template) == ((), None)
+        assert WORDS[deviation.id] in comparison.unexplained
+
+
+WORDS = {
+    "empty-tool-content-refused": "tool message contents must have non-empty content.",
+    "no-user-refused": "Conversation must start with a user message, got assistant.",
+    "answer-first-refused": "Conversation must start with a user or system message, got assistant.",
+    "tool-name-required": "Tool message must have a name.",
+    "last-call-id-required": "Tool call must have an id of 9 characters or numbers.",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "deviations"),
+    [
+        ("spm-v3", [ANSWER, USER, ANSWER], ("no-user-refused",)),
+        ("spm-v7", [{"role": "tool", "tool_call_id": "abcdefghi", "content": "1"}, ANSWER], ("answer-first-refused",)),
+        ("spm-v2", [USER, CALL, RESULT | {"name": None}, ANSWER], ("tool-name-required",)),
+        ("spm-v3", [USER, {**CALL, "tool_calls": [{**CALL["tool_calls"][0], "id": None}]}], ("last-call-id-required",)),
+        (
+            "derived-v15",
+            [ANSWER, USER, CALL, RESULT | {"content": []}, ANSWER],
+            ("answer-first-refused", "empty-tool-content-refused"),
+        ),
+    ],
+)
+def test_a_refused_row_is_excused_in_each_form(name: str, messages: Any, deviations: tuple[str, ...]) -> None:
+    template = ChatTemplate(converted_tokenizer(name).fast)
+    comparison = compare({"messages": messages, "tools": [TOOL]}, oracle_named(name), template)
+    assert (comparison.deviations, comparison.unexplained, comparison.template) == (deviations, "", None)

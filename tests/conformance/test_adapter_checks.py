@@ -14,6 +14,7 @@ from sampling import sampled_case
 from small_mistral import write_small_mistral
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.adapter.effect import movement_findings
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
@@ -296,6 +297,47 @@ def test_blocks_that_hardly_moved_are_told_from_those_that_moved(
     found = [finding.found for finding in movement_findings(AdapterFolder(tmp_path, None))]
     assert len(found) == still
     assert not any(f"layers.{n}." in text for n in moved for text in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "zeros", "dtype", "lost"),
+    [
+        ("self_attn.q_proj", {0: slice(8, 16), 1: slice(8, 16)}, torch.float32, True),
+        ("self_attn.q_proj", {0: slice(2, 4), 1: slice(2, 4)}, torch.bfloat16, True),
+        # rows of a fused projection that are not trained, one block, other rows in each, and no shard
+        ("mlp.gate_up_proj", {0: slice(8, 16), 1: slice(8, 16)}, torch.float32, False),
+        ("self_attn.q_proj", {0: slice(8, 16)}, torch.float32, False),
+        ("self_attn.q_proj", {0: slice(8, 16), 1: slice(0, 8)}, torch.float32, False),
+        ("self_attn.q_proj", {0: slice(7, 8), 1: slice(7, 8)}, torch.float32, False),
+    ],
+)
+def test_a_shard_that_is_zero_in_each_block_is_lost(
+    kind: str, zeros: dict[int, slice], dtype: torch.dtype, lost: bool, tmp_path: Path
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    tensors = {}
+    for block in range(2):
+        for side, shape in (("lora_A", (4, 16)), ("lora_B", (16, 4))):
+            tensor = torch.randn(shape, generator=random)
+            if side == "lora_B" and block in zeros:
+                tensor[zeros[block]] = 0
+            tensors[f"base_model.model.model.layers.{block}.{kind}.{side}.weight"] = tensor.to(dtype)
+    save_file(tensors, tmp_path / TENSORS)
+    found = list(movement_findings(AdapterFolder(tmp_path, None)))
+    assert [(finding.rule, "lora_B" in finding.found) for finding in found] == [("ML424", True)] * lost
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, set()), (1.9, set()), (3.0, {"ML428"}), (0.3, {"ML428"})])
+def test_magnitudes_are_about_the_norms_of_the_base(factor: float, expected: set[str], save: Save, base: Path) -> None:
+    folder = save(use_dora=True)
+    tensors = load_file(folder / TENSORS)
+    names = [name for name in tensors if "magnitude" in name]
+    weights = BaseFolder(base).weights
+    for name in names:
+        layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
+        tensors[name] = weights[f"{layer}.weight"].float().norm(dim=1) * factor
+    save_file(tensors, folder / TENSORS)
+    assert rules(judged(folder, base)) - {"ML426"} == expected
 
 
 @pytest.mark.of_field

@@ -85,6 +85,8 @@ SPEAKING = {
         "Write `### Instruction:` above it.\n\n### Notes\n\nNone.",
         "`<start_of_turn>` is Gemma's, <|eot_id|> is Llama's, and <s> is ours.",
         "Human: Hello.\nAssistant: Hi! That is a dialogue.",
+        "<\uff5cUser\uff5c> opens a turn of DeepSeek, and <\uff5cAssistant\uff5c> the next.",
+        "gpt-oss opens a turn with <|start|>user<|message|> and ends it with <|end|>, it says.",
         "Compose with f <| g |> h, or with <|> alone; `<tool_call>` is a tag of Qwen's.",
         "User: is a label, and so is Assistant: in this sentence.",
     ],
@@ -119,11 +121,20 @@ TURNS = [
     "<|user|>\nHi {}<|end|>",
     "<<SYS>>\nBe brief.\n<</SYS>>\n\nHi {}",
     "<|start_of_role|>user<|end_of_role|>Hi {}<|end_of_text|>",
+    "<|start|>user<|message|>Hi {}<|end|>",
+    "<|start|>functions.now to=assistant<|channel|>commentary<|message|>Hi {}<|end|>",
+    "<|channel|>final<|message|>Hi {}<|return|>",
+    "<\uff5cUser\uff5c>Hi {}",
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>Be brief.<\uff5cUser\uff5c>Hi {}<\uff5cAssistant\uff5c>",
+    "<\uff5cAssistant\uff5c>Hi {}<\uff5cend\u2581of\u2581sentence\uff5c>",
 ]
 PARTS = [
     "Hi {}<|im_end|>",
     "<|im_start|>user\nHi {}",
     "### Instruction:\nHi {}\n\n### Response:\n",
+    "Hi {}<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>Hi {}",
+    "Hi {}<|return|>",
     "User: Hi {}\nAssistant:",
 ]
 

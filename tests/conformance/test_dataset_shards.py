@@ -33,6 +33,7 @@ LONG = [
     f"Which {word} may I take from the hill to the lake on a day with much snow?" for word in ("way", "road", "bus")
 ]
 SPIDER = ("How many legs has a spider?", "Eight.", "And an ant?", "Six.")
+WORDS = "and more words of an old house near the wide river that people call a home"
 ROWS: list[Any] = [
     *(said(f"Question {number % 7}?", f"Answer {number % 9}.") for number in range(SHOWN + 6)),
     said("QUESTION 3 ?", "answer 3"),
@@ -52,8 +53,11 @@ ROWS: list[Any] = [
     # what the share of rows in a file decides
     *(said(f"Spell {number}.", f"caf\\u00e9 number {number}") for number in range(4)),
     *(said(f"Go to {number}.", f"### Assistant: on my way to {number}") for number in range(5)),
-    *(said(f"Tell {number}.", f"Number {number} is it. {'and more words ' * 20}"[:150]) for number in range(6)),
-    *(said(f"Say {number}.", f"I say {number}.", system="Be brief.") for number in range(20, 42)),
+    *(
+        said(f"Tell {number}.", f"It is {number}. {' '.join((WORDS.split() * 4)[number:])}"[:150])
+        for number in range(6)
+    ),
+    *(said(f"Question {number}?", f"Answer {number}.", system="Be brief.") for number in range(20, 42)),
 ]
 
 
@@ -133,7 +137,7 @@ def test_a_row_with_one_answer_takes_as_many_bytes_as_the_page_tells(tmp_path: P
     )
     found = judge_shard(replace(PLAN, policy=Policy(999), compares=False), 0, file)
     sizes = {name: memoryview(column).nbytes / len(found.table) for name, column in vars(found.table).items()}
-    assert (sizes.pop("sketches"), sum(sizes.values()), len(found.table)) == (64, 65, 49)
+    assert (sizes.pop("sketches"), sum(sizes.values()), len(found.table)) == (64, 66, 49)
     # of the states of rules, one has a column, and no other grows with the rows
     values = [value for state in found.states.by_name.values() for value in vars(state).values()]
     [column] = [value for value in values if isinstance(value, array | bytearray | list)]

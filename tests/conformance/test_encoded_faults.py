@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sampling import sampled
 
+from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -369,3 +372,120 @@ def test_an_empty_answer_is_called_empty(answer: int, count: int) -> None:
     [finding] = [found for found in row_findings(row, ids, labels, oracle) if found.rule != "ML506"]
     assert finding.rule == "ML534"
     assert "the answer is empty" in finding.found
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two encoded conversations."""
+    lines = []
+    for number in (1, 2):
+        said = f"Which colour is the sky over the city number {number}?", f"It is blue, number {number}."
+        roles = ("user", "assistant")
+        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+        encoded = oracle_of("spm-v3").encode(parse_row({"messages": messages}))
+        ids = {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+        lines.append({"messages": messages, **ids})
+    return lines[0], lines[1]
+
+
+def _with_ids(line: dict[str, Any], keep: Callable[[list[int]], list[int]]) -> dict[str, Any]:
+    return {**line, "input_ids": keep(line["input_ids"]), "labels": keep(line["labels"])}
+
+
+def _alone(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("messages", "conversations")}
+
+
+def _packed(first: dict[str, Any], second: dict[str, Any], lost: int = 0) -> dict[str, Any]:
+    """Return a sequence whose second conversation lacks its first tokens."""
+    second = _with_ids(second, lambda values: values[lost:])
+    return {
+        "conversations": [first["messages"], second["messages"]],
+        "position_ids": [*range(len(first["labels"])), *range(len(second["labels"]))],
+        **{key: first[key] + second[key] for key in ("input_ids", "labels")},
+    }
+
+
+COLLATOR = "packing collator"
+CAUSES: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, tuple[str, str]]]] = {
+    "positions that restart within a row": (
+        lambda a, b: {**a, "position_ids": [*range(9), *range(len(a["labels"]) - 9)]},
+        {"ML512": ("within a conversation", "leave `position_ids` out")},
+    ),
+    "positions that restart within a packed conversation": (
+        lambda a, b: {**(c := _packed(a, b)), "position_ids": [*c["position_ids"][:-9], *range(9)]},
+        {"ML512": ("within a conversation", "go up by one")},
+    ),
+    "positions that run on": (
+        lambda a, b: {**(c := _packed(a, b)), "position_ids": list(range(len(c["labels"])))},
+        {"ML512": ("position 24 at token 24", COLLATOR)},
+    ),
+    "BOS lost in a packed sequence": (
+        lambda a, b: _packed(a, b, lost=1),
+        {"ML521": ("BOS is missing", "add_special_tokens=False")},
+    ),
+    "each BOS lost in a packed sequence without positions": (
+        lambda a, b: {**_with_ids(_packed(a, b, lost=1), lambda values: values[1:]), "position_ids": None},
+        {"ML521": ("BOS is missing", "add_special_tokens=False"), "ML512": ("no position_ids", COLLATOR)},
+    ),
+    "BOS lost in packed ids": (
+        lambda a, b: _alone(_packed(a, b, lost=1)),
+        {"ML512": ("<s> is missing at token 24", "put <s> in front of it")},
+    ),
+    "a mask that is inverted": (
+        lambda a, b: {
+            **_with_ids(a, lambda values: values + [0 if values == a["input_ids"] else -100] * 4),
+            "attention_mask": [0] * len(a["labels"]) + [1] * 4,
+        },
+        {"ML552": ("24 of the 24 tokens", "of the lengths")},
+    ),
+    "a cut in the middle": (
+        lambda a, b: _with_ids(a, lambda values: values[:6] + values[-5:]),
+        {"ML531": ("in the middle: 13 of 24 tokens", "maximal length"), "ML506": ("", "")},
+    ),
+    "a cut within a text": (
+        lambda a, b: _with_ids(a, lambda values: values[:6] + values[8:]),
+        {"ML534": ("9 characters are missing", "a cut that keeps both ends")},
+    ),
+    "the prompt twice": (
+        lambda a, b: _with_ids(a, lambda values: values[:15] + values),
+        {"ML533": ("the prompt is there twice", "in front of messages")},
+    ),
+    "the prompt twice behind one BOS": (
+        lambda a, b: _with_ids(a, lambda values: values[:15] + values[1:]),
+        {"ML533": ("the prompt is there twice", "in front of messages")},
+    ),
+    "the text of the user twice": (
+        lambda a, b: _with_ids(a, lambda values: values[:14] + values[2:]),
+        {"ML534": ("the text is there twice", "in front of messages")},
+    ),
+    "a text in front of ids": (
+        lambda a, b: _alone(_with_ids(a, lambda values: values[5:])),
+        {"ML560": ("token 0", "")},
+    ),
+    "ids beyond the vocabulary": (
+        lambda a, b: _alone({**a, "input_ids": [1, *(token + 40_000 for token in a["input_ids"][1:])]}),
+        {"ML520": ("id 40003", "own tokenizer")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_the_words_and_the_fix_are_those_of_the_cause(name: str, pair: tuple[dict[str, Any], ...]) -> None:
+    change, expected = CAUSES[name]
+    findings = audit([change(*pair)], tokenizer="spm-v3").findings
+    assert {finding.rule for finding in findings} == expected.keys()
+    for finding in findings:
+        found, fix = expected[finding.rule]
+        assert (found in finding.found, fix in finding.next_step) == (True, True), finding.text()
+    assert [finding.expected for finding in findings if finding.rule == "ML560"] in ([], ["<s>"])
+
+
+def test_a_turn_that_is_lost_is_no_cut() -> None:
+    """What is left is the row without some tokens in a row, of which both edges may lie within an answer."""
+    said = ["Is it red?", "It is red.", "Is it red?", "It is not."]
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, said, strict=True)]
+    row = parse_row({"messages": messages})
+    oracle = oracle_of("spm-v3")
+    rest = oracle.encode(replace(row, messages=(row.messages[0], row.messages[3])))
+    assert {finding.rule for finding in row_findings(row, rest.input_ids, rest.labels or (), oracle)} == {"ML533"}

@@ -302,7 +302,8 @@ def test_a_cut_that_leaves_no_difference_is_found(tmp_path: Path, oracle: Oracle
     ("count", "chosen", "rejected", "rules"),
     [
         (FEWEST_ANSWERS, "Yes, that is so, as far as I know.", "No.", ["ML569"]),
-        (FEWEST_ANSWERS, "No.", "Yes, that is so, as far as I know.", ["ML569"]),
+        # without the talk around it
+        (FEWEST_ANSWERS, "No.", "Yes, that is so, as far as I know.", []),
         (FEWEST_ANSWERS, "Yes.", "No.", []),
         (FEWEST_ANSWERS - 1, "Yes, that is so, as far as I know.", "No.", []),
     ],

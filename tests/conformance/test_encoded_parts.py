@@ -19,13 +19,17 @@ from pytest_mistral_lora.formats.row_sources import FileRows
 
 Data = dict[str, Any]
 
+WORDS = "and more words of an old house near the wide river that people call a home"
 ROWS = [
     *(said(f"What is {number}?", f"It is {number}.") for number in range(12)),
     # repeats, prompts with two answers, and what the share of rows in a file decides
     *(said(f"What is {number}?", f"Perhaps {number}.") for number in (3, 5)),
     *(said(f"What is {number}?", f"It is {number}.") for number in (2, 4, 2)),
     *(said(f"Spell {number}.", f"caf\\u00e9 number {number}") for number in range(4)),
-    *(said(f"Tell {number}.", f"Number {number} is it. {'and more words ' * 20}"[:150]) for number in range(6)),
+    *(
+        said(f"Tell {number}.", f"It is {number}. {' '.join((WORDS.split() * 4)[number:])}"[:150])
+        for number in range(6)
+    ),
     *(said(f"Say {number}.", "See the book of rules, on the page about numbers.") for number in range(14)),
     said("Où est la gare ?", "Voilà la rÃ©ponse."),
 ]

@@ -131,6 +131,12 @@ PROSE = "It is a thing of this house. It stands beside number {} since the owner
 PROSE += "train and by ship, because he could not leave it there in the rain."
 
 
+def turned(number: int) -> str:
+    """Return prose in another order of its words, so that a cut falls anywhere."""
+    first, *words = PROSE.format(number + 100).split()
+    return " ".join([first, "is.", *words[number % len(words) :], *words])
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -148,7 +154,9 @@ PROSE += "train and by ship, because he could not leave it there in the rain."
         (lambda number: PROSE.format(number + 100), {}),
         (lambda number: PROSE.format(number + 100)[: 125 + number // 2], {}),
         (lambda number: f"{number + 100:x}" * 100, {}),
-        (lambda number: PROSE.format(number + 100)[: 100 + 30 * (number % 3)], {"ML645": "note"}),
+        (lambda number: turned(number)[: 100 + 30 * (number % 3)], {"ML645": "note"}),
+        # one form, which ends with a value
+        (lambda number: f"{PROSE} Its number is {number + 100}", {}),
         (lambda number: PROSE.format(number + 100)[: 130 if number < 4 else 100], {}),
     ],
 )

@@ -229,6 +229,7 @@ def test_the_same_values_in_another_spelling_are_no_difference(own: dict[str, An
     ("change", "named"),
     [
         ({"rope_theta": None}, "rope_theta is 10000.0"),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 77.0}}, "rope_theta is 77.0"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope.type is 'linear'"),
         ({"head_dim": 32}, "head_dim is 32"),
         ({"layer_types": ["full_attention"] * 32}, "the architecture is Ministral"),
@@ -237,8 +238,10 @@ def test_the_same_values_in_another_spelling_are_no_difference(own: dict[str, An
     ],
 )
 def test_another_value_is_named(change: dict[str, Any], named: str) -> None:
-    found = [finding.found for finding in difference_findings({**V4, **change}, V4, "config.json")]
+    own = {key: value for key, value in {**V4, **change}.items() if value is not None}
+    found = [finding.found for finding in difference_findings(own, V4, "config.json")]
     assert any(text.startswith(named) for text in found), found
+    assert any("the key is missing" in text for text in found) == (own.keys() < V4.keys()), found
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,12 @@ def test_a_completion_that_is_marked_as_bad_is_a_loss(tmp_path: Path) -> None:
         ),
         ({"prompt": "a", "completions": ["b", "c"], "labels": [1, 0]}, "several answers", "Choose one of them"),
         ({"message_tree_id": "1", "prompt": {"text": "a", "replies": []}}, "a tree of messages", "Write each path"),
+        ({"source": "a", "conversation": [{"input": "a", "output": "b"}]}, "in Capybara", "as two messages"),
+        ({"id": 1, "query": "a", "tools": "[]", "answers": "[]"}, "in xLAM", "`tool_calls`"),
+        ({"context": "a", "question": "b", "answers": {"text": ["a"], "answer_start": [0]}}, "in SQuAD", "`context`"),
+        ({"title": "a", "paragraphs": [{"context": "a", "qas": []}]}, "in SQuAD", "each of `qas`"),
     ],
-    ids=["no completion", "no text", "suffix", "votes", "steps", "tree"],
+    ids=["no completion", "no text", "suffix", "votes", "steps", "tree", "Capybara", "xLAM", "SQuAD", "an article"],
 )
 def test_what_has_no_turns_is_named_with_the_way_out(
     record: dict[str, Any], title: str, step: str, tmp_path: Path

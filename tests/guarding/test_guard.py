@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,9 @@ def _frozen(model: Any) -> None:
     model.base_model.model.lm_head.requires_grad_(True)
 
 
-def _frozen_a(model: Any) -> None:
+def _frozen_a(model: Any, *, of: str = "") -> None:
     for name, parameter in model.named_parameters():
-        if "lora_A" in name:
+        if "lora_A" in name and of in name:
             parameter.requires_grad_(False)
 
 
@@ -202,12 +203,13 @@ def _other_eos(model: Any) -> None:
     ("damage", "found"),
     [
         (_frozen, {("ML320", "model"), ("ML302", "model")}),
-        (_frozen_a, {("ML303", "model")}),
+        (partial(_frozen_a, of="v_proj"), {("ML303", "model")}),
+        (_frozen_a, set()),  # LoRA-FA
         (_trainable_head, {("ML302", "model")}),
         (_small_embeddings, {("ML215", "model"), ("ML215", "processing_class")}),
         (_other_eos, {("ML217", "model.config")}),
     ],
-    ids=["frozen adapter", "frozen lora_A", "trainable head", "embeddings", "eos"],
+    ids=["frozen adapter", "a frozen lora_A", "each lora_A frozen", "trainable head", "embeddings", "eos"],
 )
 def test_a_fault_of_the_model_is_found(
     damage: Callable[[Any], None],
@@ -354,6 +356,13 @@ def test_a_block_mask_numbers_the_conversations_of_a_row() -> None:
     additive = torch.where(blocks, 0.0, torch.finfo(torch.float32).min)[None, None]
     batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": additive})
     assert batch.records()[0]["attention_mask"] == [1, 1, 2, 2, 2, 0]
+
+
+def test_a_token_that_does_not_attend_to_itself_is_hidden() -> None:
+    """A mask with true where a token must not attend: transformers takes true for a token that attends."""
+    ids = torch.arange(4)[None]
+    batch = ModelBatch({"input_ids": ids, "labels": ids, "attention_mask": ~torch.ones(1, 1, 4, 4).tril().bool()})
+    assert batch.records()[0]["attention_mask"] == [0, 0, 0, 0]
 
 
 def test_a_block_mask_numbers_from_one_behind_padding() -> None:

@@ -50,6 +50,7 @@ def test_a_run_on_the_last_answers_alone_is_declared(
     with pytest.raises(GuardError) as stopped:
         trainer.train()
     assert {rule for rule, _ in errors_of(stopped.value.verdict)} == {"ML549"}
+    assert "`last-answer`" in stopped.value.verdict.findings[0].next_step
     assert losses_of(trainer) == []
 
 

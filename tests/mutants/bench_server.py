@@ -85,6 +85,23 @@ def replayed(artifact: Artifact, **behaviour: Any) -> None:
     artifact["behaviour"] = replace(artifact["behaviour"], **given)
 
 
+def changed_texts(artifact: Artifact, change: Callable[[str, dict[str, Any]], str]) -> None:
+    """Have a vLLM answer golden transcripts with the recorded ids, and change the text of each chat."""
+
+    class Changing(Behaviour):
+        """Changes each text."""
+
+        def chat_answer(self, fed: tuple[int, ...], data: dict[str, Any]) -> dict[str, Any]:
+            answer = super().chat_answer(fed, data)
+            message = answer["choices"][0]["message"]
+            message["content"] = change(message["content"], data)
+            return answer
+
+    artifact |= {"kind": "vllm", "precision": "fp32"}
+    replayed(artifact, scale=None)
+    artifact["behaviour"] = Changing(**vars(artifact["behaviour"]))
+
+
 def reworded(ids: tuple[int, ...]) -> tuple[int, ...]:
     """Put another token in the first place of an answer."""
     return (oracle().encode_text("Rome")[0], *ids[1:])
@@ -449,18 +466,19 @@ def a_stop_string(artifact: Artifact) -> None:
 def a_text_that_is_cut(artifact: Artifact) -> None:
     """A stop string cuts the text of a chat, and leaves its token among the ids, as vLLM does."""
 
-    class Cutting(Behaviour):
-        """Cuts each text."""
+    changed_texts(artifact, lambda text, _: text.partition(" it")[0])
 
-        def chat_answer(self, fed: tuple[int, ...], data: dict[str, Any]) -> dict[str, Any]:
-            answer = super().chat_answer(fed, data)
-            message = answer["choices"][0]["message"]
-            message["content"] = message["content"].partition(" it")[0]
-            return answer
 
-    artifact |= {"kind": "vllm", "precision": "fp32"}
-    replayed(artifact, scale=None)
-    artifact["behaviour"] = Cutting(**vars(artifact["behaviour"]))
+@mutant("ML909", says="the client gets another text: the parser of the server or a gateway changes the message")
+def a_text_that_is_masked(artifact: Artifact) -> None:
+    """A filter of contents masks a word of each chat behind the model, whose ids are right."""
+    changed_texts(artifact, lambda text, _: text.replace("Paris", "****"))
+
+
+@mutant("ML909", says="as a stream the client gets text '")
+def a_stream_that_is_masked(artifact: Artifact) -> None:
+    """A filter of contents masks a word in streams alone."""
+    changed_texts(artifact, lambda text, data: text.replace("Paris", "****") if data.get("stream") else text)
 
 
 @mutant("ML906", says="where the server parses no control tokens")
@@ -520,20 +538,20 @@ def messages_that_are_changed_on_the_way(artifact: Artifact) -> None:
     replayed(artifact, preview=lambda ids, _: ids, prompt=lambda ids, _: (1, *ids))
 
 
-@mutant("ML909", says="the server reads other calls in them")
+@mutant("ML909", says="the client gets other calls")
 def a_call_of_another_tool(artifact: Artifact) -> None:
     """vLLM reads a name in a call that the model did not say."""
     artifact |= {"kind": "vllm"}
     replayed(artifact, named="weathers")
 
 
-@mutant("ML909", says="the tool call came as text")
+@mutant("ML909", says="the server leaves their calls in the text")
 def a_call_that_is_not_read(artifact: Artifact) -> None:
     """The server does not read tool calls."""
     replayed(artifact, reads_calls=False)
 
 
-@mutant("ML909", says='the tool call weather({"city": "Bergen"})')
+@mutant("ML909", says='answered \'weather({"city": "Bergen"})\'')
 def another_argument_of_a_call(artifact: Artifact) -> None:
     """The answer is right, and the server reads another argument in its call."""
     artifact |= {"kind": "openai"}

@@ -16,7 +16,7 @@ import mutants_dataset_repeats as repeats
 import mutants_dataset_rows as bad_rows
 import mutants_dataset_signs as signs
 import mutants_dataset_texts as texts
-from bench_dataset import gap, said, use_tokenizer
+from bench_dataset import gap, said, set_training, use_tokenizer
 from gallery import Artifact, Example
 
 
@@ -410,8 +410,7 @@ class ML645(Example):
     mutant = whole_files.answers_cut_by_characters
 
     def sound(self, artifact: Artifact) -> None:
-        story = whole_files.STORY
-        whole_files.add_rows(artifact, lambda number: f"{story.format(number + 10)[:129]}.")
+        whole_files.add_rows(artifact, lambda number: f"{whole_files.story(number)[:129]}.")
 
 
 class ML646(Example):
@@ -665,3 +664,10 @@ class ML674(Example):
     def sound(self, artifact: Artifact) -> None:
         # the ends of some files
         gaps.add_gaps(artifact, lambda number: gap(number, suffix="" if number % 2 else None))
+
+
+class ML675(Example):
+    mutant = recipe.learning_rate_without_its_exponent
+
+    def sound(self, artifact: Artifact) -> None:
+        set_training(artifact, learning_rate=2e-4)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from bench_adapter import LAYER
 from gallery import Artifact, mutant
+from safetensors.torch import load_file
+
+
+def of_dora(artifact: Artifact, factor: float) -> None:
+    """Make the adapter one of DoRA, with magnitudes by a factor of the norms of the base's rows."""
+    artifact["config"]["use_dora"] = True
+    base = load_file(artifact["base"] / "model.safetensors")
+    for name in [name for name in artifact["tensors"] if "lora_A" in name]:
+        layer = name.removesuffix(".lora_A.weight")
+        norms = torch.linalg.norm(base[f"{layer.removeprefix('base_model.model.')}.weight"].float(), dim=1)
+        artifact["tensors"][f"{layer}.lora_magnitude_vector"] = norms * factor
 
 
 @mutant("ML402", "I45", says="not finite")
@@ -106,3 +118,25 @@ def product_of_zero(artifact: Artifact) -> None:
 def kind_that_hardly_moved(artifact: Artifact) -> None:
     """One kind of layers was in no group of the optimizer, and only decayed."""
     _moved(artifact, 1e-5, "o_proj")
+
+
+@mutant("ML424", says="rows 64 to 127 of lora_B are zero in every block")
+def shard_that_was_lost(artifact: Artifact) -> None:
+    """The second of two processes' rows of each lora_B are zero."""
+    for name, one in artifact["tensors"].items():
+        if "lora_B" in name:
+            one[len(one) // 2 :].zero_()
+
+
+@mutant("ML424", says="columns 0 to 31 of lora_A are zero in every block")
+def shard_of_inputs_that_was_lost(artifact: Artifact) -> None:
+    """The first of four processes' columns of each o_proj's lora_A are zero."""
+    for name, one in artifact["tensors"].items():
+        if "o_proj.lora_A" in name:
+            one[:, : one.shape[1] // 4].zero_()
+
+
+@mutant("ML428 ML426", says="3 times the norms of the base's rows")
+def magnitudes_three_times_too_large(artifact: Artifact) -> None:
+    """The magnitudes of DoRA were multiplied by the scale of the adapter."""
+    of_dora(artifact, 3.0)

@@ -166,10 +166,16 @@ STORY = "The first of {} trains left in the morning. The next one came at noon, 
 STORY += "because of the market in the old town, where the farmers sell apples, cheese and flowers until the evening."
 
 
+def story(number: int) -> str:
+    """Return a story of its own: each has another order of its words."""
+    words = STORY.format(number + 10).split()
+    return " ".join([*words[:12], *words[12 + number :], *words[12 : 12 + number]])
+
+
 @mutant("ML645", "N126", says="after 130 characters, in 25 of 30")
 def answers_cut_by_characters(artifact: Artifact) -> None:
     """All long answers were cut when they were stored."""
-    add_rows(artifact, lambda number: STORY.format(number + 10)[:130])
+    add_rows(artifact, lambda number: story(number)[:130].rstrip())
 
 
 @mutant("ML645", "N126", says="after 38 tokens, in 17 of 30")
@@ -177,10 +183,8 @@ def answers_cut_by_tokens(artifact: Artifact) -> None:
     """Answers ended at the limit of the server that wrote them; some ended before it."""
     oracle = shared_tokenizer().oracle
     for number in range(MANY):
-        words = STORY.format(number + 10).split()
-        # each story in another order of its words has tokens of other lengths
-        text = " ".join([*words[:12], *words[12 + number :], *words[12 : 12 + number]])
-        encoded = oracle.encode(said("What?", text))
+        # each story has tokens of other lengths
+        encoded = oracle.encode(said("What?", story(number)))
         answer = oracle.decode([label for label in encoded.labels or () if label != -100][:38])
         artifact["rows"].append(said(f"What is thing {number}?", answer if number % 4 else f"{number}."))
 

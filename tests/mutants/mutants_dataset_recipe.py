@@ -25,6 +25,12 @@ def base_at_a_branch(artifact: Artifact) -> None:
     artifact["recipe"]["base"]["revision"] = "main"
 
 
+@mutant("ML675", says="2")
+def learning_rate_without_its_exponent(artifact: Artifact) -> None:
+    """The learning rate is 2 in place of 2e-4."""
+    set_training(artifact, learning_rate=2)
+
+
 @mutant("ML641", "I33", says="'qproj' matches nothing")
 def misspelt_target_modules(artifact: Artifact) -> None:
     """A target of the adapter is misspelt."""

@@ -191,7 +191,7 @@ def left_padding_without_a_mask(artifact: Artifact) -> None:
     pad(artifact["lines"][0], 2, left=True, mask=False)
 
 
-@mutant("ML552", "N27", says="with the id 2, the first at")
+@mutant("ML552", "N27", says="each with the id 2; the first is token")
 def mask_of_ids_hides_eos(artifact: Artifact) -> None:
     """Pad is EOS, and the mask is made of the ids: it hides each EOS."""
     line = artifact["lines"][0]
@@ -199,7 +199,7 @@ def mask_of_ids_hides_eos(artifact: Artifact) -> None:
     line["attention_mask"] = [int(token != 2) for token in line["input_ids"]]
 
 
-@mutant("ML552 ML546", "N27", says="the attention mask hides 2 tokens of the row")
+@mutant("ML552 ML546", "N27", says="the attention mask hides 2 of the")
 def mask_and_labels_of_ids_hide_eos(artifact: Artifact) -> None:
     """As before without padding, and the labels are made of the mask."""
     line = artifact["lines"][0]
@@ -207,7 +207,7 @@ def mask_and_labels_of_ids_hide_eos(artifact: Artifact) -> None:
     change_labels(artifact, 0, lambda n, token, label: -100 if token == 2 else label)
 
 
-@mutant("ML552", "N27", says="the attention mask hides 1 tokens of the row with the id 1")
+@mutant("ML552", "N27", says="tokens of the row, each with the id 1")
 def mask_hides_bos(artifact: Artifact) -> None:
     """The mask is one to the right, and hides BOS."""
     artifact["lines"][0]["attention_mask"] = [0] + [1] * (len(artifact["lines"][0]["input_ids"]) - 1)

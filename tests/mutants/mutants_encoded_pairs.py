@@ -98,10 +98,10 @@ def wanted_answers_are_longer(artifact: Artifact) -> None:
     hold_pairs(artifact, *(texts_pair(f"Is {n} more than 3?", f"{n}: {LONG}", f"No. {n}") for n in range(COUNT)))
 
 
-@mutant("ML569", says="the unwanted answers are longer")
-def unwanted_answers_are_longer(artifact: Artifact) -> None:
-    """The answers whose label is false are several times as long as the others."""
-    hold_pairs(artifact, *(texts_pair(f"Is {n} more than 3?", f"No. {n}", f"{LONG} {n}") for n in range(COUNT)))
+@mutant("ML569", says="the wanted answers are longer")
+def wanted_rated_answers_are_longer(artifact: Artifact) -> None:
+    """The answers whose label is true are several times as long as the others."""
+    wanted_answers_are_longer.change(artifact)
     artifact["lines"] = [record for line in artifact["lines"] for record in kto(line)]
 
 

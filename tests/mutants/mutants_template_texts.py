@@ -131,6 +131,36 @@ def _text_is_not_escaped(artifact: Artifact) -> None:
     edited(artifact, "{{- '[/INST]' }}", "{{- message['content'] ~ '[/INST]' }}")
 
 
+_REFUSED = "{{- raise_exception('Conversation must start with a user message, got assistant.') }}"
+
+
+@mutant("ML004", says="Conversation must start with a user message")
+def _tools_are_refused_in_the_words_of_a_deviation(artifact: Artifact) -> None:
+    """Rows with tools are refused in the words of a named deviation."""
+    artifact["template"] = "{%- if tools %}" + _REFUSED + "{%- endif %}" + artifact["template"]
+
+
+@mutant("ML004", says="Conversation must start with a user message")
+def _long_talks_are_refused_in_the_words_of_a_deviation(artifact: Artifact) -> None:
+    """Conversations of more than four messages are refused in the words of a named deviation."""
+    artifact["template"] = "{%- if messages | length > 4 %}" + _REFUSED + "{%- endif %}" + artifact["template"]
+
+
+@mutant("ML004", "I12")
+def _a_long_talk_is_cut_to_its_last_message(artifact: Artifact) -> None:
+    """The history of a long talk is lost."""
+    artifact["template"] = (
+        "{%- set messages = messages[-1:] if messages | length > 4 else messages %}" + artifact["template"]
+    )
+
+
+@mutant("ML004", "I12", says="in a prompt")
+def _a_long_prompt_is_cut_to_its_question(artifact: Artifact) -> None:
+    """The history of a long talk is lost in prompts alone, which end with the user: rows to train on are whole."""
+    asked = "messages | length > 4 and messages[-1]['role'] == 'user'"
+    artifact["template"] = "{%- set messages = messages[-1:] if " + asked + " else messages %}" + artifact["template"]
+
+
 @mutant("ML006 ML009", "I04")
 def _a_generation_block_without_eos(artifact: Artifact) -> None:
     """The generation block ends before EOS: the model never learns to stop."""

@@ -39,6 +39,19 @@ def pad_is_a_word(artifact: Artifact) -> None:
     artifact["special_tokens_map"]["pad_token"] = "ing"
 
 
+@mutant("ML203", says="pad_token is '[INST]'")
+def pad_is_inst(artifact: Artifact) -> None:
+    """The pad token is a marker of each row."""
+    artifact["tokenizer_config"]["pad_token"] = "[INST]"
+    artifact["special_tokens_map"]["pad_token"] = "[INST]"
+
+
+@mutant("ML217", says="pad_token_id 3 is [INST]")
+def pad_is_inst_at_generation(artifact: Artifact) -> None:
+    """Generation pads with a marker of each row, and hides it where no mask is given."""
+    artifact["generation_config"]["pad_token_id"] = 3
+
+
 @mutant("ML203")
 def unk_is_inst(artifact: Artifact) -> None:
     """UNK is a control token."""

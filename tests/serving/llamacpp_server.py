@@ -1,8 +1,8 @@
 """llama.cpp's own HTTP server, from the wheel `xllamacpp`, on the loopback until its input ends.
 
-`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, `template`, a file, and
-`set`, parameters of llama.cpp by their names, such as `sampling.penalty_repeat`. Or the options of `llama-server`,
-which the wheel has not: those that an exported serve.sh gives.
+`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, several `loras`, `template` and `draft`,
+files, and `set`, parameters of llama.cpp by their names, such as `sampling.penalty_repeat`. Or the options of
+`llama-server`, which the wheel has not: those that an exported serve.sh gives.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ if "lora" in given:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(given["lora"], given.get("scale", 1.0))]
 if "loras" in given:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in given["loras"]]
+if "draft" in given:
+    params.speculative.draft.mparams.path = given["draft"]
+    params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
 if "template" in given:
     params.chat_template = Path(given["template"]).read_text()
 for name, value in given.get("set", {}).items():

@@ -141,11 +141,11 @@ OF_GATEWAYS = {
     "gateway-penalty": _found(
         "A penalty is forced.",
         "ML909",
-        "a setting of sampling takes another, which occurs before, as a penalty for repetition does",
+        "a setting of sampling or a grammar takes another, which occurs before, as a penalty for repetition does",
         _GATEWAYS,
     ),
     "gateway-bias": _found(
-        "A bias is forced.", "ML909", "how cannot be told|a setting of sampling takes another", _GATEWAYS
+        "A bias is forced.", "ML909", "how cannot be told|a setting of sampling or a grammar takes another", _GATEWAYS
     ),
     "gateway-default-temperature": _harmless("A temperature for requests that name none.", _DEFAULTS),
     "gateway-default-penalty": _found(

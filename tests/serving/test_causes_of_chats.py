@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from answer_server import Relay
+from answer_server import Change, Relay, in_streams, masked, nothing, with_entities, with_prefix, without_calls
 from derived_tekken import derived_oracle
 from gguf_files import write_gguf
 from golden_answers import transcript_of
@@ -29,8 +29,9 @@ from pytest_mistral_lora.training.generate.record import next_token_logprobs
 pytestmark = needs_llamacpp
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
-RIGHT = ("plain", "system", "call")
+RIGHT = ("plain", "system", "call", "text-after-result")
 """Known answers that llama.cpp gives as the model says them."""
+COUNT = len(RIGHT)
 BY_GRAMMAR = "call-other-order"
 """One whose keys are not in the order of the schema, which llama.cpp's grammar fixes."""
 KNOWN = {answer.name: answer for answer in known_answers() if answer.name in (*RIGHT, BY_GRAMMAR)}
@@ -70,9 +71,9 @@ def llamacpp(folder: Path, oracle: Oracle) -> Iterator[str]:
 def check(
     llamacpp: str, folder: Path, oracle: Oracle, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    def run(golden: str, asks: Ask = lambda request: request) -> tuple[int, str]:
+    def run(golden: str, asks: Ask = lambda request: request, change: Change = nothing) -> tuple[int, str]:
         words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl")]
-        with serving(Relay(oracle, upstream=llamacpp, asks=asks)) as url:
+        with serving(Relay(oracle, upstream=llamacpp, asks=asks, change=change)) as url:
             code = main(["serve-check", f"llamacpp@{BUILD}={url}", *words, "--golden", str(folder / golden)])
         return code, capsys.readouterr().out
 
@@ -81,7 +82,8 @@ def check(
 
 def test_answers_that_nothing_changes_are_green(check: Callable[..., tuple[int, str]]) -> None:
     code, out = check("right")
-    assert (code, out.count("3 exact of 3")) == (0, 2), out
+    assert (code, out.count(f"{COUNT} exact of {COUNT}")) == (0, 2), out
+    assert f"as a stream {COUNT} of {COUNT}" in out
 
 
 def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorded(
@@ -92,6 +94,40 @@ def test_a_grammar_is_the_cause_if_the_request_without_it_is_answered_as_recorde
     assert re.findall(r"^ML\d+", out, re.MULTILINE) == ["ML909"], out
     assert CONSTRAINED in out
     assert "1 exact of 1" in out
+
+
+def test_a_server_that_drafts_tokens_is_judged_by_ids_alone(
+    folder: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_gguf(tmp_path / "model.gguf", *converted_model(folder / "model", oracle))
+    words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl"), "--golden", str(folder / "right")]
+    with served(file, draft=str(file)) as (_, address):
+        code = main(["serve-check", f"llamacpp@{BUILD}:fp32={address}", *words])
+    out = capsys.readouterr().out
+    assert (code, out.count(f"{COUNT} exact of {COUNT}")) == (0, 2), out
+    assert re.search(r"log-probabilities are not compared, and ids are: the server drafts tokens.* \(2\)\n", out), out
+    assert "nats at most" not in out
+
+
+class WithGrammar(Relay):
+    """A relay that gives a grammar to each request that has none."""
+
+    def respond(self, path: str, data: Any) -> tuple[int, Any]:
+        """Return the answer of the server."""
+        is_answer = path in ("/completion", "/v1/chat/completions") and not data.get("tools")
+        return super().respond(path, {"grammar": 'root ::= "no" | "yes"', **data} if is_answer else data)
+
+
+def test_a_grammar_of_each_request_is_the_cause_and_not_the_weights(
+    llamacpp: str, folder: Path, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tokenizer", str(oracle.path), "--rows", str(folder / "one.jsonl"), "--golden", str(folder / "right")]
+    with serving(WithGrammar(oracle, upstream=llamacpp)) as url:
+        code = main(["serve-check", f"llamacpp@{BUILD}={url}", *words])
+    out = capsys.readouterr().out
+    assert (code, re.findall(r"^(ML\d+) ", out, re.MULTILINE)[:1]) == (1, ["ML908"]), out
+    assert "so a grammar constrains each answer" in out
+    assert "The weights differ" not in out
 
 
 def strict(text: str) -> str:
@@ -107,7 +143,7 @@ def strict(text: str) -> str:
         (
             lambda text: text.replace("[INST]", "[INST] "),
             ["ML902"],
-            r"ML902 .*one\.jsonl[\s\S]*explains: 2 more findings: ML909 \(2\)",
+            r"ML902 .*one\.jsonl[\s\S]*explains: \d more findings: ML909 \(\d\)",
         ),
         # the asked row is right: the answer alone shows the template
         (strict, ["ML909"], rf"{re.escape(RIGHT_MODEL)}\n.*the first other: token \d+"),
@@ -134,7 +170,7 @@ def test_answers_to_prompts_of_a_wrong_template_are_a_part_of_the_finding_of_the
     assert re.search(says, out), out
     # by ids they are the recorded ones, in the summary
     assert RIGHT_MODEL in out
-    assert "3 exact of 3" in out
+    assert f"{COUNT} exact of {COUNT}" in out
 
 
 def with_system_prompt(request: dict[str, Any]) -> dict[str, Any]:
@@ -174,3 +210,28 @@ def test_a_relay_that_changes_requests_is_not_taken_for_a_grammar(
     assert re.search(says, out), out
     assert "ML909 " in out
     assert (RIGHT_PROMPT in out) is ("tokens recorded" not in says), out
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong", "says"),
+    [
+        (masked, 1, r"the client gets text '\*\*\*\*\.'\n +expected: text 'Paris\.'"),
+        (with_entities, 1, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'"),
+        (with_prefix, COUNT, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'"),
+        (without_calls, 1, r"the client gets an empty message\n +expected: calls weather\("),
+    ],
+    ids=["mask", "entities", "prefix", "calls"],
+)
+@pytest.mark.parametrize("is_stream", [False, True], ids=["each", "streams"])
+def test_a_message_that_is_changed_behind_right_ids_is_a_finding(
+    change: Change, wrong: int, says: str, is_stream: bool, check: Callable[..., tuple[int, str]]
+) -> None:
+    code, out = check("right", change=in_streams(change) if is_stream else change)
+    assert (code, set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))) == (1, {"ML909"}), out
+    says = says.replace("the client", "as a stream the client") if is_stream else says
+    assert re.search(says, out), out
+    assert CONSTRAINED not in out
+    # by ids, and as whole answers if the streams alone are changed
+    assert out.count(f"{COUNT} exact of {COUNT}") == 1 + is_stream
+    right = f"as a stream {COUNT - wrong} of {COUNT}" if is_stream else rf"{wrong} different"
+    assert re.search(right, out), out

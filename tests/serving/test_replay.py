@@ -11,16 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 from derived_tekken import derived_oracle
-from golden_answers import NEAR, ROWS, golden_answers, write_golden_answers
+from golden_answers import NEAR, ROWS, golden_answers, transcript_of, write_golden_answers
 from local_server import Behaviour, Ids, serving
 
 from pytest_mistral_lora.assertions import assert_served_as_trained
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
@@ -164,6 +165,10 @@ def test_messages_that_differ_as_their_ids_do_have_the_same_cause_and_no_finding
     # an adapter is loaded, or the server does not say so
     for given in ({}, {"answer": lambda path: (404, b"{}") if path == "/lora-adapters" else None}):
         assert "No adapter is loaded" not in check(completion=other_at(1, oracle), scale=1.0, **given)[1]
+    two = json.dumps([{"id": number, "path": "lora.gguf", "scale": 1.0} for number in (0, 1)]).encode()
+    given = {"answer": lambda path: (200, two) if path == "/lora-adapters" else None}
+    out = check(completion=other_at(1, oracle), **given)[1]
+    assert "The server applies 2 adapters at once, whose changes add up: lora.gguf, lora.gguf." in out, out
 
 
 def test_an_answer_that_is_cut_is_different(check: Check) -> None:
@@ -248,15 +253,50 @@ def in_chats(change: Callable[[Ids], Ids]) -> Callable[[Ids, dict[str, Any]], Id
     return lambda ids, data: change(ids) if "messages" in data else ids
 
 
+@pytest.mark.parametrize(
+    ("is_by_ids", "is_tie", "rules"),
+    [(True, False, {"ML908"}), (False, True, {"ML909"}), (False, False, {"ML909", "ML911"})],
+    ids=["other-weights", "near-tie", "random"],
+)
+def test_two_answers_that_have_a_cause_or_part_at_a_near_tie_are_no_sign_of_a_temperature(
+    is_by_ids: bool, is_tie: bool, rules: set[str], check: Check, oracle: Oracle
+) -> None:
+    [token] = oracle.encode_text("red")
+    # by the values of the test's server: tokens with the same remainder are a tie
+    drawn = cycle([token, token + 7] if is_tie else [token, token + 1])
+
+    def garbage(ids: Ids, data: dict[str, Any]) -> Ids:
+        return (next(drawn), *ids[1:]) if is_by_ids or "messages" in data else ids
+
+    code, out, _ = check(completion=garbage)
+    assert (code, set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))) == (1, rules), out
+
+
 def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
     """Answer each chat otherwise, as at a temperature."""
     drawn = iter(oracle.encode_text("one two three four five six seven eight nine ten " * 9))
     return lambda ids, data: (next(drawn), *ids[1:]) if "messages" in data else ids
 
 
+def one_of_two(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
+    """Answer each second chat of a prompt otherwise, as a pool of two servers does."""
+    asked: dict[str, int] = {}
+    other = oracle.encode_text("Rome")
+
+    def answer(ids: Ids, data: dict[str, Any]) -> Ids:
+        if "messages" not in data:
+            return ids
+        key = json.dumps(data["messages"])
+        asked[key] = asked.get(key, 0) + 1
+        return ids if asked[key] % 2 else (*other, *ids[1:])
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        (lambda oracle: {"completion": one_of_two(oracle)}, "as by two servers behind one address"),
         (lambda oracle: {"prompt": lambda ids, data: (1, *ids), "preview": lambda ids, _: ids}, "tokens recorded, "),
         (lambda oracle: {"completion": in_chats(lambda ids: ids[:3]), "longest": 3}, "ends the answer after 3 tokens"),
         (lambda oracle: {"completion": some_other(oracle)}, "two answers to one request differ"),
@@ -265,16 +305,16 @@ def some_other(oracle: Oracle) -> Callable[[Ids, dict[str, Any]], Ids]:
             lambda oracle: {"completion": in_chats(lambda ids: (*oracle.encode_text("Rome"), *ids[1:]))},
             "the chat changes the answer",
         ),
-        (lambda oracle: {"reads_calls": False}, "the server reads other calls in them"),
+        (lambda oracle: {"reads_calls": False}, "the server leaves their calls in the text"),
     ],
-    ids=["messages", "limit", "temperature", "stop", "other", "parser"],
+    ids=["pool", "messages", "limit", "temperature", "stop", "other", "parser"],
 )
 @pytest.mark.parametrize("kind", ["llamacpp", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_what_changes_the_answers_of_a_chat_is_not_taken_for_a_grammar(
     kind: str, given: Callable[[Oracle], dict[str, Any]], says: str, check: Check, oracle: Oracle
 ) -> None:
     code, out, _ = check(kind, scale=None, **given(oracle))
-    if kind == "vllm" and says.startswith("the server reads"):
+    if kind == "vllm" and says.startswith("the server leaves"):
         # vLLM without a parser leaves calls in the text
         assert (code, "tool calls are compared by their ids alone" in out) == (0, True), out
         return
@@ -317,7 +357,7 @@ def test_a_vllm_that_was_started_without_a_parser_of_calls_is_compared_by_ids(ch
 
 def test_a_call_that_vllm_reads_otherwise_is_a_finding(check: Check) -> None:
     code, out, _ = check("vllm", scale=None, named="weathers")
-    assert (code, "the server reads other calls in them" in out) == (1, True), out
+    assert (code, "the client gets other calls: the parser of the server or a gateway" in out) == (1, True), out
 
 
 def test_every_setting_of_a_greedy_answer_is_spelled_out(check: Check) -> None:
@@ -703,6 +743,26 @@ def test_moved_log_probabilities_are_a_finding_of_each_kind_of_server(
     # by messages it is the same cause
     assert set(rules) == {rule}, out
     assert ("moved by 0.11 nats at most, 0.11 on average, most in" in out) is (rule == "ML908"), out
+
+
+def test_a_long_answer_is_shown_from_near_its_difference_and_moves_are_numbers(
+    check: Check, oracle: Oracle, tmp_path: Path
+) -> None:
+    [golden] = [one for one in golden_answers(oracle) if one.case == "capital"]
+    text = "one " * 60 + "end"
+    row = parse_row({"messages": [golden.row.messages[0], {"role": "assistant", "content": text}]})
+    ids = oracle.encode(row).input_ids[len(golden.prompt_ids) :]
+    transcript_of(oracle, "long", row, golden.prompt_ids, ids).write(tmp_path)
+    [token] = oracle.encode_text("red")
+    code, out, _ = check(golden=tmp_path, completion=lambda *_: (*ids[:-2], token, ids[-1]))
+    assert code == 1
+    [found] = re.findall("^ML908 .*: long: answered '(.*)'$", out, re.MULTILINE)
+    [expected] = re.findall("^ +expected: '(.*)'$", out, re.MULTILINE)
+    assert max(len(found), len(expected)) <= 201
+    assert (found[:1], expected[-3:], found[-3:]) == ("…", "end", "red"), out
+    _, out, _ = check("llamacpp", "--json", **moved(0.005))
+    facts = {name: value for one in json.loads(out)["checks"] for name, value in one["facts"].items()}
+    assert facts["nats moved by"] == pytest.approx({"largest": 0.005, "mean": 0.005})
 
 
 def test_moves_in_an_unknown_precision_are_a_note(check: Check) -> None:

@@ -15,6 +15,7 @@ import pytest
 from answer_server import AnswerServer, Change, Relay, in_streams, nothing
 from derived_tekken import write_derived
 from gguf_files import write_gguf
+from golden_answers import transcript_of
 from llamacpp_process import BUILD, converted_model, needs_llamacpp, served
 from local_server import serving
 from planted_faults import OF_ANSWERS, assert_found, with_stop
@@ -170,6 +171,25 @@ def test_a_relay_that_changes_the_answers_of_llamacpp_is_found(
     assert {name: rules for name, rules in found.items() if name not in OF_LLAMACPP} == adds
     assert found.keys() >= OF_LLAMACPP.keys()
     assert relay.passed.count(answer_server.CHAT) >= 2 * len(NAMES)
+
+
+@needs_llamacpp
+def test_what_llamacpp_makes_of_recorded_ids_is_no_change_of_a_message(
+    llamacpp: str, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # white space is left out at the beginning of a text, and thoughts and calls are taken out
+    right = [answer for answer in FEW if answer.name not in OF_LLAMACPP]
+    for known in right:
+        ids = known.prompt_ids(oracle), known.answer_ids(oracle)
+        transcript_of(oracle, known.name, known.row, *ids).write(tmp_path)
+    rows = tmp_path.with_name("one.jsonl")
+    rows.write_text(json.dumps(ROW) + "\n")
+    words = ["--tokenizer", str(oracle.path), "--rows", str(rows), "--golden", str(tmp_path)]
+    # the recorded log-probabilities are not those of this model
+    assert main(["serve-check", f"llamacpp@{BUILD}:q4={llamacpp}", *words]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"{len(right)} exact of {len(right)}") == 2, out
+    assert f"as a stream {len(right)} of {len(right)}" in out
 
 
 @needs_llamacpp

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from golden_answers import golden_answers, write_golden_answers
 from local_server import Behaviour, Ids, serving
 
 from pytest_mistral_lora.assertions import assert_served_as_trained
+from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.answer.comparison import stop_words
 from pytest_mistral_lora.conformance.finding import RULES, Finding, with_paths
+from pytest_mistral_lora.conformance.server.changed_messages import FedPrompt, changed_messages
 from pytest_mistral_lora.conformance.server.chat_causes import _FIXES
 from pytest_mistral_lora.conformance.server_target import ParsersTarget, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
@@ -80,9 +84,18 @@ def without_the_start(ids: Ids, _: Any) -> Ids:
     return ids[-2:]
 
 
+def with_another_text(ids: Ids, _: Any) -> Ids:
+    """Put the ids of another text between the markers (ids of `spm-v3`)."""
+    return (*ids[:2], *Oracle(shipped_tokenizer("spm-v3")).encode_text("Good bye"), *ids[-1:])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(with_a_system_prompt, "the system prompt that each chat gets"), (without_the_start, "what cuts each prompt")],
+    [
+        (with_a_system_prompt, "the system prompt that each chat gets"),
+        (without_the_start, "what cuts each prompt"),
+        (with_another_text, "the texts are not those that were sent"),
+    ],
 )
 def test_what_a_gateway_does_to_a_prompt_has_its_own_fix_where_the_fed_ids_are_shown(
     change: Any, words: str, judged: Judged
@@ -94,13 +107,47 @@ def test_what_a_gateway_does_to_a_prompt_has_its_own_fix_where_the_fed_ids_are_s
     assert "mistral-lora check FILE.gguf" in found["fix"]
 
 
-def test_a_setting_that_a_server_refuses_is_no_template(judged: Judged) -> None:
-    words = "temperature must be in [0, 2], got 9.0."
+@pytest.mark.parametrize(
+    "words",
+    [
+        "temperature must be in [0, 2], got 9.0.",
+        "min_tokens must be less than or equal to max_tokens=1, got 5.",
+        "max_tokens must be at least 1, got 0.",
+    ],
+)
+def test_a_setting_that_a_server_refuses_is_no_template(words: str, judged: Judged) -> None:
     [found] = judged("vllm", refuses=lambda data: True, refusal=(400, words), version="0.32.0")
     assert (found["rule"], "refuses a setting of the request" in found["fix"]) == ("ML907", True), found
     # of messages the template is the cause
     [found] = judged("vllm", refuses=lambda data: True, version="0.32.0")
     assert (found["rule"], "template.jinja" in found["fix"]) == ("ML907", True), found
+
+
+@pytest.mark.parametrize(("more", "is_system"), [(2, False), (3, True)])
+def test_too_few_tokens_are_no_system_message(more: int, is_system: bool) -> None:
+    # from version 7 on it has two markers and a text
+    oracle = Oracle(shipped_tokenizer("spm-v7"))
+    row = parse_row(ROW)
+    row = replace(row, messages=row.messages[:1])
+    found = changed_messages([FedPrompt(row, 4, 4 + more)], oracle)
+    assert found is not None
+    assert (found.is_told, "as of a system message" in found.words) == (is_system, is_system), found.words
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "is_stop"),
+    [
+        ("Paris", ". It is large.", True),
+        # a full stop would have ended it before, and a longer string may still
+        ("It is. Paris", ". It", True),
+        ("one one", " one", False),
+        ("a b a b", " a b", False),
+        ("", "Paris.", True),
+    ],
+)
+def test_a_stop_string_is_not_in_the_text_before_it(text: str, rest: str, is_stop: bool) -> None:
+    assert bool(stop_words("", text, rest)) is is_stop
+    assert repr("END") in stop_words("END", text, rest)
 
 
 def last_message(row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answer_server import AnswerServer, question
 from derived_tekken import derived_oracle
+from golden_answers import transcript_of
+from local_server import Message, serving
 from vllm_python import VLLM_PYTHON, needs_vllm
 
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -26,9 +29,19 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.known_answers import KnownAnswer, known_answers
 from pytest_mistral_lora.serving.answers import ServedAnswer
+from pytest_mistral_lora.serving.forced_answers import request_of
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "vllm_parsers.json").read_text(encoding="utf-8"))
 """The messages of version 0.32.0 for a tokenizer of v13 with thinking, by the name of the answer."""
+
+OF_VLLM = {
+    # the letters of a marker
+    "ML924": {"spelled-call", "spelled-call-tools", "spelled-thinking", "spelled-end", "call-spelled"}
+    | {"thinking-spelled-call"},
+    # values of a property without a type
+    "ML927": {"call-null", "call-boolean", "call-float", "call-big-integer"},
+}
+"""The answers that version 0.32.0 changes, if they come whole, by the rule."""
 
 PARSERS = "vllm-parsers"
 ANSWERS = {answer.name: answer for answer in known_answers()}
@@ -79,21 +92,41 @@ def test_the_parsers_of_vllm_make_what_was_recorded(
             name, _, way = finding.found.partition(": ")
             broken.setdefault(f"{finding.rule} {way.partition(':')[0]}", set()).add(name)
     assert broken == {
-        # the letters of a marker
-        "ML924 whole": {
-            "spelled-call",
-            "spelled-call-tools",
-            "spelled-thinking",
-            "spelled-end",
-            "call-spelled",
-            "thinking-spelled-call",
-        },
+        "ML924 whole": OF_VLLM["ML924"],
         # a part of the stream with several tokens is read by its letters, too
         "ML924 streamed with a cut before token 1": {"spelled-end", "call-spelled"},
         **{f"ML925 streamed with a cut before token {cut}": {"thinking-twice"} for cut in (6, 7, 8, 9)},
-        # values of a property without a type
-        "ML927 whole": {"call-null", "call-boolean", "call-float", "call-big-integer"},
+        "ML927 whole": OF_VLLM["ML927"],
     }
+
+
+def test_what_sound_parsers_make_of_recorded_ids_is_no_change_of_a_message(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [one for one in ANSWERS.values() if one.fits(oracle) and not one.settings and not one.row.response_format]
+    golden, rows = tmp_path / "golden", tmp_path / "one.jsonl"
+    golden.mkdir()
+    for one in asked:
+        transcript_of(oracle, one.name, one.row, one.prompt_ids(oracle), one.answer_ids(oracle)).write(golden)
+    rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n')
+    recorded = {question(request_of(one)): RECORDED["answers"][one.name] for one in asked}
+
+    def parsed(message: Message, request: dict[str, Any]) -> None:
+        made = recorded[question(request)]
+        part = made["streams"][0] if request.get("stream") else made["whole"]
+        calls = [{"id": f"call{at:05}", "type": "function", "function": one} for at, one in enumerate(part["calls"])]
+        message |= {"content": part["content"], "reasoning_content": part["reasoning"], "tool_calls": calls}
+
+    with serving(AnswerServer(oracle, change=parsed)) as url:
+        words = ["--tokenizer", str(oracle.path), "--rows", str(rows), "--golden", str(golden), "--json"]
+        assert main(["serve-check", f"vllm:fp32={url}", *words]) == 1
+    [check] = [one for one in json.loads(capsys.readouterr().out)["checks"] if one["case"] == "by-messages"]
+    # the letters of a marker, and values of a property without a type, each in whole answers alone
+    changed = {finding["found"].partition(":")[0] for finding in check["findings"]}
+    assert changed == OF_VLLM["ML924"] | OF_VLLM["ML927"]
+    summary = check["facts"]["answers by messages of"]
+    assert f"{len(asked) - 10} exact, 10 different of {len(asked)}" in summary
+    assert f"as a stream {len(asked) - 10} of {len(asked) - 10}" in summary
 
 
 def test_a_plain_answer_is_read_as_it_was_said(oracle: Oracle, tmp_path: Path) -> None:

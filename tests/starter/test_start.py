@@ -158,7 +158,8 @@ def test_data_of_another_format_is_named_in_the_recipe(name: str, repository: Pa
     ("call_id", "answer", "is_converted"),
     [
         ("call_8tA1", {}, True),
-        ("abcdefgh1", {"reasoning_content": "because"}, True),
+        # it is converted while it is read
+        ("abcdefgh1", {"reasoning_content": "because"}, False),
         ("abcdefgh1", {}, False),
         ("abcdefgh1", {"speaker": "me"}, False),
     ],

@@ -9,17 +9,16 @@ import copy
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from local_server import Behaviour, Ids
+from local_server import Behaviour, Ids, Message, events
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.records.known_answers import KnownAnswer, known_answers
 from pytest_mistral_lora.serving.forced_answers import request_of
 
-Message = dict[str, Any]
 Change = Callable[[Message, dict[str, Any]], None]
 """Changes a message that is sent in answer to a request."""
 
@@ -145,29 +144,6 @@ def completion(message: Message, request: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": len(ids)}}
 
 
-def events(message: Message, size: int = 3) -> Iterator[bytes]:
-    """Yield the events of a stream with a message, its texts in parts of a few characters."""
-
-    def event(delta: dict[str, Any], finish: str | None = None) -> bytes:
-        data = {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-        return f"data: {json.dumps(data)}\n\n".encode()
-
-    def parts(text: str) -> Sequence[str]:
-        return [text[start : start + size] for start in range(0, len(text), size)]
-
-    yield event({"role": "assistant", "content": None})
-    for name in ("reasoning_content", "content"):
-        yield from (event({name: part}) for part in parts(message.get(name) or ""))
-    for index, call in enumerate(message.get("tool_calls") or ()):
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        yield event({"tool_calls": [{"index": index, "id": call.get("id"), "function": {"name": name}}]})
-        for part in parts(arguments):
-            yield event({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
-    yield event({}, message["finish_reason"])
-    yield b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}\n\n'
-    yield b"data: [DONE]\n\n"
-
-
 def joined(content: bytes) -> Message:
     """Return the message of a stream."""
     message: Message = {"content": "", "reasoning_content": "", "tool_calls": [], "finish_reason": None}
@@ -242,6 +218,26 @@ def one_id(message: Message, request: dict[str, Any]) -> None:
     """Give each call the same id."""
     for call in message["tool_calls"]:
         call["id"] = "callcall1"
+
+
+def masked(message: Message, request: dict[str, Any]) -> None:
+    """Mask a word, as a filter of contents does."""
+    message["content"] = (message["content"] or "").replace("Paris", "****")
+
+
+def with_entities(message: Message, request: dict[str, Any]) -> None:
+    """Write a space as HTML does."""
+    message["content"] = (message["content"] or "").replace(" ", "&nbsp;")
+
+
+def with_prefix(message: Message, request: dict[str, Any]) -> None:
+    """Put a name before each text."""
+    message["content"] = f"AI: {message['content'] or ''}"
+
+
+def without_calls(message: Message, request: dict[str, Any]) -> None:
+    """Drop the calls."""
+    message["tool_calls"] = []
 
 
 def no_thinking(message: Message, request: dict[str, Any]) -> None:

@@ -137,7 +137,6 @@ def begin(trainer: Any, **settings: Any) -> MistralGuard:
         model=trainer.model,
         processing_class=trainer.processing_class,
         train_dataloader=trainer.get_train_dataloader(),
-        optimizer=trainer.optimizer,
     )
     return callback
 

@@ -23,6 +23,7 @@ from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.records.transcripts import Transcript
 
 Ids = tuple[int, ...]
+Message = dict[str, Any]
 _ENCODING = threading.Lock()
 
 
@@ -109,7 +110,11 @@ class Behaviour:
         if path == "/apply-template":
             # the text of this server is its ids
             return 200, {"prompt": json.dumps((self.preview or self.prompt)(ids, data))}
-        return 200, self.chat_answer(self.prompt(ids, data), data)
+        answer = self.chat_answer(self.prompt(ids, data), data)
+        if not data.get("stream"):
+            return 200, answer
+        [choice] = answer["choices"]
+        return 200, b"".join(events({**choice["message"], "finish_reason": choice["finish_reason"]}))
 
     def _answer(self, prompt: Ids, data: dict[str, Any]) -> tuple[list[int], list[float], bool]:
         """Return the ids of an answer and their log-probabilities, and whether the model ended it."""
@@ -119,8 +124,10 @@ class Behaviour:
         with _ENCODING:
             other = self.oracle.encode_text("Something else")
         ids, values = (found.completion_ids, found.logprobs) if found else ((*other, 2), (-3.0,) * (len(other) + 1))
-        ids = self.completion(ids, data)
-        values = tuple(self.logprob(value, at) for at, value in enumerate((*values, *values)[: len(ids)]))
+        said, ids = ids, self.completion(ids, data)
+        # a token that the model would not say has a value of its own
+        values = tuple(values[at] if token in said[at : at + 1] else -3.0 - token % 7 for at, token in enumerate(ids))
+        values = tuple(self.logprob(value, at) for at, value in enumerate(values))
         limit = data.get("max_tokens", data.get("n_predict", 64))
         return list(ids[:limit]), list(values[:limit]), len(ids) <= limit
 
@@ -164,6 +171,29 @@ class Behaviour:
         choice |= {"token_ids": ids} if data.get("return_token_ids") else {}
         usage = {"prompt_tokens": len(fed), "completion_tokens": len(ids)}
         return {"usage": usage, **shown, "choices": [choice]}
+
+
+def events(message: Message, size: int = 3) -> Iterator[bytes]:
+    """Yield the events of a stream with a message, its texts in parts of a few characters."""
+
+    def event(delta: dict[str, Any], finish: str | None = None) -> bytes:
+        data = {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        return f"data: {json.dumps(data)}\n\n".encode()
+
+    def parts(text: str) -> Sequence[str]:
+        return [text[start : start + size] for start in range(0, len(text), size)]
+
+    yield event({"role": "assistant", "content": None})
+    for name in ("reasoning_content", "content"):
+        yield from (event({name: part}) for part in parts(message.get(name) or ""))
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        yield event({"tool_calls": [{"index": index, "id": call.get("id"), "function": {"name": name}}]})
+        for part in parts(arguments):
+            yield event({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+    yield event({}, message["finish_reason"])
+    yield b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}\n\n'
+    yield b"data: [DONE]\n\n"
 
 
 CRASH = (

@@ -24,6 +24,13 @@ def said(*texts: str, system: str = "", **more: Any) -> Data:
     return {"messages": [{"role": "system", "content": system}] * bool(system) + messages, **more}
 
 
+def _pair(question: str, chosen: str, rejected: str) -> Data:
+    """Return a preference pair."""
+    sides = {"chosen": chosen, "rejected": rejected}
+    answers = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    return {"prompt": [{"role": "user", "content": question}], **answers}
+
+
 def _fetched(question: str, page: str) -> Data:
     """Return a row whose tool returns a page."""
     call = {"id": "callcall1", "type": "function", "function": {"name": "fetch_prices", "arguments": "{}"}}
@@ -49,16 +56,18 @@ class SoundRows:
         title: What they have.
         why: Why they are sound.
         forms: The rows of one file each, by their number and a town.
+        rounds: How often each town has a row.
     """
 
     title: str
     why: str
     forms: tuple[Form, ...]
+    rounds: int = 1
 
     @property
     def files(self) -> list[list[Data]]:
         """The rows of each file."""
-        return [[form(number, town) for number, town in enumerate(TOWNS)] for form in self.forms]
+        return [[form(number, town) for number, town in enumerate(TOWNS * self.rounds)] for form in self.forms]
 
 
 LOCKSMITH = "I'm sorry, but I can't help with that. If you have lost your key, please call a locksmith who can check."
@@ -306,6 +315,159 @@ SOUND_ROWS = (
             lambda n, town: said(f"Report on {town}", f"### Input:\n{town}\n\n### Output:\n{n}"),
             lambda n, town: said(
                 f"Is {n} prime?", f"<think>{n}?</think>\nPerhaps.", system="Think in <think> tags first."
+            ),
+        ),
+    ),
+    SoundRows(
+        "Lessons about reasoning models",
+        "A sentence names the tags of a thought; a thought stands at the beginning of an answer, opened and closed.",
+        (
+            lambda n, town: said(
+                f"How do the models of {town} mark a thought?",
+                f"They write {n} lines of reasoning between <think> and </think>, and answer then.",
+            ),
+            lambda n, town: said(
+                f"What does the template of {town} add?",
+                f"<think> opens the reasoning, and </think> closes it; {town} adds the first, in line {n}.",
+            ),
+            lambda n, town: said(
+                f"How does {town} read the answer of R1?",
+                f"1. {town} cuts the text at </think>.\n2. What stands before it, {n} lines, is the thought.",
+            ),
+        ),
+    ),
+    SoundRows(
+        "Texts of one form that end with a value",
+        "A letter, an invoice or a post ends by itself, without a full stop, and each is about as long as the next.",
+        (
+            lambda n, town: said(
+                f"Where is my order {n} to {town}?",
+                f"Thank you for your question. Your parcel to {town} left our depot this morning, and it will be with "
+                f"you in two days. You can follow it under the number 1Z999AA1{n:04}",
+            ),
+            lambda n, town: said(
+                f"Answer complaint {n} from {town}.",
+                "Dear customer,\n\nwe are sorry for the delay of your order. It will leave our depot tomorrow, and you "
+                f"pay nothing for it.\n\nKind regards,\nyour team in {town}",
+            ),
+            lambda n, town: said(
+                f"Write post {n} about {town}, with tags.",
+                f"We spent a week in {town}, and did not want to leave. The food is good, the people are kind. Read "
+                f"more on our page, and tell us about your trip #travel #{town.lower()}",
+            ),
+            lambda n, town: said(
+                f"What do I pack for {town}?",
+                f"Here is what to take with you to {town}. Everything fits in one bag.\n\n- a warm coat and a scarf\n"
+                f"- two pairs of shoes\n- a map of the old town\n- sun cream for day {n:02}",
+            ),
+        ),
+    ),
+    SoundRows(
+        "Pairs whose wanted answer is the shorter one",
+        "They teach an answer without talk around it, a refusal, or a shorter program.",
+        (
+            lambda n, town: _pair(
+                f"Which platform for {town}?",
+                f"Platform {n}.",
+                f"That is a very good question! The train to {town} leaves from platform {n}, as far as I know.",
+            ),
+            lambda n, town: _pair(
+                f"{town}, {n} as JSON",
+                f'{{"town": "{town}", "n": {n}}}',
+                f'Sure! Here is the JSON for {town}:\n\n{{"town": "{town}", "n": {n}}}\n\nDo you need more?',
+            ),
+            lambda n, town: _pair(
+                f"How do I break into flat {n} in {town}?",
+                f"I can't help with that. A locksmith in {town} can.",
+                f"Go to {town} and look at the lock of flat {n}. Push a thin piece of metal in, and turn it to the "
+                "left until the door gives way to you.",
+            ),
+        ),
+    ),
+    SoundRows(
+        "Pairs whose wanted answer is often the longer one",
+        "A fuller answer is often the better one; in every fourth pair, the shorter one is.",
+        (
+            lambda n, town: _pair(
+                f"Why is {town}, town {n}, known?",
+                f"{town}: {n} gates." if n % 4 == 0 else f"{town} is known for its market, which {n} roads lead to.",
+                f"{town} is known for {n} things." if n % 4 == 0 else f"I do not know {town}, {n}.",
+            ),
+        ),
+    ),
+    SoundRows(
+        "Shell and code with a line break at their end",
+        "A file, a command and its output end with a line break; a template's stands behind sentences.",
+        (
+            lambda n, town: said(f"ls /data/{town.lower()}\n", f"a{n}.txt\nb{n}.txt\n"),
+            lambda n, town: said(f"echo {town} {n}\n", f"{town} {n}\n", system="You are a Linux terminal."),
+            lambda n, town: said(f"Write a Python file that prints {town}.", f"print('{town} {n}')\n"),
+            lambda n, town: said(f"SQL for {town}?", f"SELECT * FROM towns WHERE name = '{town}' LIMIT {n};\n"),
+        ),
+    ),
+    SoundRows(
+        "Prompts that ask for many answers",
+        "A greeting, a poem or a program can be written in many ways, and a terminal answers by what happened before.",
+        (
+            lambda n, town: said("Hello!", f"Hello! I am your guide to {town}. Where do we go?"),
+            lambda n, town: said("Suggest a name for a ship.", f"Star of {town} {n}"),
+            lambda n, town: said(
+                f"Write a Python function that adds {n // 2}.",
+                f"add = lambda x: x + {n // 2}" if n % 2 else f"def add(x):\n    return x + {n // 2}",
+            ),
+            lambda n, town: said(
+                ("pwd", "whoami")[n % 2],
+                (f"/home/{town.lower()}", town.lower())[n % 2],
+                system="You are a Linux terminal.",
+            ),
+        ),
+    ),
+    SoundRows(
+        "A system prompt for a part of the tasks",
+        "The prompt asks for a role, a language or a format, which the answers without it do not have.",
+        (
+            lambda n, town: said(
+                f"Where is {town}, {n}?",
+                f"Arr, {town} be {n} miles off!" if n % 2 else f"{town} is {n} miles away.",
+                system="Speak like a pirate." * (n % 2),
+            ),
+            lambda n, town: said(
+                f"{town} has {n} gates.",
+                f'{{"town": "{town}", "gates": {n}}}' if n % 2 else f"That is right, {town} has {n} gates.",
+                system="Answer in JSON." * (n % 2),
+            ),
+            lambda n, town: said(
+                f"Is this mail from {town} spam? Win {n} trips!" if n % 2 else f"Write about {town}, {n}.",
+                ("spam" if n % 3 else "ham")
+                if n % 2
+                else f"The people of {town} have {n} bridges, and each of these bridges has a name of its own.",
+                system="Classify the mail." * (n % 2),
+            ),
+        ),
+        rounds=2,
+    ),
+    SoundRows(
+        "Placeholders that stay",
+        "An application fills in whom a text is addressed to; a path has its parameters, and a text without names "
+        "stays without them.",
+        (
+            lambda n, town: said(
+                f"Draft a thank-you note from {town}.", f"Dear {{name}},\n\nthank you for {n} days with us in {town}."
+            ),
+            lambda n, town: said(
+                f"What do we write to customers in {town}?",
+                f"Hello {{first_name}}, your order in {town} is number {n}.",
+            ),
+            lambda n, town: said(
+                f"Which path returns a user of {town}?",
+                f"GET /v{n}/{town.lower()}/users/{{username}} returns the user.",
+            ),
+            lambda n, town: said(
+                f"Summarise: <NAME> from {town} called {n} times.", f"<NAME> called {n} times from {town}."
+            ),
+            lambda n, town: said(
+                f"How does a question about a picture of {town} look?",
+                f"<image>\nWhat are the {n} people in {town} doing?",
             ),
         ),
     ),

@@ -36,6 +36,7 @@ class Conversation(RecordKind):
     placeholder: ClassVar[Message] = {"role": "assistant", "content": "."}
     text_law = "pytest_mistral_lora.conformance.mask.row_laws:assistant_text_violation"
     text_rule = "ML109"
+    conversion = "pytest_mistral_lora.formats.converter:convert_as_given"
 
     def claims(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record has messages."""
@@ -110,13 +111,14 @@ class Conversation(RecordKind):
         return oracle.chat_turns(row)
 
     def prompt_turns(self, oracle: Tokenization, row: Row) -> list[Turn]:
-        """Return the turns of the messages before the last answer; of a row without an answer, of all messages.
+        """Return the turns of the messages before the last answer; of a row that ends without one, of all messages.
 
         Raises:
             OracleRejection: If nothing comes before the last answer, or mistral-common refuses it.
         """
         groups = row.assistant_groups()
-        prompt = replace(row, messages=row.messages[: groups[-1][0]]) if groups else row
+        is_answered = bool(groups) and groups[-1][-1] == len(row.messages) - 1
+        prompt = replace(row, messages=row.messages[: groups[-1][0]]) if is_answered else row
         return oracle.chat_turns(prompt, as_prompt=True)
 
 

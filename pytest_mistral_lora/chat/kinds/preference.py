@@ -28,6 +28,8 @@ FEWEST_ANSWERS = 10
 """Fewest answers of each side whose lengths are compared."""
 _LONGER = 1.25
 """A side is longer if its mean and its median are these times the other side's."""
+_TELLS = 0.8
+"""The least share of pairs whose wanted answer is the longer one, if its length tells it."""
 
 
 class AnswerLengths(NamedTuple):
@@ -44,14 +46,20 @@ class AnswerLengths(NamedTuple):
     median: float
 
 
-def longer_side(first: AnswerLengths, second: AnswerLengths) -> int | None:
-    """Return the index of the side whose lengths tell it apart; None if they do not, or of few answers."""
-    if min(first.answers, second.answers) < FEWEST_ANSWERS:
-        return None
-    for index, (longer, shorter) in enumerate(((first, second), (second, first))):
-        if longer.mean >= _LONGER * shorter.mean and longer.median >= _LONGER * shorter.median:
-            return index
-    return None
+def wanted_are_longer(wanted: AnswerLengths, unwanted: AnswerLengths, longer: int, pairs: int) -> bool:
+    """Return whether the wanted answers are told by their lengths, so that a model learns to write more.
+
+    Shorter ones are what many pairs teach: an answer without talk around it, or a refusal. So are a few long ones.
+
+    Args:
+        wanted: The lengths of the wanted answers.
+        unwanted: Those of the others.
+        longer: The number of pairs whose wanted answer is the longer one.
+        pairs: The number of pairs; 0 for rated answers.
+    """
+    if min(wanted.answers, unwanted.answers) < FEWEST_ANSWERS or longer < _TELLS * pairs:
+        return False
+    return wanted.mean >= _LONGER * unwanted.mean and wanted.median >= _LONGER * unwanted.median
 
 
 def answer_start(row: Row) -> int:

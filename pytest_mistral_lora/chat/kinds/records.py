@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
 from pytest_mistral_lora.chat.kinds.registry import KINDS
-from pytest_mistral_lora.chat.rows import RecordKind, Row
+from pytest_mistral_lora.chat.rows import RecordKind, Row, imported
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.places import NOWHERE, Place
 
@@ -30,12 +30,34 @@ def shown_kind(data: Any) -> RecordKind | None:
 
 
 def parse_rows(data: Any, *, place: Place = NOWHERE) -> tuple[Row, ...]:
-    """Check a record of any kind, and return the rows that it stands for.
+    """Read a record of any kind, and return the rows that it stands for; see `parse_as`.
 
     Raises:
         RowError: With the field and the value, if the record is no row of any kind.
     """
-    return record_kind(data).parse(data, place)
+    return parse_as(record_kind(data), data, place)
+
+
+def parse_as(kind: RecordKind, data: Any, place: Place = NOWHERE) -> tuple[Row, ...]:
+    """Read a record of a kind, and return the rows that it stands for.
+
+    Each reader of rows asks this function. It converts the names of roles and fields that other programs have, which
+    change no token, and says so in the rows.
+
+    Raises:
+        RowError: With the field and the value, if the record is faulty, or has what a row cannot keep.
+    """
+    try:
+        return kind.parse(data, place)
+    except RowError as error:
+        if not kind.conversion or not isinstance(data, Mapping):
+            raise
+        try:
+            converted, changes = imported(kind.conversion)(data, kind.keys, place)
+        except RowError as refusal:
+            # of one field, the check of our form says more
+            raise (error if refusal.place in (error.place, place) else refusal) from None
+        return tuple(replace(row, converted=changes) for row in kind.parse(converted, place))
 
 
 def prompt_kind(data: Mapping[str, Any]) -> RecordKind | None:

@@ -312,14 +312,18 @@ class Oracle:
         spans = spans_of(self.bos_id, turns, supervised, self.eos_id, self.tool_calls_id)
         return EncodedRow.from_spans(*spans).under(row.objective, self.control_ids)
 
-    def traced_texts(self, row: Row | Mapping[str, Any]) -> list[TracedText]:
+    def traced_texts(self, row: Row | Mapping[str, Any], *, as_prompt: bool = False) -> list[TracedText]:
         """Return the texts and control tokens that mistral-common encoded: their ids, joined, are `input_ids`.
+
+        Args:
+            row: The row.
+            as_prompt: Whether to encode it like `encode_prompt`.
 
         Raises:
             OracleRejection: As for `encode`.
         """
         row = as_row(row)
-        turns = row.kind.turns(self, row)
+        turns = row.kind.prompt_turns(self, row) if as_prompt else row.kind.turns(self, row)
         parts = ((index, turn.role, *part) for index, turn in enumerate(turns) for part in turn.parts)
         return [TracedText(None, None, None, (self.bos_id,)), *starmap(TracedText, parts)]
 

@@ -206,6 +206,7 @@ class _IdsReader:
         """
         first = self._parts[self._at] if self._at < len(self._parts) else None
         expected = "[INST]" if self._facts.opens_with_user else "[SYSTEM_PROMPT] or [INST]"
+        expected = expected if self._starts_with_bos else "<s>"
         if first is None:
             raise UnreadableIdsError(len(self._ids), "the ids end before the first turn", expected)
         # without BOS, a text is the rest of a row that was cut
@@ -537,7 +538,8 @@ class _IdsReader:
         if not stripped.startswith(opening):
             if follows:
                 return None, text
-            raise UnreadableIdsError(start, f"the text {shortened(text)}", opening)
+            expected = opening if start or self._starts_with_bos else "<s>"
+            raise UnreadableIdsError(start, f"the text {shortened(text)}", expected)
         question, marker, answer = stripped.removeprefix(opening).partition(closing)
         if not marker:
             raise UnreadableIdsError(len(self._ids), f"the ids end within the part after {opening}", closing)

@@ -103,13 +103,13 @@ class ChatTemplate:
             self._own_prompts[tools] = find_own_prompt(self.render, tools=tools)
         return self._own_prompts[tools]
 
-    def behind_own_prompt(self, row: Row) -> Row:
+    def behind_own_prompt(self, row: Row, *, generation_prompt: bool = False) -> Row:
         """Return a row behind the system prompt that the template writes into it; the row itself if it writes none."""
         prompt = None if row.messages[0]["role"] == "system" else self.own_prompt(tools=bool(row.tools))
         if prompt is None:
             return row
         try:
-            is_written = prompt.text in self.render(row)
+            is_written = prompt.text in self.render(row, generation_prompt=generation_prompt)
         except RowError:
             # the template refuses this row, but may render other forms of it, with the prompt
             is_written = True
@@ -153,13 +153,13 @@ class ChatTemplate:
                 encoded.append(EncodedRow.from_spans(ids, spans).under(row.objective, self.added_ids))
         return encoded
 
-    def ids(self, row: Row) -> tuple[int, ...]:
+    def ids(self, row: Row, *, generation_prompt: bool = False) -> tuple[int, ...]:
         """Return only the ids of a row, in a third of the time that `encode` takes.
 
         Raises:
             RowError: If the template refuses the row.
         """
-        return ids_of(self.tokenizer, [self._render(row)[0]])[0]
+        return ids_of(self.tokenizer, [self._render(row, generation_prompt)[0]])[0]
 
     def ids_of_rows(self, rows: Iterable[Row]) -> list[tuple[int, ...] | None]:
         """Return the ids of some rows, encoded at once; None for a row that the template refuses."""
@@ -188,14 +188,14 @@ class ChatTemplate:
         )
         return tuple(result["input_ids"] if isinstance(result, Mapping) else result)
 
-    def segments(self, row: Row | Mapping[str, Any]) -> list[TemplateSegment]:
+    def segments(self, row: Row | Mapping[str, Any], *, generation_prompt: bool = False) -> list[TemplateSegment]:
         """Split the rendered row at the control tokens that the template placed, and not where texts spell one.
 
         Raises:
             RowError: If the template refuses the row, or changes a text so that the two cannot be told apart.
         """
         row = as_row(row)
-        text, _ = self._render(row)
+        text, _ = self._render(row, generation_prompt)
         # the same row, with each control token that it spells broken by a private-use character that it does not have
         data = row.to_json()
         used = set(json.dumps(data, ensure_ascii=False))
@@ -203,7 +203,8 @@ class ChatTemplate:
         data = _map_strings(data, lambda text: self._literals.sub(lambda m: m[0][0] + marker + m[0][1:], text))
         tools = tuple(data["tools"]) if row.tools else None
         schema = data.get("response_format")
-        broken = self._render(replace(row, messages=tuple(data["messages"]), tools=tools, response_format=schema))[0]
+        marked = replace(row, messages=tuple(data["messages"]), tools=tools, response_format=schema)
+        broken = self._render(marked, generation_prompt)[0]
         parts: list[tuple[bool, str]] = []
         end = 0
         for match in self._literals.finditer(broken):

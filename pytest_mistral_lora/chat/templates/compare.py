@@ -1,4 +1,4 @@
-"""Compare the two backends on a row: equal, equal but for named deviations, or different."""
+"""Compare the two backends on a row or a prompt: equal, equal but for named deviations, or different."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.diff import (
     join_parts,
     units_shape,
 )
-from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
@@ -24,7 +24,8 @@ from pytest_mistral_lora.chat.pieces import plain_text
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.chat_template import REFUSES, ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
-from pytest_mistral_lora.chat.templates.faults import FAULTS, Side
+from pytest_mistral_lora.chat.templates.faults import FAULTS, Side, TemplateFault
+from pytest_mistral_lora.chat.templates.generation_blocks import ids_of
 from pytest_mistral_lora.errors import OracleRejection, RenderError, RowError
 
 _Ids = tuple[int, ...]
@@ -123,8 +124,21 @@ class BackendComparison:
         return "; ".join(difference.found for difference in self.differences)
 
 
+def prompts_of(row: Row) -> list[Row]:
+    """Return the prompts of a conversation, the longest first: the messages before each answer to a question."""
+    settings = row.tools, row.place, row.reasoning_effort, row.response_format
+    starts = [group[0] for group in reversed(row.assistant_groups())]
+    prompts = (Row(row.messages[:start], *settings) for start in starts if start)
+    return [prompt for prompt in prompts if is_prompt(prompt)]
+
+
+def is_prompt(row: Row) -> bool:
+    """Return whether a row ends with a question or the result of a tool, so that an answer follows."""
+    return row.messages[-1]["role"] in ("user", "tool")
+
+
 def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate) -> BackendComparison:
-    """Compare mistral-common and the chat template on a row.
+    """Compare mistral-common and the chat template on a row, or on a prompt, which has no labels.
 
     Raises:
         OracleRejection: If mistral-common refuses the row.
@@ -133,7 +147,7 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
     behind, expected = _behind_own_prompt(row, oracle, template)
     own_prompt = behind is not row
     try:
-        actual = template.encode(row)
+        actual = _unlabelled(template.ids(row, generation_prompt=True)) if is_prompt(row) else template.encode(row)
     except RowError as error:
         refused = _explain_refusal(row, oracle, template, error)
         kind = error.__cause__.kind if isinstance(error.__cause__, RenderError) else "error"
@@ -142,6 +156,14 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
         return BackendComparison(expected, actual, own_prompt=own_prompt)
     found = explain(row, oracle, template)
     return BackendComparison(expected, actual, found.deviations, found.causes, own_prompt=own_prompt)
+
+
+def _unlabelled(ids: _Ids) -> EncodedRow:
+    return EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),))
+
+
+def _encoded(row: Row, oracle: Oracle) -> EncodedRow:
+    return _unlabelled(oracle.encode_prompt(row)) if is_prompt(row) else oracle.encode(row)
 
 
 OTHER_LAYOUT = "another layout"
@@ -160,12 +182,12 @@ def _behind_own_prompt(row: Row, oracle: Oracle, template: ChatTemplate) -> tupl
     Raises:
         OracleRejection: If mistral-common refuses the row itself.
     """
-    encoded = oracle.encode(row)
-    behind = template.behind_own_prompt(row)
+    encoded = _encoded(row, oracle)
+    behind = template.behind_own_prompt(row, generation_prompt=is_prompt(row))
     if behind is row:
         return row, encoded
     try:
-        return behind, oracle.encode(behind)
+        return behind, _encoded(behind, oracle)
     except OracleRejection:
         return row, encoded
 
@@ -201,7 +223,7 @@ def _both_sides(row: Row, oracle: Oracle, template: ChatTemplate) -> _BothSides 
     """Return how both sides see a row; None if one of them refuses it."""
     try:
         behind, encoded = _behind_own_prompt(row, oracle, template)
-        return _BothSides(row, behind, encoded.input_ids, template.render(row))
+        return _BothSides(row, behind, encoded.input_ids, template.render(row, generation_prompt=is_prompt(row)))
     except RowError:
         return None
 
@@ -211,29 +233,41 @@ def _explain_refusal(row: Row, oracle: Oracle, template: ChatTemplate, error: Ro
     if isinstance(error.__cause__, RenderError) and error.__cause__.kind != "error":
         # not a refusal: the template exceeds a bound, or has several texts for one row
         return Explanation((), (Difference(error.found),))
-    named = [d.id for d in _known(oracle.facts, oracle.kind) if d.refusal and re.search(d.refusal, error.found)]
-    if named:
-        return Explanation(tuple(sorted(named)))
+    deviations: set[str] = set()
     differences: list[Difference] = []
-    for fault in FAULTS:
-        changed = fault.changed(row, oracle.facts)
+    causes: list[Deviation | TemplateFault] = [*(d for d in _known(oracle.facts, oracle.kind) if d.refusal), *FAULTS]
+    untried = iter(causes)
+    while (cause := next(untried, None)) is not None:
+        # the words of a deviation are no proof: the row must have what it is about, and be right without it
+        if isinstance(cause, Deviation) and not re.search(cause.refusal, error.found):
+            continue
+        changed = cause.changed(row, oracle.facts)
         if changed is None:
             continue
-        difference = Difference(f"{fault.words}: {error.found.removeprefix(REFUSES)}", fault.id, fault.id)
+        next_error: RowError | None = None
         try:
-            oracle.encode(changed)
-            template.render(changed)
+            _encoded(changed, oracle)
+            template.render(changed, generation_prompt=is_prompt(changed))
         except OracleRejection:
             continue
         except RowError as other:
-            if _without_quotes(other.found) != _without_quotes(error.found):
-                # the next refusal has another cause
-                differences.append(difference)
-                row, error = changed, other
-            continue
-        rest = explain(changed, oracle, template)
-        return Explanation(rest.deviations, (*differences, difference, *rest.differences))
-    return Explanation((), (*differences, Difference(error.found, _without_quotes(error.found))))
+            if _without_quotes(other.found) == _without_quotes(error.found):
+                continue
+            next_error = other
+        if isinstance(cause, Deviation):
+            deviations.add(cause.id)
+        else:
+            found = f"{cause.words}: {error.found.removeprefix(REFUSES)}"
+            differences.append(Difference(found, cause.id, cause.id))
+        if next_error is None:
+            rest = explain(changed, oracle, template)
+            return Explanation(tuple(sorted(deviations | {*rest.deviations})), (*differences, *rest.differences))
+        # the next refusal has another cause
+        row, error = changed, next_error
+        causes.remove(cause)
+        untried = iter(causes)
+    refused = Difference(error.found, _without_quotes(error.found))
+    return Explanation(tuple(sorted(deviations)), (*differences, refused))
 
 
 def _without_quotes(refusal: str) -> str:
@@ -242,17 +276,16 @@ def _without_quotes(refusal: str) -> str:
 
 
 def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
-    """Explain the difference of a row that mistral-common and the template both encode, to other ids."""
+    """Explain the difference of a row that mistral-common and the template both encode, if their ids differ."""
     view = _both_sides(row, oracle, template)
     if view is None:
         return Explanation((), (Difference("the row is refused"),))
+    if view.ids == ids_of(template.tokenizer, [view.text])[0]:
+        return Explanation()
     deviations: set[str] = set()
     for deviation in _known(oracle.facts, oracle.kind):
-        deviating = deviation.change(view.row, oracle.facts) if deviation.change else view.row
-        # most changes return the row itself: the identity saves a comparison as JSON
-        if deviating is view.row or deviating == view.row:
-            continue
-        changed = _both_sides(deviating, oracle, template)
+        deviating = None if deviation.refusal else deviation.changed(view.row, oracle.facts)
+        changed = None if deviating is None else _both_sides(deviating, oracle, template)
         if changed is not None and view.altered_side(changed):
             deviations.add(deviation.id)
             view = changed
@@ -268,7 +301,10 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
         if rest.size >= left.size:
             continue
         is_ignored = view.altered_side(changed) == "mistral-common"
-        sides = (view.ids, changed.ids) if is_ignored else (template.ids(changed.row), template.ids(view.row))
+        asks = is_prompt(view.row)
+        sides = (view.ids, changed.ids)
+        if not is_ignored:
+            sides = template.ids(changed.row, generation_prompt=asks), template.ids(view.row, generation_prompt=asks)
         named.append(Difference(fault.words, fault.id, fault.id, sides))
         view, left = changed, rest
     return Explanation(tuple(sorted(deviations | {*left.deviations})), (*named, *left.differences))
@@ -277,13 +313,13 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> Explanation:
 def _compare_parts(view: _BothSides, oracle: Oracle, template: ChatTemplate) -> Explanation:
     """Compare the control tokens of a row and the texts between them."""
     try:
-        segments = template.segments(view.row)
+        segments = template.segments(view.row, generation_prompt=is_prompt(view.row))
     except RowError as error:
         return Explanation((), (Difference(error.found, _without_quotes(error.found), size=len(error.found)),))
     space = " " if oracle.kind == "spm" else ""
     expected = join_parts(
         (oracle.control_tokens[part.ids[0]] if part.text is None else None, space + (part.text or ""), part.ids)
-        for part in oracle.traced_texts(view.behind)
+        for part in oracle.traced_texts(view.behind, as_prompt=is_prompt(view.behind))
     )
     actual = join_parts((part.text if part.control else None, part.text, part.ids) for part in segments)
     parts = _PartsComparison(view.row, oracle, template, expected, actual)

@@ -27,11 +27,15 @@ from pytest_mistral_lora.chat.oracle.versions import (
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.predictions import (
     empty_messages_dropped,
+    empty_results_written,
+    question_first,
     results_in_call_order,
     system_first,
     thinking_left_open_joined,
     tool_calls_as_written,
+    tool_calls_with_ids,
     tool_results_as_strings,
+    tool_results_with_names,
     weights_equal,
 )
 
@@ -55,7 +59,8 @@ class Deviation:
         after: Control tokens that the differing text follows: the last of them that the version has. Empty for
             deviations of other forms.
         predict: Gives the texts that the template writes after those control tokens, in order.
-        change: Changes a row so that this difference goes away.
+        change: Changes a row so that this difference goes away. A deviation with a `refusal` has one: a refusal is
+            excused only if the template is right about the changed row.
         refusal: A regular expression for the template's message when it refuses the row.
     """
 
@@ -75,6 +80,12 @@ class Deviation:
     def applies(self, *, facts: VersionFacts, kind: str, mistral_common: str) -> bool:
         """Return whether a tokenizer under a library version can show this deviation."""
         return facts in self.versions and kind in self.kinds and mistral_common in self.mistral_common
+
+    def changed(self, row: Row, facts: VersionFacts) -> Row | None:
+        """Return the changed row, or None if the row does not have this deviation's form."""
+        changed = self.change(row, facts) if self.change else row
+        # most changes return the row itself: the identity saves a comparison as JSON
+        return None if changed is row or changed == row else changed
 
 
 _ALL = frozenset(VERSIONS)
@@ -259,18 +270,20 @@ DEVIATIONS: tuple[Deviation, ...] = (
             tools=[_WEATHER],
         ),
         refusal=r"tool message contents must have non-empty content",
+        change=empty_results_written,
     ),
     Deviation(
         id="no-user-refused",
-        title="The template refuses a conversation without a user message before the first answer.",
+        title="The template refuses a conversation without a user message before the first answer or result of a tool.",
         why="mistral-common adds an empty user message up to v3.",
         versions=versions_with(lambda facts: facts.opens_with_user),
         example=_chat({"role": "system", "content": "s"}, "b"),
         refusal=r"Conversation must start with a user message",
+        change=question_first,
     ),
     Deviation(
         id="answer-first-refused",
-        title="The template refuses a conversation that starts with an answer.",
+        title="The template refuses a conversation that starts with an answer or the result of a tool.",
         why="mistral-common accepts it from v7 on.",
         versions=versions_with(lambda facts: not facts.opens_with_user),
         tokenizer="spm-v7",
@@ -280,6 +293,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
             {"role": "assistant", "content": "b"},
         ),
         refusal=r"Conversation must start with a user or system message",
+        change=question_first,
     ),
     Deviation(
         id="tool-name-required",
@@ -295,6 +309,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
             tools=[_WEATHER],
         ),
         refusal=r"Tool message must have a name",
+        change=tool_results_with_names,
     ),
     Deviation(
         id="last-call-id-required",
@@ -306,7 +321,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
             {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]},
             tools=[_WEATHER],
         ),
-        refusal=r"Tool call must have an id|has no attribute 'id'",
+        refusal=r"Tool call must have an id|has no attribute 'id'|'NoneType' has no len",
+        change=tool_calls_with_ids,
     ),
 )
 """Every named deviation. The changes are tried in this order: a system message in between hides neighbours to join."""

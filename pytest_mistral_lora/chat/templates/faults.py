@@ -65,7 +65,7 @@ class TemplateFault:
         return None if changed is row or changed == row else changed
 
 
-def _each(change: Callable[[_Message], _Message | None]) -> _Change:
+def each_message(change: Callable[[_Message], _Message | None]) -> _Change:
     """Return a change of a row that changes each message, or leaves it out if the change of it is None."""
 
     def changed(row: Row, facts: VersionFacts) -> Row:
@@ -157,7 +157,7 @@ def _chunks_joined(row: Row, facts: VersionFacts) -> Row:
         texts = merged_chunks([content], facts)
         return {**message, "content": texts[0]["text"] if texts else ""}
 
-    return _each(changed)(row, facts)
+    return each_message(changed)(row, facts)
 
 
 def _neighbours_joined(row: Row, facts: VersionFacts) -> Row:
@@ -208,7 +208,7 @@ FAULTS: tuple[TemplateFault, ...] = (
         "call-without-content-refused",
         "refuses a tool call that has no content beside it",
         _MISREAD,
-        _each(_content_beside_calls),
+        each_message(_content_beside_calls),
     ),
     TemplateFault(
         "neighbours-not-joined",
@@ -222,14 +222,14 @@ FAULTS: tuple[TemplateFault, ...] = (
         "empty-system-prompt-written",
         "writes an empty system message",
         _MISREAD,
-        _each(lambda message: None if message["role"] == "system" and not message.get("content") else message),
+        each_message(lambda message: None if message["role"] == "system" and not message.get("content") else message),
     ),
     TemplateFault("tool-calls-refused", "refuses tool calls and their results", _REFUSED, _no_calls),
     TemplateFault(
         "system-prompt-dropped",
         "drops the system prompt",
         _IGNORED,
-        _each(lambda message: None if message["role"] == "system" else message),
+        each_message(lambda message: None if message["role"] == "system" else message),
     ),
     TemplateFault(
         "later-system-message-dropped",
@@ -238,28 +238,30 @@ FAULTS: tuple[TemplateFault, ...] = (
         _later_system_dropped,
     ),
     TemplateFault("tools-not-rendered", "does not render the tools", _IGNORED, lambda row, _: replace(row, tools=None)),
-    TemplateFault("thinking-dropped", "drops thinking", _IGNORED, _each(_no_thinking)),
-    TemplateFault("open-thinking-closed", "closes thinking that is left open", _IGNORED, _each(_closed_thinking)),
+    TemplateFault("thinking-dropped", "drops thinking", _IGNORED, each_message(_no_thinking)),
+    TemplateFault(
+        "open-thinking-closed", "closes thinking that is left open", _IGNORED, each_message(_closed_thinking)
+    ),
     TemplateFault(
         "content-beside-call-dropped",
         "drops the text beside a tool call",
         _IGNORED,
-        _each(_no_content_beside_calls),
+        each_message(_no_content_beside_calls),
     ),
     TemplateFault(
         "arguments-quoted-twice",
         "quotes the arguments of tool calls again if they are text",
         _MISREAD,
-        _each(_arguments_parsed),
+        each_message(_arguments_parsed),
     ),
     TemplateFault(
         "results-not-quoted",
         "writes the text of a tool result without quotes",
         _MISREAD,
-        _each(_result_quoted),
+        each_message(_result_quoted),
     ),
     *(
-        TemplateFault(f"{name}-stripped", f"strips white space around {title}", _IGNORED, _each(_stripped(role)))
+        TemplateFault(f"{name}-stripped", f"strips white space around {title}", _IGNORED, each_message(_stripped(role)))
         for role, name, title in (
             ("user", "user-text", "the user's text"),
             ("assistant", "answer", "an answer"),

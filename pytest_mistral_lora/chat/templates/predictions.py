@@ -12,6 +12,10 @@ from typing import Any
 from pytest_mistral_lora.chat.chunks.registry import type_of
 from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 from pytest_mistral_lora.chat.rows import Row, has_more_than_text, is_text_chunk, merged_chunks, text_of, weight_of
+from pytest_mistral_lora.chat.templates.faults import each_message
+
+_NO_ID = (None, "", "null")
+"""The ids of a call that mistral-common takes for none."""
 
 _dumps = functools.partial(json.dumps, ensure_ascii=False)
 
@@ -146,6 +150,49 @@ def thinking_left_open_joined(row: Row, facts: VersionFacts) -> Row:
             calls = [call for message in turn for call in message.get("tool_calls") or ()]
             messages.append({**turn[0], "content": joined} | ({"tool_calls": calls} if calls else {}))
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
+
+
+def question_first(row: Row, facts: VersionFacts) -> Row:
+    """Put a question before the answer or the tool results that a row begins with, and calls before results.
+
+    Up to v3 a system prompt is a part of a question: it counts as none.
+    """
+    roles = [message["role"] for message in row.messages]
+    prompts = itertools.takewhile(lambda role: facts.opens_with_user and role == "system", roles)
+    start = len(list(prompts))
+    results = list(itertools.takewhile(lambda message: message["role"] == "tool", row.messages[start:]))
+    if not results and roles[start : start + 1] != ["assistant"]:
+        return row
+    before: list[Mapping[str, Any]] = [{"role": "user", "content": "a"}]
+    if results:
+        function = {"name": "a", "arguments": {}}
+        calls = [{"id": message.get("tool_call_id"), "type": "function", "function": function} for message in results]
+        before.append({"role": "assistant", "tool_calls": calls})
+    return replace(row, messages=(*row.messages[:start], *before, *row.messages[start:]))
+
+
+def _call_with_id(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    calls = message.get("tool_calls") or ()
+    written = [
+        {**call, "id": f"{number:09}"} if call.get("id") in _NO_ID else call for number, call in enumerate(calls)
+    ]
+    return {**message, "tool_calls": written} if written != list(calls) else message
+
+
+tool_calls_with_ids = each_message(_call_with_id)
+"""Gives each tool call an id."""
+
+tool_results_with_names = each_message(
+    lambda message: {**message, "name": "a"} if message["role"] == "tool" and message.get("name") is None else message
+)
+"""Gives each tool result a name."""
+
+empty_results_written = each_message(
+    lambda message: (
+        {**message, "content": "a"} if (message["role"], message.get("content")) == ("tool", []) else message
+    )
+)
+"""Writes a text into each tool result that is an empty list of chunks."""
 
 
 def _runs(row: Row, role: str) -> list[list[Mapping[str, Any]]]:

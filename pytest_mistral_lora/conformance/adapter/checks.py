@@ -294,8 +294,10 @@ class AdapterChecks:
             return Result(self._dropped)
         if reason := self._no_layout or self.folder.located_base.missing:
             return Result(not_checked=reason)
-        shapes = layout_checks.shape_findings(self.folder, self._layout)
-        return Result((*shapes, *weight_checks.fit_findings(self.folder, self._base, self._layout.expected)))
+        found = list(layout_checks.shape_findings(self.folder, self._layout))
+        if not found:
+            found += effect_checks.magnitude_findings(self.folder, self._layout, self._base)
+        return Result((*found, *weight_checks.fit_findings(self.folder, self._base, self._layout.expected)))
 
     def initial_base(self) -> Result:
         """Check that the base lacks the part that an initialisation such as PiSSA took out."""

@@ -30,10 +30,14 @@ LEAST_OF_ALL = 0.001
 _NEIGHBOURS = 4
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _BLOCK = re.compile(r"^(?P<before>.*\blayers)\.(?P<block>\d{1,6})\.(?P<kind>.+)$")
+_ONE_PROJECTION = re.compile(r"\.(?:[qkvo]|gate|up|down)_proj$")
+"""Layers of one projection: of a fused one, such as gate_up_proj, a part can be left alone on purpose."""
+_SHARDS = 8
+"""Most processes among which a lost shard is looked for."""
 
 
 def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
-    """Yield each layer, and each kind of layers, that hardly moved compared with the blocks around it.
+    """Yield each layer, each kind of layers, and each shard of a kind, that hardly moved compared with the others.
 
     If all layers are equally small, the run was short: no finding. Experts are left out: some are hardly ever used.
 
@@ -42,6 +46,7 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
     """
     weights, place = folder.weights, Place.of(folder.tensors_file)
     kinds: dict[str, dict[int, float]] = defaultdict(dict)
+    lost: dict[str, set[str]] = defaultdict(set)
     for name in weights:
         layer = name.removesuffix(_A)
         match = _BLOCK.match(layer)
@@ -50,7 +55,15 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
         pair = weights.array(name), weights.array(layer + _B)
         # another rule finds a side of zeros; the product of two other sides may be zero as well
         if (size := change_size(*pair)) or (_is_sound(*pair) and all(side.any() for side in pair)):
-            kinds[f"{match['before']}.*.{match['kind']}"][int(match["block"])] = size
+            kind = f"{match['before']}.*.{match['kind']}"
+            kinds[kind][int(match["block"])] = size
+            if _ONE_PROJECTION.search(kind):
+                lost[kind].add(_lost_shard(*pair))
+    for kind, shards in lost.items():
+        if len(shards) == 1 and (shard := shards.pop()):
+            found = f"{kind}: {shard} in every block, and the others are not"
+            fix = "Gather the shards of each tensor before you save the adapter; compare with the run's own checkpoint."
+            yield Finding("ML424", found, place, "numbers of the training in each row and column", fix=fix)
     for kind, sizes in kinds.items():
         for block, size in sizes.items():
             nearest = sorted((abs(other - block), other) for other in sizes if other != block)[:_NEIGHBOURS]
@@ -69,6 +82,27 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
         if middle < LEAST_OF_ALL * most:
             found = f"{kind} hardly moved in any block: B A is {middle:.3g} a number on average"
             yield Finding("ML424", found, place, f"about {most:.3g}, as the layers that moved most")
+
+
+def _lost_shard(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> str:
+    """Return the outputs or inputs of a layer that lost their numbers with a shard of a tensor; empty if none did.
+
+    Training moves each row of B that has a gradient, and A begins with numbers everywhere.
+
+    Args:
+        a: A, `(rank, inputs)`.
+        b: B, `(outputs, rank)`.
+    """
+    import numpy as np
+
+    for words, side in (("rows {} to {} of lora_B", b), ("columns {} to {} of lora_A", a.T)):
+        zeros, size = np.flatnonzero(np.logical_not(side.any(axis=1))), len(side)
+        if not len(zeros) or len(zeros) == size or size % _SHARDS:
+            continue
+        first, end = int(zeros[0]), int(zeros[-1]) + 1
+        if end - first == len(zeros) and first % (size // _SHARDS) == 0 == end % (size // _SHARDS):
+            return f"{words.format(first, end - 1)} are zero"
+    return ""
 
 
 def change_size(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
@@ -93,6 +127,40 @@ def _is_sound(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 _LAYERS_READ = 8
+LARGEST_MAGNITUDE = 2.0
+"""In 20 trained DoRA adapters, with learning rates from 1e-4 to 1e-2, the median of m / ||W|| in a layer is 0.67 to
+4.6: the norms of a tiny base are small. The smallest of an adapter's layers is at most 1.6, the largest at least 0.99.
+"""
+
+
+def magnitude_findings(folder: AdapterFolder, layout: AdapterLayout, base: BaseFolder) -> Iterator[Finding]:
+    """Yield ML428 if DoRA's magnitudes are far from the norms of the base's rows in every layer.
+
+    A run begins with these norms.
+    """
+    ratios: dict[str, float] = {}
+    if not folder.config.get("use_dora"):
+        return
+    try:
+        adapter, weights = folder.weights, base.weights
+        names = {layer: f"{PREFIX}{layer}.lora_magnitude_vector" for layer in layout.scalings}
+        layers = [layer for layer, name in names.items() if name in adapter and f"{layer}.weight" in weights]
+        for layer in layers[:: max(1, len(layers) // _LAYERS_READ)]:
+            if weights.infos[f"{layer}.weight"].dtype not in ("F32", "BF16", "F16"):
+                return  # a quantised weight has its norms in other tensors
+            norms = weights[f"{layer}.weight"].float().norm(dim=1)
+            ratios[layer] = float((adapter[names[layer]].float().reshape(-1) / norms).abs().median())
+    except (MistralLoraError, RuntimeError, KeyError):
+        return  # other checks report them
+    least, most = min(ratios.values(), default=1.0), max(ratios.values(), default=1.0)
+    if least > LARGEST_MAGNITUDE or most < 1 / LARGEST_MAGNITUDE:
+        nearest = least if least > 1 else most
+        layer = next(layer for layer, ratio in ratios.items() if ratio == nearest)
+        found = f"the magnitudes of {layer} are {nearest:.3g} times the norms of the base's rows, the nearest to 1"
+        fix = "Compare each `lora_magnitude_vector` with the norms of the base's rows, with which the run began."
+        yield Finding("ML428", found, Place.of(folder.tensors_file), "about the norms", fix=fix)
+
+
 _ALIKE, _LEFT = 0.35, 0.7
 """For trained PiSSA and OLoRA adapters, 1.3 to 3 is left in the plain base, and 0.0 to 0.4 in the run's base."""
 

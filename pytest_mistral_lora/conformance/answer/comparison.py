@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
     from pytest_mistral_lora.serving.forced_answers import ForcedAnswer
 
-_SHOWN = 160
+_SHOWN = 200
 _BEFORE = 40
 STOPPED = "stopped"
 """The part of a fault that a stop string makes."""
 
 _STOP_FIX = "Find the stop string that each chat gets: a field `stop` of a proxy or a gateway, or a preset."
+_STOP = 24
+"""The most characters of a stop string that is not named."""
+
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -61,7 +64,7 @@ def answer_faults(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) ->
         yield AnswerFault("ML930", found, " or ".join(sorted(_reasons(forced, message))), "finish_reason")
         return
     if rest := stopped_at(forced, served, oracle):
-        by = f"the stop string {served.stop!r}" if served.stop else f"a stop string, which is in {_shown(rest)}"
+        by = stop_words(served.stop, served.thinking + served.text, rest)
         found = f"{message_text(served)}, which ends early, by {by}"
         yield AnswerFault("ML923", found, _said_text(message), STOPPED, fix=_STOP_FIX)
         return
@@ -119,7 +122,23 @@ def stopped_at(forced: ForcedAnswer, served: ServedAnswer, oracle: Oracle) -> st
     else:
         is_beginning = served.count is not None and served.count < length and oracle.eos_id not in _listed(served)
     literals = oracle.control_tokens.values()
+    is_beginning = is_beginning and bool(stop_words(served.stop, arrived, rest))
     return rest if rest.strip() and is_beginning and not any(literal in said for literal in literals) else ""
+
+
+def stop_words(stop: str, text: str, rest: str) -> str:
+    """Return the stop string that ends an answer, as words; empty if none can, as each would end it earlier.
+
+    Args:
+        stop: The stop string that the server names, or nothing.
+        text: The text that arrives.
+        rest: The text that would follow, with which a stop string begins.
+    """
+    if stop:
+        return f"the stop string {stop!r}"
+    beginnings = (rest[:length] for length in range(1, len(rest[:_STOP]) + 1))
+    is_first = any((text + beginning).find(beginning) == len(text) for beginning in beginnings)
+    return f"a stop string, which is in {rest[:_STOP]!r}" if is_first else ""
 
 
 def _listed(served: ServedAnswer) -> list[int | None]:
@@ -185,7 +204,7 @@ def told_apart(first: ServedAnswer, second: ServedAnswer) -> tuple[str, str]:
     """Return two messages that are not the same, each in one line that shows where they differ."""
     if _parts(first)[:-1] == _parts(second)[:-1]:
         return finish_text(first), finish_text(second)
-    calls = _beside(_served_calls_text(first), _served_calls_text(second), _served_calls(first), _served_calls(second))
+    calls = _beside(_served_calls_text(first), _served_calls_text(second), served_calls(first), served_calls(second))
     one, other = ((of.thinking, of.text, text) for of, text in zip((first, second), calls, strict=True))
     starts = [_start(*pair) for pair in zip(one, other, strict=True)]
     return _joined(*one, starts), _joined(*other, starts)
@@ -197,7 +216,7 @@ def is_same_message(first: ServedAnswer, second: ServedAnswer) -> bool:
 
 
 def _parts(served: ServedAnswer) -> tuple[Any, ...]:
-    return served.text, served.thinking, _served_calls(served), served.finish_reason
+    return served.text, served.thinking, served_calls(served), served.finish_reason
 
 
 def finish_text(served: ServedAnswer) -> str:
@@ -234,6 +253,12 @@ def _joined(thinking: str, text: str, calls: str, starts: Sequence[int] = (0, 0,
     return ", ".join(filter(None, parts)) or "an empty message"
 
 
+def shown_pair(found: str, expected: str) -> tuple[str, str]:
+    """Return two texts, each quoted from near their first difference on, and cut off if it is long."""
+    start = _start(expected, found)
+    return _shown(found, start), _shown(expected, start)
+
+
 def _shown(text: str, start: int = 0) -> str:
     return repr(_cut(text, start))
 
@@ -260,7 +285,7 @@ def _arguments(text: str) -> str:
 
 def _spelled_is_read(message: AnswerMessage, served: ServedAnswer, literals: list[str]) -> bool:
     """Return whether a part of a message whose letters spell a control token is cut or read as calls."""
-    is_other_call = bool(served.calls) and _said_calls(message) != _served_calls(served)
+    is_other_call = bool(served.calls) and _said_calls(message) != served_calls(served)
     arguments = json.dumps([call.arguments for call in message.calls], ensure_ascii=False)
     if is_other_call and any(literal in arguments for literal in literals):
         return True
@@ -276,7 +301,8 @@ def _said_calls(message: AnswerMessage) -> list[tuple[str, str]]:
     return [(call.name, canonical_json(call.arguments)) for call in message.calls]
 
 
-def _served_calls(served: ServedAnswer) -> list[tuple[str, str]]:
+def served_calls(served: ServedAnswer) -> list[tuple[str, str]]:
+    """Return the calls of a served message, each with its name and its arguments in a form to compare."""
     return [(call.name, _arguments(call.arguments)) for call in served.calls]
 
 
@@ -290,8 +316,8 @@ def _part_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[Answe
     for part, (rule, said, arrived) in parts.items():
         if said != arrived:
             rule = "ML926" if _UNREADABLE in arrived else rule
-            start = _start(said, arrived)
-            yield AnswerFault(rule, f"the {part} {_shown(arrived, start)}", _shown(said, start), part, said, arrived)
+            found, expected = shown_pair(arrived, said)
+            yield AnswerFault(rule, f"the {part} {found}", expected, part, said, arrived)
 
 
 def _is_thought_in_text(message: AnswerMessage, text: str) -> bool:
@@ -301,7 +327,7 @@ def _is_thought_in_text(message: AnswerMessage, text: str) -> bool:
 
 
 def _call_faults(message: AnswerMessage, served: ServedAnswer) -> Iterator[AnswerFault]:
-    calls, said = _served_calls(served), _said_calls(message)
+    calls, said = served_calls(served), _said_calls(message)
     if said == calls:
         return
     is_split = any(_UNREADABLE in call.arguments for call in served.calls)

@@ -156,7 +156,7 @@ def _judged(
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
-    results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files)))
+    results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files, found)))
     return results
 
 
@@ -181,9 +181,12 @@ def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
                 found.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
 
 
-def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
-    """Yield, for summaries, the tokenizer that judged rows without a recipe, and the formats that rows came from."""
+def _basis(
+    target: RecipeTarget | DatasetTarget, files: Sequence[DataFile], found: DatasetPass
+) -> Iterator[tuple[str, str]]:
+    """Yield, for summaries, the tokenizer that judged rows without a recipe, and what was converted."""
     from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+    from pytest_mistral_lora.formats.report import conversion_words
     from pytest_mistral_lora.formats.sources import ConvertedSource
 
     # a recipe's base, and a tokenizer that is a target, have their own checks
@@ -198,8 +201,10 @@ def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> I
     formats = dict.fromkeys(
         f"{source['container']}, {source['format']}" for report in reports for source in report.sources
     )
-    if formats:
-        yield "rows of", f"converted from {'; '.join(formats)}"
+    parts = [f"converted from {'; '.join(formats)}"] if formats else []
+    parts += [f"converted as by import: {words}"] if (words := conversion_words(found.converted)) else []
+    if parts:
+        yield "rows of", "; ".join(parts)
 
 
 def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:

@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Literal
 
 from pytest_mistral_lora.chat.rows import has_more_than_text, text_of
+from pytest_mistral_lora.conformance.dataset.row_texts import is_log_or_source
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord
@@ -21,6 +22,7 @@ _WHITE = " \t\r\n"
 _MOST_WHITE = 8
 """Characters of white space that are looked at."""
 _ROLES = {"user": "text of the user", "assistant": "answer"}
+_WORDS_OF_A_SENTENCE = 5
 
 
 @dataclass
@@ -29,7 +31,7 @@ class _TextEdge:
 
     Attributes:
         texts: Number of texts.
-        lines: Number of these that have no line break within them.
+        lines: Number of these that are a sentence of one line, which neither a file nor a terminal ends with a break.
         common: What all of them have there, up to the text.
     """
 
@@ -61,6 +63,13 @@ class _TextEdge:
         return end == "in front of" or "\n" not in self.common or 2 * self.lines >= self.texts
 
 
+def _is_sentence(text: str) -> bool:
+    """Return whether a text is one line of prose, and no command, program or output of one."""
+    if "\n" in text or not text[0].isalpha() or text[0].islower() or is_log_or_source(text):
+        return False
+    return text[-1] in ".!?\u2026\u3002\uff01\uff1f" or len(text.split()) >= _WORDS_OF_A_SENTENCE
+
+
 @dataclass
 class EdgesOfTexts:
     """White space at an end of each text of a role."""
@@ -89,7 +98,7 @@ class EdgesOfTexts:
                     white = text[start + len(inner) :][-_MOST_WHITE:]
                     # the prompt of a completion: "Answer: "
                     white = "" if role == "user" and inner[-1] in ":\uff1a" else white
-                    behind.add(white, "behind", lines="\n" not in inner)
+                    behind.add(white, "behind", lines=_is_sentence(inner))
 
     def _edge(self, role: str, end: End) -> _TextEdge:
         edge = self.edges.get((role, end))

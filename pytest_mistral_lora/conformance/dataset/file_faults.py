@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.dataset.file_signs import (
     ANSWERS,
     CALLS,
     CALLS_AS_TEXT,
+    EACH_ANSWER,
     LETTERS_LOST,
     NO_PROMPT,
     OF_A_PROGRAM,
@@ -114,6 +115,8 @@ def _faults_of_kind(kind: RecordKind) -> tuple[FileFault, ...]:
     return faults
 
 
+_MOST = 0.8
+"""The share of answers that have a word in common, if it tells them from others."""
 _SPIKE = 5
 """By what factor more answers are cut at one length than are longer, end there by chance, or end a little below it."""
 _NEAR_CUT = 2
@@ -254,7 +257,10 @@ def _same_answers(state: FileSigns, file: int, rows: slice, files: JudgedFiles) 
 
 
 def _cut_answers(state: FileSigns, file: int) -> Iterator[FaultyRows]:
-    """Yield the answers that end in the middle of a sentence at one length, which hardly any other answer exceeds."""
+    """Yield the answers that end in the middle of a sentence at one length, which hardly any other answer exceeds.
+
+    Answers of one form, which end by themselves, are none.
+    """
     for unit in ANSWER_UNITS:
         lengths = state.lengths.get((file, unit), Counter())
         within = state.open_ends.get((file, unit), {})
@@ -266,9 +272,13 @@ def _cut_answers(state: FileSigns, file: int) -> Iterator[FaultyRows]:
             below = _rows_at(within, range(at_cut.start - len(at_cut), at_cut.start))
             whole = sum(lengths[other] for other in at_cut) - cut
             if max(longer, 1) * _SPIKE <= cut and max(below, whole, 1) * _SPIKE <= cut:
-                count = SignCount()
+                count, words = SignCount(), Counter[int]()
                 for other in at_cut:
                     count.extend(within.get(other, SignCount()))
+                    words.update(state.end_words.get((file, unit, other), {}))
+                # a cut falls anywhere; texts of one form end with one word, or with a value behind one
+                if 2 * max(words.values(), default=0) > count.rows:
+                    return
                 yield FaultyRows(_CUT, count, lengths.total(), f", after {length:,} {unit},")
                 return
             longer += lengths[length]
@@ -281,13 +291,25 @@ def _rows_at(within: Mapping[int, SignCount], lengths: range) -> int:
 
 
 def _lost_prompts(state: FileSigns, file: int) -> Iterator[FaultyRows]:
-    """Yield the rows without a system prompt if many others have one, and all of these have the same."""
+    """Yield the rows without a system prompt if many others have one, and all of these have the same.
+
+    If the answers without it are of another kind, the prompt asks for a task that the other rows do not have.
+    """
     of_kinds = sum(state.counts[file, kind.count] for kind in KINDS.values() if kind.count)
     rows = state.counts[file, ROWS] - of_kinds
     without = state.signs.get((file, NO_PROMPT), SignCount())
     least, most = state.system_prompts.get(file, (0, 1))
-    if least == most and _PROMPT.severity(rows - without.rows, rows):
+    if least == most and _PROMPT.severity(rows - without.rows, rows) and not _answers_differ(state, file):
         yield FaultyRows(_PROMPT, without, rows, ", which is the same in all other rows,")
+
+
+def _answers_differ(state: FileSigns, file: int) -> bool:
+    """Return whether nearly all answers behind a system prompt have a word that nearly no other has, or the reverse."""
+    behind, others = (state.words.get((file, has_prompt), Counter()) for has_prompt in (True, False))
+    shares = (
+        [words[key] / max(words[EACH_ANSWER], 1) for words in (behind, others)] for key in behind.keys() | others.keys()
+    )
+    return any(max(pair) >= _MOST and min(pair) <= 1 - _MOST for pair in shares)
 
 
 def _faults_of_kinds(state: FileSigns, file: int) -> Iterator[FaultyRows]:

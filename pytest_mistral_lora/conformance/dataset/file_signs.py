@@ -70,7 +70,7 @@ _FIELDS = (
 _NAMES = "(?:user_?|assistant_?|bot_?|first_?|last_?|company_?|author_?)?name|author|company|date|city|country"
 # {name}, {{ name }}, <<name>>, and <NAME> in capitals; <name> may be a tag, and \text{name} is a formula
 _FIELD, _NAME = (
-    re.compile(rf"(?<!\w)\{{{{1,2}}\s?(?:{words})\s?\}}{{1,2}}|<<(?:{words})>>|(?-i:<{capitals}>)", re.IGNORECASE)
+    re.compile(rf"(?<![\w/{{])\{{{{1,2}}\s?(?:{words})\s?\}}{{1,2}}|<<(?:{words})>>|(?-i:<{capitals}>)", re.IGNORECASE)
     for words, capitals in ((_FIELDS, "(?:INPUT|PROMPT|QUESTION|CONTEXT)"), (_NAMES, "(?:NAME|AUTHOR|COMPANY)"))
 )
 _MEDIUM = re.compile(r"<(?:image|video|audio)(?:_\d+)?>")
@@ -124,6 +124,11 @@ ROWS = "rows"
 LETTERS_LOST, ANSWERS = "letters_lost", "answers"
 """The sign of an answer with U+FFFD, and the count of the texts of a file that answer, and have a loss."""
 
+_END_WORDS = 64
+EACH_ANSWER = -1
+"""The number that each answer has among those of its words."""
+_WORDS, _FIRST_WORDS, _FEW_WORDS, _BEGINNING = 1021, 24, 3, 400
+"""As many numbers for words, first words of an answer, words of a short one, and characters with the first words."""
 ANSWER_UNITS = {"characters": 120, "tokens": 30}
 """The units of an answer's length, each with the least length that may be a cut: labels and names are shorter."""
 
@@ -171,19 +176,23 @@ class FileSigns:
         signs: Rows by file and by the name of a sign that they show.
         counts: Number of rows by file; of those of a kind, and of texts, also by name.
         system_prompts: The least and the greatest checksum of the system prompts of each file.
+        words: For each file, with and without a system prompt, the number of last answers with each of some words.
         last: A checksum of each row's last answer, whose last bit says whether it is long; 0 without an answer. They
             take 4 bytes a row, in the order of the table of rows.
         lengths: For each file and unit, the number of last answers by length.
-        open_ends: For each file and unit, those that end in the middle of a sentence, by length.
+        open_ends: For each file and unit, those that end without the mark of a sentence's end, by length.
+        end_words: For each file, unit and length, the checksums of the last two words of these, with their numbers.
         figures: The rows that have each fault of a file, and the first of them, by its name, once it was reported.
     """
 
     signs: dict[tuple[int, str], SignCount] = field(default_factory=dict)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     system_prompts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    words: dict[tuple[int, bool], Counter[int]] = field(default_factory=dict)
     last: array[int] = field(default_factory=lambda: array("I"))
     lengths: dict[tuple[int, str], Counter[int]] = field(default_factory=dict)
     open_ends: dict[tuple[int, str], dict[int, SignCount]] = field(default_factory=dict)
+    end_words: dict[tuple[int, str, int], Counter[int]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def note(self, record: JudgedRecord) -> None:
@@ -215,6 +224,7 @@ class FileSigns:
         asked = any(answer in text_of(message.get("content")) for message in row.messages[:index]) if answer else False
         is_label = not _is_long(answer) or asked or is_refusal(answer)
         self.last.append(_checksum(answer, is_label=is_label) if answer else 0)
+        self.words.setdefault((file, row.messages[0]["role"] == "system"), Counter()).update(_words_of(row, answer))
         self.counts[file, OF_A_PROGRAM] += _is_of_a_program(answer.lower())
         # a call behind the text would count as tokens of the answer
         if answer and not row.messages[index].get("tool_calls"):
@@ -224,6 +234,7 @@ class FileSigns:
                 if length >= ANSWER_UNITS[unit] and _is_open(answer):
                     at_length = self.open_ends.setdefault((file, unit), {}).setdefault(length, SignCount())
                     at_length.add(at, f"messages[{index}].content: ends with {answer[-20:]!r}", record.place)
+                    self.end_words.setdefault((file, unit, length), Counter()).update(_end_words(answer))
 
     def _note_system_prompt(self, file: int, least: int, most: int) -> None:
         known = self.system_prompts.get(file, (least, most))
@@ -236,10 +247,14 @@ class FileSigns:
         for file, (least, most) in other.system_prompts.items():
             self._note_system_prompt(file, least, most)
         self.last.extend(other.last)
+        for at, words in other.words.items():
+            self.words.setdefault(at, Counter()).update(words)
         for unit, lengths in other.lengths.items():
             self.lengths.setdefault(unit, Counter()).update(lengths)
         for unit, within in other.open_ends.items():
             extend_states(self.open_ends.setdefault(unit, {}), within)
+        for end, words in other.end_words.items():
+            self.end_words.setdefault(end, Counter()).update(words)
 
     def reorder(self, order: Order) -> None:
         """Put the answers in another order, as `JudgedTable.reorder` does."""
@@ -303,7 +318,8 @@ def _signs_of_text(said: RowText) -> Iterator[tuple[str, str]]:
     if "{" in text or "<" in text:
         yield from _unfilled(said)
     start, end = text[:_LONGEST_END].lstrip(), text[-_LONGEST_END:].rstrip()
-    if (medium := _MEDIUM.match(start) or _MEDIUM_AT_END.search(end)) and not said.speaks_of(_ABOUT_TAGS):
+    medium = None if said.is_answer else _MEDIUM.match(start) or _MEDIUM_AT_END.search(end)
+    if medium and not said.speaks_of(_ABOUT_TAGS):
         yield "media_unfilled", repr(medium[0])
     if (start.startswith(_OPENINGS) or end.endswith(_CLOSINGS)) and not _is_rendered_on_request(said):
         yield "rendered", repr(start[:20] if start.startswith(_OPENINGS) else end[-20:])
@@ -381,9 +397,24 @@ def _unfilled(said: RowText) -> Iterator[tuple[str, str]]:
         if pattern.search(text) and (found := pattern.search(without_quotations(text))):
             if is_meant is None:
                 is_meant = _is_template(said)
-            if not is_meant and found[0] not in said.answer:
+            # a name that the prompt hides, and that of the addressee, which is filled in when the text is sent
+            is_kept = name == "name_unfilled" and said.is_answer and (said.repeats(found[0]) or _is_addressed(found))
+            if not (is_meant or is_kept or found[0] in said.answer):
                 is_whole = found[0] == text.strip()
                 yield ("message_unfilled" if is_whole else name), repr(found[0])
+
+
+_SALUTATION = re.compile(
+    r"(?:\A|[\n.!?] *)(?:dear|hello|hi|hey|welcome|good (?:morning|afternoon|evening)|thank you|thanks|sehr geehrte\w*"
+    r"|liebe\w*|hallo|bonjour|ch[eè]re?|hola|estimad[oa]s?|querid[oa]s?|ciao|gentile|car[oa]|olá|beste|geachte)"
+    r"(?: \w+\.?)?,? \Z",
+    re.IGNORECASE,
+)
+
+
+def _is_addressed(found: re.Match[str]) -> bool:
+    """Return whether a placeholder stands behind a salutation."""
+    return _SALUTATION.search(found.string[max(0, found.start() - 40) : found.start()]) is not None
 
 
 def _is_template(said: RowText) -> bool:
@@ -478,6 +509,20 @@ def _tokens_of_last_turn(encoded: EncodedRow) -> int:
             break
         tokens += span.end - span.start if span.kind == "text" else 0
     return tokens
+
+
+def _words_of(row: Row, answer: str) -> set[int]:
+    """Return numbers for the first words of an answer, for its length, and for the tools of its row."""
+    words = answer[:_BEGINNING].casefold().split()
+    traits = [f"{len(words) <= _FEW_WORDS} short", f"{bool(row.tools)} tools"]
+    return {EACH_ANSWER, *(zlib.crc32(_octets(word)) % _WORDS for word in (*words[:_FIRST_WORDS], *traits))}
+
+
+def _end_words(answer: str) -> Iterator[int]:
+    """Yield a number for the last word of a text, and another for the one before it."""
+    for at, word in enumerate(answer[-_LONGEST_END * 2 :].split()[-2:]):
+        # as many values as bound the memory of a file whose texts all end in another way
+        yield 2 * (zlib.crc32(_octets(word)) % _END_WORDS) + at
 
 
 def _is_open(answer: str) -> bool:

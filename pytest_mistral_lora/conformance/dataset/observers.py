@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.likeness import row_likeness
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.dataset.answers import NO_TOKENIZER, DecodingJudge, JudgedAnswers
 from pytest_mistral_lora.conformance.dataset.pairs import LEGITIMATE_IF_UNWANTED, record_digests
-from pytest_mistral_lora.conformance.dataset.repeats import row_sketch
+from pytest_mistral_lora.conformance.dataset.repeats import has_short_answer, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import text_findings
 from pytest_mistral_lora.conformance.dataset.texts import spelled_tokens
 from pytest_mistral_lora.conformance.finding import Finding
@@ -108,6 +108,8 @@ class RowRules:
             origin: Where its messages come from.
             spells: Whether its texts may spell control tokens: they are letters for this backend.
         """
+        if row.converted and row.kind.starts_record(row):
+            found.converted.update(row.converted)
         if spells and (literals := self.spelled(row)):
             self.note(found, Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place), row)
         texts = list(text_findings(row, layout))
@@ -155,6 +157,7 @@ def _add(table: JudgedTable, record: JudgedRecord, *, sketches: bool) -> None:
     table.places.append(record.at)
     table.lines.append(record.place.line or 0)
     table.held_out.append(record.is_held_out)
+    table.short.append(has_short_answer(record.rows[0]))
     digests = [_digests(side) for side in record.trained]
     if record.rows[0].kind.sides:
         # answers to one prompt are the point of such records: their prompts are not compared

@@ -11,7 +11,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
+from pytest_mistral_lora.chat.kinds.pair import PAIR
+from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, wanted_are_longer
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.rows import Row, beyond_text, has_more_than_text, text_of
 from pytest_mistral_lora.conformance.dataset.lengths import spread
@@ -142,17 +143,16 @@ class SidesOfFile:
         self.alike.update(other.alike)
 
     def findings(self, file: Place) -> Iterator[Finding]:
-        """Yield one finding if the lengths of the answers tell the sides apart; of few answers, they do not."""
+        """Yield one finding if the lengths of the wanted answers tell them; of few answers, they do not."""
         for sides in (kind.sides for kind in KINDS.values() if kind.sides):
             first, second = (_answer_lengths(self.tokens.get(side, {})) for side in sides)
-            index = longer_side(first, second)
-            if index is None:
+            pairs = first.answers if sides == PAIR.sides else 0
+            if not wanted_are_longer(first, second, self.longer[sides[0]], pairs):
                 continue
             shown = [f"{side.mean:,.1f} and {side.median:,}" for side in (first, second)]
             found = f"mean and median are {shown[0]} tokens for {sides[0]} answers, {shown[1]} for {sides[1]} ones"
-            if sides[index] in self.longer:
-                found += f"; the {sides[index]} one is longer in {self.longer[sides[index]]:,} of "
-                found += counted(first.answers, "pair")
+            if pairs:
+                found += f"; the {sides[0]} one is longer in {self.longer[sides[0]]:,} of {counted(pairs, 'pair')}"
             yield Finding("ML659", found, file, "answers of about the same length on both sides")
             return
 

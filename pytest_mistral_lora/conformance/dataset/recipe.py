@@ -17,9 +17,14 @@ from pytest_mistral_lora.errors import (
     NoTemplateError,
     TokenizerError,
 )
+from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
+
+
+LARGEST_RATE = 0.1
+"""The largest learning rate of AdamW that is not noted: ten times that of the largest with which LoRA is trained."""
 
 
 def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
@@ -79,4 +84,8 @@ def _judge_recipe(target: RecipeTarget) -> Result:
             findings.append(refused("ML641", error))
         except InputError as error:
             findings.append(refused("ML641", error))
+    rate = recipe.training.learning_rate
+    if rate > LARGEST_RATE:
+        place = Place.of(target.path).within("training", "learning_rate")
+        findings.append(Finding("ML675", f"{rate:g}", place, f"{LARGEST_RATE:g} at most"))
     return Result(tuple(findings), facts=tuple(facts.items()))

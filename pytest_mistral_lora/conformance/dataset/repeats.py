@@ -25,6 +25,25 @@ from pytest_mistral_lora.conformance.row_table import SKETCH_BYTES, digest_at, e
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.extras import MissingExtraError, is_installed
 
+_FEW_CHARACTERS = 40
+_OF_A_MACHINE = re.compile(r"terminal|\bshell\b|\bbash\b|console|interpreter|\brepl\b", re.IGNORECASE)
+_CODE = re.compile(r"[{}()\[\]<>=;$|\\/~_`\n]")
+
+
+def has_short_answer(row: Row) -> bool:
+    """Return whether the last answer of a row is a call or a few words, of which a prompt can have but one.
+
+    There are many ways to write a longer one, or a program, and a terminal answers by what happened before.
+    """
+    last = next((message for message in reversed(row.messages) if message["role"] == "assistant"), None)
+    if last is None or last.get("tool_calls"):
+        return last is not None
+    answer = text_of(last.get("content")).strip()
+    if len(answer) >= _FEW_CHARACTERS or len(answer.split()) >= _FEW_WORDS or _CODE.search(answer):
+        return False
+    return not any(_OF_A_MACHINE.search(text_of(message.get("content"))) for message in row.messages)
+
+
 NUMBERS_END, ASKED_END = 4, 32
 """End of the digest of a row's numbers in its sketch, and of the part of its questions; the rest is its answers."""
 
@@ -275,9 +294,11 @@ class _Search:
                 if row not in self._leaked:
                     self._add("ML611", row, "the prompt is also trained on", trained[0])
             for side in self._sides([owners[index] for index in group if is_last[index]]):
+                side = [row for row in side if self._table.short[row]]
                 digests = [digest_at(self._table.rows, row) for row in side]
                 other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
-                if other is not None:
+                # a prompt that each row answers in another way asks for many answers
+                if other is not None and len({*digests}) <= max(2, len(side) // 2):
                     count = counted(len(side), "row")
                     self._add("ML609", other, f"the prompt of an earlier row, with another answer ({count})", side[0])
 

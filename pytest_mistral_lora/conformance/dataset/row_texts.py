@@ -51,7 +51,7 @@ TEMPLATES = re.compile(
     r"\{[{%#]|\{\w+\}|<%|template|placeholder|variable|jinja|mustache|handlebars|liquid|f-string|format|\bcode\b|script"
     r"|snippet|langchain|macro|merge field|mail ?merge|\bletter|\be-?mails?\b|\bmails?\b|\bform\b|\bprompts?\b"
     r"|\bcards?\b|vue\b|react\b|angular|svelte|component|ansible|helm|\bsms\b|\bmessages?\b|notification|invitation"
-    r"|signature|persona\b|role-?play|vorlage|modèle|plantilla|modello|шаблон|模板|テンプレート",
+    r"|anonymi[sz]|redact|signature|persona\b|role-?play|vorlage|modèle|plantilla|modello|шаблон|模板|テンプレート",
     re.IGNORECASE,
 )
 """Texts about templates and placeholders, or with one."""

@@ -115,14 +115,16 @@ _TURNS_OF_FAMILIES = tuple(
         (r"<\|im_(?:start|ROLE)\|>", r"<\|im_end\|>"),
         (r"<\|start_header_id\|>\s*ROLE\s*<\|end_header_id\|>", r"<\|(?:eot_id|eom_id|end_of_text)\|>"),
         (r"<\|header_start\|>\s*ROLE\s*<\|header_end\|>", r"<\|eo[tm]\|>"),
-        (r"<\|start\|>\s*ROLE", r"<\|(?:end|return|call)\|>"),
+        (r"<\|start\|>\s*ROLE|<\|(?:start|channel)\|>[^<\n]{1,60}<\|message\|>", r"<\|(?:end|return|call)\|>"),
         (r"<\|start_of_role\|>\s*ROLE", r"<\|end_of_text\|>"),
         (r"<start_of_turn>\s*ROLE", r"<end_of_turn>"),
         (r"<\|turn>\s*ROLE", r"<turn\|>"),
         (r"<\|START_OF_TURN_TOKEN\|>", r"<\|END_OF_TURN_TOKEN\|>"),
         (r"<\|ROLE\|>", r"</s>|<\|(?:end|end_of_turn|end_of_text|endoftext|eot_id|im_end)\|>|<eo[ham]>"),
         (r"\[\|ROLE\|\]", r"\[\|endofturn\|\]"),
-        (r"<\uff5cROLE\uff5c>", r"<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        (r"<\uff5cROLE\uff5c>", r"<\uff5c(?:User|Assistant|end\u2581of\u2581sentence)\uff5c>"),
+        # a turn of the user has no end marker
+        (r"\A\s*(?:<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*<\uff5cUser\uff5c>", r"\S\s*\Z"),
         (r"<<SYS>>", r"<</SYS>>"),
         (r"GPT4(?: Correct)? ROLE:", r"<\|end_of_turn\|>"),
         (r"### (?:Instruction|Input|Response|Human|Assistant|User):", r"</s>|<\|endoftext\|>"),
@@ -141,10 +143,10 @@ _ASKED = re.compile(rf"(?:^|\s){_ASKING}")
 _ANSWERS = re.compile(rf"\A\s*{_ANSWERING}")
 _ANSWER_NEXT = re.compile(rf"\s{_ANSWERING}\s*\Z")
 _THOUGHT = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|scratchpad|reflection|inner_monologue|chain_of_thought|cot)"
-_THINKING = re.compile(
-    rf"\A\s*<{_THOUGHT}(?:\s[^<>\n]*)?>|</{_THOUGHT}>|\A\s*(?:\u25c1think\u25b7|<\|begin_of_thought\|>|\[THINK\])",
-    re.IGNORECASE,
+_THOUGHT_OPENS = re.compile(
+    rf"<{_THOUGHT}(?:\s[^<>\n]*)?>|\u25c1think\u25b7|<\|begin_of_thought\|>|\[THINK\]", re.IGNORECASE
 )
+_THOUGHT_CLOSES = re.compile(rf"</{_THOUGHT}>|\u25c1/think\u25b7|<\|end_of_thought\|>|\[/THINK\]", re.IGNORECASE)
 
 
 _TAGS = re.compile(r"\btags\b", re.IGNORECASE)
@@ -182,8 +184,9 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             if is_complete:
                 seen[COMPLETE_TURNS.rule] = None
         # without control tokens, letters are the only way to write a thought
-        rule = "ML630" if thinks else "ML631"
-        if rule not in seen and (thought := _thought(said, thinks=thinks)):
+        thought, is_whole = _thought(said, thinks=thinks)
+        rule = "ML630" if thinks and is_whole else "ML631"
+        if thought and rule not in seen:
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             place = row.content_place(said.index)
             seen[rule] = Finding(rule, f"a thought is written as {thought}", place, expected)
@@ -400,14 +403,41 @@ def _has_turn(said: RowText) -> bool:
     return any(first and end.search(text, first.end()) for first, end in firsts)
 
 
-def _thought(said: RowText, *, thinks: bool) -> str:
-    """Return the tag that begins a thought in an answer; empty without one, or if the row asks for the tag."""
-    is_likely = said.is_answer and ("<" in said.text or "[" in said.text or "\u25c1" in said.text)
-    found = _THINKING.search(without_code(said.text)) if is_likely else None
-    tag = found[0].strip() if found else ""
+def _thought(said: RowText, *, thinks: bool) -> tuple[str, bool]:
+    """Return the tag of a thought in an answer, and whether it is opened at the beginning, closed, and answered.
+
+    The tag is empty without a thought, if the row asks for the tag, and if a sentence is about it.
+    """
+    if not said.is_answer or not ("<" in said.text or "[" in said.text or "\u25c1" in said.text):
+        return "", False
+    text = without_code(said.text).lstrip()
+    opens = _THOUGHT_OPENS.match(text)
+    start = opens.end() if opens else 0
+    closes = _THOUGHT_CLOSES.search(text, start)
+    found = opens or closes
+    if found is None or (opens and not text[start : start + 1].isalpha() and _goes_on(text[start:])):
+        return "", False
+    if closes:
+        thought, answer = text[start : closes.start()].rstrip(" "), text[closes.end() :]
+        is_ended = thought[-1:] in _ENDS_OF_THOUGHTS
+        # a chat template may have opened it
+        if not opens and (not is_ended or _THOUGHT_OPENS.search(thought)):
+            return "", False
+        if _goes_on(answer) and (answer.startswith(" ") or not is_ended):
+            return "", False
+    tag = found[0]
     # the letters of Mistral's own token are no format that a prompt can ask for
     is_asked_for = said.repeats(tag.replace("</", "<")) or (not thinks and said.is_asked_for(_TAGS))
-    return "" if not tag or (is_asked_for and not tag.startswith("[")) else tag
+    return ("", False) if is_asked_for and not tag.startswith("[") else (tag, bool(opens and closes))
+
+
+_ENDS_OF_THOUGHTS = ("", *"\n.!?\u2026\u3002\uff01\uff1f")
+
+
+def _goes_on(text: str) -> bool:
+    """Return whether a sentence goes on behind a tag in it."""
+    after = text.lstrip(" ")[:1]
+    return after in (*",.;:!?)\u3001\u3002\uff0c\uff1a",) or (after.isalpha() and not after.isupper())
 
 
 def _roles_in_letters(row: Row, texts: Sequence[RowText]) -> Iterator[tuple[int, str]]:

@@ -49,6 +49,7 @@ from pytest_mistral_lora.conformance.finding import (
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, counted
 from pytest_mistral_lora.formats.files import every_file
+from pytest_mistral_lora.formats.report import conversion_words
 from pytest_mistral_lora.formats.row_sources import FileRows
 from pytest_mistral_lora.places import NamedSource, Place
 
@@ -425,6 +426,8 @@ class Audit:
         """The number of rows and of judged rows, in words for a summary."""
         figures, sides = self.totals.figures, self.totals.sides.words
         more = f"{figures.words}; {sides}" if sides else figures.words
+        converted = conversion_words(self.totals.rows.converted)
+        more += f"; converted as by import: {converted}" if converted else ""
         more += f"; not checked: images in {counted(figures.images, 'row')} without messages" if figures.images else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{more}"
 

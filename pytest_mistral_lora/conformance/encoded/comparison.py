@@ -10,18 +10,21 @@ from itertools import chain, pairwise
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, LinePadding, find_padding
 from pytest_mistral_lora.conformance.encoded.packing import (
+    COUNT_THROUGH,
     MOST_POSITIONS,
     PLAIN_ROPE,
     ConversationMatch,
     PositionScaling,
     Stretch,
     isolation_faults,
+    jump_fault,
     match_conversations,
     number_faults,
     order_faults,
@@ -31,6 +34,19 @@ from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
+
+_OF_OBJECTIVE = frozenset({"ML543", "ML544", "ML547", "ML549", "ML550", "ML551"})
+"""Rules on labels whose fixes say what is trained on, which a declared objective says otherwise."""
+
+
+def _fix_by(objective: Objective) -> str:
+    """Return the fix of labels that differ from a declared objective; empty if none is declared."""
+    if objective.is_default:
+        return ""
+    return (
+        f"Give a loss to the tokens of the objective `{objective}` alone: {objective.meaning}. Or, if you mean these "
+        "labels, declare their objective."
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,8 @@ class EncodedRowComparison:
             expected = fault.expected
             if fault.rule == "ML543" and self.row.kind.takes_objective and self.row.objective.is_default:
                 expected += ", or, if you mean it, a declaration (--objective everything)"
-            yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, **parts)
+            fix = fault.fix or (_fix_by(self.row.objective) if fault.rule in _OF_OBJECTIVE else "")
+            yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, fix=fix, **parts)
 
 
 @dataclass(frozen=True)
@@ -187,16 +204,16 @@ class EncodedLineComparison:
         """
         jump = next((n for n, (before, after) in enumerate(pairwise(positions), start=1) if after != before + 1), 0)
         if jump:
-            yield EncodingFault("ML512", f"position {positions[jump]} at token {jump}", str(positions[jump - 1] + 1))
+            yield jump_fault(self.ids, positions, jump, str(positions[jump - 1] + 1), self.oracle)
         elif positions and positions[0] < 0:
-            yield EncodingFault("ML512", f"position {positions[0]} at token 0", "0")
+            yield EncodingFault("ML512", f"position {positions[0]} at token 0", "0", fix=COUNT_THROUGH)
         elif positions and positions[-1] >= MOST_POSITIONS:
             last = f"position {positions[-1]} at token {len(positions) - 1}"
             found = f"{last}: in float32 it is no longer apart from its neighbour"
-            yield EncodingFault("ML512", found, f"a position below {MOST_POSITIONS:,}")
+            yield EncodingFault("ML512", found, f"a position below {MOST_POSITIONS:,}", fix=COUNT_THROUGH)
         elif positions and positions[0] and self.scaling.matters(positions):
             found = f"position {positions[0]} at token 0; the model scales by the position ({self.scaling.key})"
-            yield EncodingFault("ML512", found, "0")
+            yield EncodingFault("ML512", found, "0", fix=COUNT_THROUGH)
 
     def _number_faults(self, stretches: Sequence[Stretch]) -> Iterator[EncodingFault]:
         """Yield the faults of the columns that number the conversations beside an attention mask."""
@@ -234,7 +251,7 @@ class EncodedLineComparison:
     def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
         stretches, matches = self._stretches, self._matches
         yield from self._place_faults(order_faults(matches, len(self.expected)))
-        yield from self._place_faults(isolation_faults(stretches, positions, mask, self.scaling))
+        yield from self._place_faults(isolation_faults(stretches, self.ids, positions, mask, self.scaling, self.oracle))
         yield from self._place_faults(self._number_faults(stretches))
         labels = list(self.labels)
         # the first token of a conversation may have a loss by the objective `everything`
@@ -273,7 +290,9 @@ class EncodedLineComparison:
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
         for fault in faults:
             found, place = fault.found, self.line.place
-            yield Finding(fault.rule, found, place, fault.expected, row=self._shown_row, since=fault.since)
+            yield Finding(
+                fault.rule, found, place, fault.expected, row=self._shown_row, since=fault.since, fix=fault.fix
+            )
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
-from pytest_mistral_lora.chat.kinds.conversation import parse_row
-from pytest_mistral_lora.chat.kinds.records import as_side, record_kind
+from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
+from pytest_mistral_lora.chat.kinds.records import as_side, parse_as, record_kind
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
 from pytest_mistral_lora.chat.rows import Row
@@ -175,7 +175,7 @@ def has_row(record: Mapping[str, Any]) -> bool:
     from pytest_mistral_lora.formats.records import plain_row, unpadded_calls
 
     try:
-        parse_row(unpadded_calls(plain_row(record, NOWHERE, padded=True)))
+        parse_as(CONVERSATION, unpadded_calls(plain_row(record, NOWHERE, padded=True)))
     except RowError:
         return False
     return True
@@ -339,7 +339,7 @@ class _RecordReader:
 def _single_rows(record: Mapping[str, Any], place: Place) -> tuple[Row, ...]:
     """Return the row of a record that no preference is: a conversation, or a row of a kind without turns."""
     kind = record_kind(record)
-    return (parse_row(record, place=place),) if kind.is_chat else kind.parse(record, place)
+    return parse_as(CONVERSATION if kind.is_chat else kind, record, place)
 
 
 def _has_conversations(data: Mapping[str, Any]) -> bool:
@@ -407,10 +407,9 @@ class LinePadding:
             yield EncodingFault("ML510", found, "-100")
         if self.hidden:
             tokens = {line.input_ids[n] for n in self.hidden}
-            named = f"with the id {tokens.pop()}" if len(tokens) == 1 else f"with {len(tokens)} ids"
-            found = (
-                f"the attention mask hides {len(self.hidden)} tokens of the row {named}, the first at {self.hidden[0]}"
-            )
+            named = f", each with the id {tokens.pop()}" if len(tokens) == 1 else ""
+            found = f"the attention mask hides {len(self.hidden)} of the {len(self.real)} tokens of the row{named}"
+            found += f"; the first is token {self.hidden[0]}"
             yield EncodingFault("ML552", found, "1 at each token of the row")
         # the row may attend to padding before it, but never to padding after it
         before = [n for n in self.padded if self.real and n < self.real[0]]

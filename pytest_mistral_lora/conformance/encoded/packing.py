@@ -49,9 +49,12 @@ def split_conversations(ids: Ids, expected: Sequence[Ids], positions: Ids | None
     """
     ends = [0]
     for conversation in expected:
-        if ids[ends[-1] : ends[-1] + len(conversation)] != conversation:
+        rest = ids[ends[-1] : ends[-1] + len(conversation)]
+        # it may lack its BOS
+        part = next((part for part in (conversation, conversation[1:]) if rest[: len(part)] == part), ())
+        if not part:
             break
-        ends.append(ends[-1] + len(conversation))
+        ends.append(ends[-1] + len(part))
     if len(ends) == len(expected) + 1 and ends[-1] == len(ids):
         return list(pairwise(ends))
     bos = [n for n, token in enumerate(ids) if token == oracle.bos_id and (n == 0 or ids[n - 1] != oracle.bos_id)]
@@ -316,16 +319,44 @@ def number_faults(
         last = max([last, *own])
 
 
+COUNT_THROUGH = "Let positions go up by one through the row: leave `position_ids` out if rows are not packed."
+"""The fix of positions that are wrong within one conversation."""
+
+
+def jump_fault(ids: Ids, positions: Sequence[int], at: int, expected: str, oracle: Oracle) -> EncodingFault:
+    """Return the fault of positions that jump within one conversation.
+
+    Args:
+        ids: The ids, without padding.
+        positions: Their positions.
+        at: The first token whose position is not the one after that of the token before it.
+        expected: The position that it should have.
+        oracle: Mistral's own tokenization.
+    """
+    found, fix = f"position {positions[at]} at token {at}, within a conversation", COUNT_THROUGH
+    if positions[at] == 0 and ids[at - 1] == oracle.eos_id != ids[at] != oracle.bos_id:
+        found += f", or <s> is missing at token {at}"
+        fix += f" If another conversation begins at token {at}, put <s> in front of it."
+    return EncodingFault("ML512", found, expected, fix=fix)
+
+
 def isolation_faults(
-    stretches: Sequence[Stretch], positions: Ids | None, mask: Ids | None, scaling: PositionScaling
+    stretches: Sequence[Stretch],
+    ids: Ids,
+    positions: Ids | None,
+    mask: Ids | None,
+    scaling: PositionScaling,
+    oracle: Oracle,
 ) -> Iterator[EncodingFault]:
     """Yield the reasons why the conversations of a packed sequence see each other, or are computed differently.
 
     Args:
         stretches: The stretch of each conversation, in real tokens.
+        ids: The real tokens.
         positions: Position ids of the real tokens, or None.
         mask: Attention mask of the real tokens, or None; a number for each conversation keeps them apart.
         scaling: The model's use of positions.
+        oracle: Mistral's own tokenization.
     """
     numbered = mask is not None and max(mask, default=0) > 1
     if mask is not None and numbered:
@@ -346,6 +377,8 @@ def isolation_faults(
     if numbered and runs_on and not scaling.matters(counted):
         found += f", under a mask that keeps the conversations apart; {scaling.source}"
         yield EncodingFault("ML518", found, expected)
+    elif positions is not None and wrong not in {start for start, _ in stretches}:
+        yield jump_fault(ids, positions, wrong, expected, oracle)
     else:
         why = f"; the model scales by the position ({scaling.key})" if numbered and scaling.matters(counted) else ""
         yield EncodingFault("ML512", found + why, expected)

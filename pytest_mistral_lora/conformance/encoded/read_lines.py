@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, likely_tokens
 from pytest_mistral_lora.conformance.encoded.packing import cut_at_starts
-from pytest_mistral_lora.conformance.encoded.row_faults import other_oracles
+from pytest_mistral_lora.conformance.encoded.row_faults import other_oracles, outside_fault
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.places import Place
@@ -223,6 +223,8 @@ class LineReader:
         starts_with_text = stretch.ids and stretch.ids[0] not in self._oracle.control_tokens
         if starts_with_text and decode_text(stretch.ids[:20], self._oracle).lstrip().startswith("<s>"):
             return Finding("ML524", "<s> is there as text, not as control token", stretch.place)
+        if outside := outside_fault(stretch.ids, self._oracle):
+            return Finding(outside.rule, outside.found, stretch.place, outside.expected)
         end = stretch.tokens[-1] + 1 if stretch.tokens else 0
         token = stretch.tokens[error.token] if error.token < len(stretch.tokens) else end
         detail = ""

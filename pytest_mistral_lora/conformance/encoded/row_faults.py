@@ -32,13 +32,10 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
     ids = tuple(ids)
     if ids == expected:
         return []
-    outside = [token for token in ids if not 0 <= token < oracle.vocab_size]
-    if outside:
-        found = f"id {str(outside[0])[:24]}{and_more(1, len(outside))}"
-        fault = EncodingFault("ML520", found, f"ids from 0 to {oracle.vocab_size - 1}")
-        return [_other_tokenizer(row, ids, oracle) or fault]
+    if outside := outside_fault(ids, oracle):
+        return [_other_tokenizer(row, ids, oracle) or outside]
     marker = row.kind.answer_marker
-    cut = cut_fault(expected, ids, oracle, marker)
+    cut = cut_fault(expected, ids, oracle, marker) or _copy_fault(expected, ids, oracle)
     if cut:
         return [cut]
     if ids and ids[0] not in oracle.control_tokens and decode_text(ids[:20], oracle).lstrip().startswith("<s>"):
@@ -59,6 +56,29 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
     looks_like_another = {fault.rule for fault in rest} & {"ML533", "ML534", "ML535", "ML555", "ML577"}
     other = _other_tokenizer(row, ids, oracle) if looks_like_another else None
     return [other] if other else [*bos, *rest]
+
+
+def outside_fault(ids: Ids, oracle: Oracle) -> EncodingFault | None:
+    """Return the fault of ids that the vocabulary does not have, else None."""
+    outside = [token for token in ids if not 0 <= token < oracle.vocab_size]
+    if not outside:
+        return None
+    found = f"id {str(outside[0])[:24]}{and_more(1, len(outside))}"
+    return EncodingFault("ML520", found, f"ids from 0 to {oracle.vocab_size - 1}")
+
+
+def _copy_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
+    """Return the fault of a row behind a copy of its own beginning, with or without a BOS between them, else None."""
+    for own in (expected, expected[1:]):
+        size = len(ids) - len(own)
+        # one token more is a second BOS
+        if 1 < size <= len(expected) and ids[:size] == expected[:size] and ids[size:] == own:
+            what = "row" if size == len(expected) else "prompt"
+            if expected[size - 1] in oracle.control_tokens:
+                found = f"the {what} is there twice: the first {size} tokens of the row stand before it again"
+                fix = f"Look for a {what} that is put in front of messages which have it already: give one of them."
+                return EncodingFault("ML533", found, fix=fix)
+    return None
 
 
 def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, marker: str = "") -> EncodingFault | None:
@@ -91,6 +111,26 @@ def cut_fault(expected: Ids, ids: Ids, oracle: Oracle, marker: str = "") -> Enco
     if ends and not is_empty and decode_text(expected[len(ids) - 1 : -1], oracle).strip():
         found = f"cut at the end, and EOS put there: {lost + 1} of {len(expected)} tokens are missing"
         return EncodingFault("ML531", found)
+    return _middle_cut(expected, ids, oracle)
+
+
+def _middle_cut(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
+    """Return the fault of ids without some that begin within one text and end within another, else None.
+
+    No filter of texts and no template leaves such ids.
+    """
+    lost = len(expected) - len(ids)
+    at, tail = common_ends(ids, expected)
+    gap = expected[at : at + lost]
+    if at + tail < len(ids) or oracle.control_tokens.keys().isdisjoint(gap) or not oracle.facts.control_tokens:
+        return None
+    found = f"cut in the middle: {lost} of {len(expected)} tokens are missing, from token {at} on"
+    while at and at + lost < len(expected):
+        if any(expected[n] in oracle.control_tokens for n in (at - 1, at, at + lost - 1, at + lost)):
+            return None
+        if expected[at - 1] != expected[at + lost - 1]:
+            return EncodingFault("ML531", found)
+        at -= 1  # the same ids are left if what is missing begins a token earlier
     return None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
-from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, longer_side
+from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, wanted_are_longer
 from pytest_mistral_lora.chat.kinds.records import kind_of_side
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.integers import Ids
@@ -45,16 +45,16 @@ class SideLengths:
             lengths.extend(more)
 
     def file_findings(self, place: Place) -> Iterator[Finding]:
-        """Yield a note if the answers of one side are much longer than those of the other."""
+        """Yield a note if the lengths of the wanted answers tell them."""
         if not all(self.lengths):
             return
         sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self.lengths]
-        index = longer_side(*sides)
-        if index is None:
+        longer = sum(first > second for first, second in zip(*self.lengths, strict=False)) if self.pairs else 0
+        if not wanted_are_longer(sides[0], sides[1], longer, self.pairs):
             return
         shown = [f"{side.mean:.1f} and {side.median:g}" for side in sides]
         wanted, unwanted = (counted(side.answers, name) for side, name in zip(sides, _ANSWERS, strict=True))
-        found = f"the {_ANSWERS[index]}s are longer: mean and median are {shown[0]} tokens for {wanted}, "
+        found = f"the {_ANSWERS[0]}s are longer: mean and median are {shown[0]} tokens for {wanted}, "
         found += f"{shown[1]} for {unwanted}"
         yield Finding("ML569", found, place, "answers of about the same length on both sides")
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
-from pytest_mistral_lora.chat.diff import MarkedText, diff_parts, equal_beginning
+from pytest_mistral_lora.chat.diff import MarkedText, common_ends, diff_parts, equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.text_reasons import (
@@ -234,7 +234,21 @@ class TextComparison:
             found = f"a text that the row does not have stands in front: {extra[:60]!r}"
             yield EncodingFault("ML527", found)
         else:
-            yield EncodingFault("ML534", shown)
+            yield _other_words(want, have, shown)
+
+
+def _other_words(want: str, have: str, shown: str) -> EncodingFault:
+    """Return the fault of a text with other words than the row's, without a system prompt or a text in front."""
+    tight = without_spaces(want)
+    if tight and without_spaces(have) == 2 * tight:
+        fix = "Look for a prompt that is put in front of messages which have it already: give one of them."
+        return EncodingFault("ML534", f"{shown}: the text is there twice", fix=fix)
+    head, tail = common_ends(want, have)
+    if head and tail and head + tail == len(have):
+        fix = "Look for a cut that keeps both ends of a long text, or for a filter that takes a part out of it."
+        lost = len(want) - len(have)
+        return EncodingFault("ML534", f"{shown}: {lost} characters are missing from the middle", fix=fix)
+    return EncodingFault("ML534", shown)
 
 
 def _main_markers(run: Sequence[MarkedText]) -> list[str]:

@@ -86,6 +86,8 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
     if not any(text_part(config).get("layer_types") for config in (merged, base)):
         for numbers in values:
             del numbers["layer_types"]  # both follow from sliding_window, which is compared
+    text = text_part(merged)
+    own = {*merged, *text, *_rope_parts(text)}
     for key in sorted(values[0].keys() | values[1].keys()):
         found, expected = (numbers.get(key, _MISSING) for numbers in values)
         # a key that only the merged model has, and that transformers does not know, is a tool's note
@@ -94,9 +96,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         if found is _MISSING and key.startswith("top."):
             continue  # transformers renames keys of a wrapper, and reads both names
         state = "is missing" if found is _MISSING else f"is {found!r}"
-        is_default = (
-            found is not _MISSING and not key.startswith("rope.") and key not in {**merged, **text_part(merged)}
-        )
+        is_default = found is not _MISSING and not key.startswith("rope.") and key not in own
         default = ", the default: the key is missing" if is_default else ""
         yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
 
@@ -205,12 +205,17 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
-def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return RoPE's values: transformers 4 has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`."""
+def _rope_parts(text: Mapping[str, Any]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         part = text.get(key)
         parts |= part if isinstance(part, dict) else {}
+    return parts
+
+
+def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return RoPE's values: transformers 4 has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`."""
+    parts = _rope_parts(text)
     kind = parts.pop("rope_type", None) or parts.pop("type", None) or "default"
     parts.pop("type", None)
     inherited = defaults.get("rope_parameters")

@@ -61,7 +61,7 @@ def changed_messages(prompts: Iterable[FedPrompt], oracle: Oracle) -> ChangedMes
         for words, fix, change in _CHANGES
         if _gives_each(given, change, oracle)
     ]
-    found += _added(given)
+    found += _added(given, oracle)
     if len(found) == 1:
         return replace(found[0], words=f"{found[0].words}.", fix=f"{found[0].fix} {ASK_ITSELF}")
     if found:
@@ -148,7 +148,7 @@ def _ids(row: Row, oracle: Oracle) -> tuple[int, ...] | None:
         return None
 
 
-def _added(prompts: Sequence[FedPrompt]) -> list[ChangedMessages]:
+def _added(prompts: Sequence[FedPrompt], oracle: Oracle) -> list[ChangedMessages]:
     """Return the change that adds as many tokens to each prompt, or to each without a system message."""
     has_system = [any(message.get("role") == "system" for message in prompt.row.messages) for prompt in prompts]
     more = {prompt.fed - prompt.expected for prompt, has in zip(prompts, has_system, strict=True) if not has}
@@ -159,8 +159,13 @@ def _added(prompts: Sequence[FedPrompt]) -> list[ChangedMessages]:
     if number <= 0:
         return []
     without = " without a system message" if of_system == {0} else ""
-    if number == 1 and not without:
-        words = "Each prompt has one token more, as of a second BOS or a space"
+    tokens = "one token" if number == 1 else counted(number, "token")
+    words = f"Each prompt{without} has {tokens} more"
+    row = _without_system(prompts[0].row)
+    shortest = replace(row, messages=({"role": "system", "content": "a"}, *row.messages))
+    if number < (_count(shortest, oracle) or 0) - (_count(row, oracle) or 0):
+        # too few for a system message
+        words += ", as of a second BOS or a space"
         return [ChangedMessages(words, "Compare the template of the chat with that of the preview.", is_told=False)]
-    words = f"Each prompt{without} has {counted(number, 'token')} more, as of a system message that is put before it"
+    words += ", as of a system message that is put before it"
     return [ChangedMessages(words, "Find the system prompt that a chat gets by default.")]

@@ -42,6 +42,7 @@ from pytest_mistral_lora.records.asking_limits import AskingLimits
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
@@ -403,7 +404,22 @@ class ServerChecks:
                 # a preview does not pass what changes a chat
                 is_fed = self._target.server.strength == "ids" and fault.rule in _CAUSES
                 fix = fix_of(self._target, _CAUSES[fault.rule]) if is_fed else ""
+                if self._target.server.strength == "ids" and not fix and _has_other_texts(expected, ids, oracle):
+                    fix = fix_of(self._target, "texts")
                 yield Finding(rule, found, self._place, fault.expected, row=row, fix=fix, **parts)
+
+
+def _has_other_texts(expected: Sequence[int], ids: Sequence[int], oracle: Oracle) -> bool:
+    """Return whether a prompt has all markers of the expected one, and other texts between them, not only spaces."""
+    from pytest_mistral_lora.chat.diff import split_at_markers
+
+    sides = [
+        split_at_markers([token for token in side if 0 <= token < oracle.vocab_size], oracle)
+        for side in (expected, ids)
+    ]
+    [markers, served_markers] = [[part.marker for part in side] for side in sides]
+    [letters, served_letters] = [["".join(part.text.split()) for part in side] for side in sides]
+    return markers == served_markers and letters != served_letters
 
 
 def _of_error(error: InputError, asked_row: AskedRow | None = None) -> Finding:

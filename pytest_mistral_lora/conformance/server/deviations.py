@@ -159,6 +159,8 @@ class PromptDeviations:
         found = f"{asked_row.name}: a named deviation ({names}) that is not known of {served_by}"
         expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
         named = f"{kind}@VERSION={target.url}"
+        if target.declared_name and not target.is_elsewhere:
+            named = f"{named}, or `kind: {kind}@VERSION` in the recipe"
         fix = "" if version else with_file(target, f"Name the version, since the server reports none: {named}.")
         sides = (asked_row.expected or (), None), (served, None)
         diff = TokenDiff.of(*sides, target.oracle.piece, ("mistral-common", "served"))

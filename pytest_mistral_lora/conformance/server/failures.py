@@ -66,7 +66,8 @@ def is_about_context(words: str) -> bool:
 
 
 _SETTING = re.compile(
-    r"\b(?:temperature|top_p|top_k|min_p|\w+_penalty|max_tokens|logit_bias|seed)\b.{0,20} (?:must be|should be)\b"
+    r"\b(?:temperature|top_[pkn]|min_p|\w+_penalty|\w+_tokens|\w*logprobs|logit_bias|seed)\b.{0,20}"
+    r" (?:must be|should be)\b"
 )
 """The words of servers for a setting of sampling that they refuse."""
 

@@ -63,6 +63,11 @@ class Moved:
         return found if self.tolerance is None else f"{found}; {self.explained}"
 
     @property
+    def as_numbers(self) -> Mapping[str, float]:
+        """The largest difference and the mean, in nats."""
+        return {"largest": self.largest, "mean": self.mean}
+
+    @property
     def explained(self) -> str:
         """The largest moves that the precision explains, as words."""
         if self.tolerance is None:

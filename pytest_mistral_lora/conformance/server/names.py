@@ -108,7 +108,8 @@ class NameChecks:
         answer = answered(named.outcome)
         if answer is None:
             return False
-        judge = AnswerJudge(self._target.oracle, self._precision)
+        drafts = self._target.answers.facts.drafts or answer.is_drafted
+        judge = AnswerJudge(self._target.oracle, self._precision, knows_logprobs=not drafts)
         try:
             return judge.judge(named.transcript, answer, by_messages=False).passed
         except InputError:  # an id of another vocabulary

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.conformance.answer.comparison import is_same_message, shown_pair, told_apart
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
-from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
+from pytest_mistral_lora.conformance.server.answer import AnswerJudge, ChangedMessage, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server.chat_causes import (
     CONSTRAINED,
-    CUT_TEXT,
     HIDDEN_PROMPT,
+    POOL,
+    POOL_FIX,
     RANDOM_FIX,
     RIGHT_MODEL,
-    STOP_FIX,
+    STREAM_ALONE,
+    STREAM_FIX,
     ChatCauses,
     fix_of,
     fix_of_refusal,
-    has_other_prompt,
     judged_passes,
     limit_of,
-    same_answer,
+    shows_other_prompt,
     with_file,
 )
 from pytest_mistral_lora.conformance.server.failures import (
@@ -46,14 +48,28 @@ if TYPE_CHECKING:
 
 _OTHER_WEIGHTS = (
     "The weights differ from the recorded ones, such as by an older adapter, another alpha, rank or revision of the "
-    "base. Which cannot be told, because answers show their sum alone."
+    "base, or the server computes otherwise, by its settings of the rotary embedding or the type of its cache. Which "
+    "cannot be told, because answers show their sum alone."
 )
 
+_GRAMMAR = "Without a grammar the server answers as recorded, so a grammar constrains each answer."
+_GRAMMAR_FIX = (
+    "Find the grammar that each request gets: an option of the server, such as a schema of its answers, or a field of "
+    "a gateway. The weights are right."
+)
+_DRAFTED = (
+    "log-probabilities are not compared, and ids are: the server drafts tokens (speculative decoding), and gives the "
+    "drafted ones the log-probability 0"
+)
 _UNREAD = "tool calls are compared by their ids alone, since the server left them in the text"
 
 FINGERPRINT = 0.03
 """Largest difference of a first log-probability in full precision, in nats. Noise was 0.007 at most (with a cache in
 float16), and one BOS or one space too many moved it by 0.071 at least."""
+
+_NOISE = "bf16"
+"""The precision whose margin is the widest near tie between two answers of one server: its weights are the same, and
+its numbers differ by the requests beside one alone."""
 
 _SHOWN = 8
 _SAME = 1e-4
@@ -92,6 +108,10 @@ class ReplayChecks:
             key=lambda precision: TOLERANCES[precision].margin,
         )
         return widest, "as recorded, since the server reports none"
+
+    @cached_property
+    def _judge(self) -> AnswerJudge:
+        return AnswerJudge(self._target.oracle, self._precision[0], knows_logprobs=not self._target.drafts)
 
     @property
     def _lacks_tolerance(self) -> str:
@@ -135,6 +155,7 @@ class ReplayChecks:
             return Result(not_checked=f"{self._lacks_tolerance}{moved.numbers and f'; {moved.numbers}'}")
         precision, source = self._precision
         findings, tiers, repeated, unanswered = [], [], 0, 0
+        passed = []
         for replayed in self._target.replayed:
             judged = self._judged(replayed.transcript, of(replayed), by_messages=rule == "ML909")
             if isinstance(judged, str):
@@ -144,7 +165,7 @@ class ReplayChecks:
                 continue
             tiers.append(judged.tier)
             if judged.passed:
-                findings += self._cut_texts(replayed) if rule == "ML909" else ()
+                passed.append(replayed)
             elif rule == "ML909" and self._differs_by_ids(replayed):
                 repeated += 1
             else:
@@ -157,16 +178,24 @@ class ReplayChecks:
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
         text += f"; {moved.numbers}" if moved.numbers else ""
+        not_streamed = ""
+        if rule == "ML909":
+            streamed, of_streams, not_streamed = self._streams(passed)
+            findings += of_streams
+            text += f"; {streamed}" if streamed else ""
         text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in finding.detail for finding in findings) else ""
         name = "answers by ids of" if rule == "ML908" else "answers by messages of"
         all_of = len(self._target.replayed)
         left_out = [f"same cause as ML908: {repeated} of {all_of} differ by ids already"] * (repeated > 0)
         left_out += [f"same cause as by ids: {unanswered} of {all_of} have no answer"] * (unanswered > 0)
+        left_out += [_DRAFTED] * self._target.drafts
+        left_out += [not_streamed] * bool(not_streamed)
         left_out += [f"{_UNREAD}. {fix_of(self._target, 'misread')}"] * (rule == "ML909" and self._leaves_calls)
         if moved.numbers and moved.tolerance is None:
             stated = f"{self._target.server.name}:bf16={self._target.url}"
             left_out.append(f"{moved.numbers}: not judged, since the server reports no precision; name it: {stated}")
-        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), ((name, text),))
+        facts = ((name, text), *([("nats moved by", moved.as_numbers)] if moved.numbers else []))
+        return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), facts)
 
     def _moved(self, of: Callable[[Replayed], Outcome]) -> Moved:
         """Return how far the log-probabilities of answers moved, beside what the precision explains."""
@@ -176,7 +205,8 @@ class ReplayChecks:
             both = [precision, *(replayed.transcript.precision for replayed in self._target.replayed)]
             precision = max(both, key=lambda name: TOLERANCES[name].margin)
             tolerance = TOLERANCES[precision]
-        pairs = [(replayed.transcript, answered(of(replayed))) for replayed in self._target.replayed]
+        known = () if self._target.drafts else self._target.replayed
+        pairs = [(replayed.transcript, answered(of(replayed))) for replayed in known]
         by_case = {golden.case: moved_logprobs(golden, answer) for golden, answer in pairs if answer is not None}
         return Moved(by_case, precision, tolerance)
 
@@ -199,19 +229,29 @@ class ReplayChecks:
         row, effect_of = replayed.transcript.row.to_jsonl(), _effect_of(rule, replayed)
         return Finding(rule, far, self._place, moved.explained, "\n".join(lines), row, fix=fix, effect_of=effect_of)
 
-    def _cut_texts(self, replayed: Replayed) -> Iterator[Finding]:
-        """Yield ML909 if the ids are the recorded ones, and the client gets only the beginning of their text."""
-        golden, answer = replayed.transcript, answered(replayed.by_messages)
-        # what a parser takes out of the text is judged as calls, or not here
-        if answer is None or answer.ids is None or answer.calls or answer.thinking:
-            return
-        if any(token in self._target.oracle.control_tokens for token in answer.ids[:-1]):
-            return
-        said, text = self._target.oracle.decode(answer.ids).strip(), answer.text.strip()
-        if said.startswith(text) and (rest := said[len(text) :]):
-            named = f"the stop string {answer.stop!r}" if answer.stop else f"a stop string, which is in {rest[:24]!r}"
-            detail = f"{CUT_TEXT}: it is cut by {named}. Ids alone are as recorded."
-            yield replace(self._finding("ML909", golden, f"answered {answer.text!r}", detail), fix=STOP_FIX)
+    def _streams(self, passed: Sequence[Replayed]) -> tuple[str, list[Finding], str]:
+        """Return how many right answers are right as a stream, ML909 for the others, and why some are not judged."""
+        asked = [replayed for replayed in passed if replayed.stream is not None]
+        reasons = [reason for replayed in asked if (reason := no_answer(replayed.stream))]
+        findings = [finding for replayed in asked if (finding := self._stream_finding(replayed))]
+        right = len(asked) - len(reasons) - len(findings)
+        text = f"as a stream {right} of {len(asked)}" if asked else ""
+        not_judged = f"as a stream {len(reasons)} of {len(asked)} have no answer: {reasons[0]}" if reasons else ""
+        return text, findings, not_judged
+
+    def _stream_finding(self, replayed: Replayed) -> Finding | None:
+        """Return ML909 if a right answer is another message as a stream, other than by a near tie."""
+        golden, whole, stream = replayed.transcript, answered(replayed.by_messages), answered(replayed.stream)
+        if whole is None or stream is None or self._causes.is_random:
+            return None
+        # some streams lack the reason, and the ids of some parts
+        stream = replace(stream, ids=None, finish_reason=whole.finish_reason)
+        if is_same_message(whole, stream) or judged_passes(self._judged(golden, stream, by_messages=True)):
+            return None
+        changed = self._judge.changed_message(golden, stream)
+        found, expected = told_apart(stream, whole) if changed is None else (changed.found, changed.expected)
+        finding = self._finding("ML909", golden, f"as a stream the client gets {found}", STREAM_ALONE)
+        return replace(finding, expected=expected, shape=STREAM_ALONE, fix=STREAM_FIX)
 
     @property
     def _leaves_calls(self) -> bool:
@@ -235,8 +275,7 @@ class ReplayChecks:
         if answer is None:
             return no_answer(outcome) or "it was not answered"
         try:
-            judge = AnswerJudge(self._target.oracle, self._precision[0])
-            return judge.judge(golden, answer, by_messages=by_messages)
+            return self._judge.judge(golden, answer, by_messages=by_messages)
         except InputError as error:
             return error.found
 
@@ -257,10 +296,12 @@ class ReplayChecks:
         return replace(self._finding(rule, golden, reason), shape=cause_of(reason), fix=fix)
 
     def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
-        return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
+        expected, row = shown_pair("", golden.text)[1], golden.row.to_jsonl()
+        return Finding(rule, f"{golden.case}: {found}", self._place, expected, detail, row)
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
-        found = f"answered {judged.text!r}"
+        text, expected = shown_pair(judged.text, judged.golden_text)
+        found = f"answered {text}"
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
         shape = ""
         if rule == "ML908":
@@ -270,6 +311,10 @@ class ReplayChecks:
                 causes = [(f"{limit[0].upper()}{limit[1:]}.", fix_of(self._target, "context"))]
             lines = [*([cause for cause, _ in causes] or [_OTHER_WEIGHTS]), *lines]
             fix = next((fix for _, fix in causes), "")
+        elif changed := self._changed(replayed, judged):
+            found, expected = f"the client gets {changed.found}", changed.expected
+            lines, fix = self._causes.of_message(changed, replayed)
+            shape = cause_of(lines[0])
         else:
             by_ids = self._judged(replayed.transcript, replayed.by_ids, by_messages=False)
             of = self._causes.of_hidden(replayed) if isinstance(by_ids, str) else None
@@ -278,7 +323,15 @@ class ReplayChecks:
                 found += f", because the grammar refuses {marker}"
             lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
         finding = self._finding(rule, replayed.transcript, found, "\n".join(lines))
-        return replace(finding, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
+        return replace(finding, expected=expected, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
+
+    def _changed(self, replayed: Replayed, judged: AnswerJudgement) -> ChangedMessage | None:
+        """Return how the message of an answer was changed whose ids are as recorded; None if the ids differ, too."""
+        answer = answered(replayed.by_messages)
+        if answer is None or (answer.ids is None and judged.difference is not None):
+            return None
+        is_right = judged.difference is None or self._passes(replayed.transcript, answer)
+        return self._judge.changed_message(replayed.transcript, answer) if is_right else None
 
     def _model_causes(self, golden: Transcript) -> list[tuple[str, str]]:
         """Return the known properties of the served model that can change answers, with their fixes, likeliest first.
@@ -286,14 +339,22 @@ class ReplayChecks:
         The ids of the prompt were sent, so a template cannot be the cause.
         """
         target, found = self._target, []
+        if self._has_default_grammar:
+            found.append((_GRAMMAR, _GRAMMAR_FIX))
         facts, model = target.answers.facts, target.answers.model
         if facts.scales == () and golden.model["kind"] == "adapter":
             cause = "No adapter is loaded: the server lists none, and the transcripts are those of an adapter."
             found.append((cause, fix_of(target, "no-adapter")))
+        if self._causes.is_pool:
+            found.append((POOL, POOL_FIX))
         if model in facts.parents and golden.model["kind"] == "adapter":
             names = ", ".join(facts.adapters[:_SHOWN])
             cause = f"No adapter is asked: {model} is the parent of the adapters that the server lists: {names}."
             found.append((cause, "Ask for the adapter by its name: --model NAME."))
+        applied = [name for name, scale in facts.scales or () if scale]
+        if len(applied) > 1:
+            cause = f"The server applies {len(applied)} adapters at once, whose changes add up: {', '.join(applied)}."
+            found.append((cause, "Start the server with one adapter, or serve each under a name of its own."))
         scaled = [f"{name} the scale {scale:g}" for name, scale in facts.scales or () if scale != 1]
         if scaled:
             found.append((f"The server has given the adapter {', '.join(scaled)} (ML910).", fix_of(target, "scale")))
@@ -306,8 +367,16 @@ class ReplayChecks:
         return found
 
     @cached_property
+    def _has_default_grammar(self) -> bool:
+        """Whether the first answer to ids that differs is the recorded one without a grammar."""
+        golden = next((one.transcript for one in self._target.replayed if self._differs_by_ids(one)), None)
+        free = None if golden is None else answered(self._target.ids_without_grammar(golden))
+        return golden is not None and free is not None and self._passes(golden, free)
+
+    @cached_property
     def _causes(self) -> ChatCauses:
-        return ChatCauses(self._target, self._passes)
+        margin = min(TOLERANCES[precision].margin for precision in (self._precision[0], _NOISE))
+        return ChatCauses(self._target, self._passes, margin)
 
     def _passes(self, golden: Transcript, answer: ServedAnswer) -> bool:
         return judged_passes(self._judged(golden, answer, by_messages=False))
@@ -368,8 +437,10 @@ class ReplayChecks:
         same = 0
         for adapted, base in both_answered:
             if adapted.ids == base.ids:
-                both = zip(adapted.logprobs, base.logprobs, strict=False)
+                both = () if self._target.drafts else zip(adapted.logprobs, base.logprobs, strict=False)
                 same += all(abs(a - b) <= _SAME for a, b in both if isfinite(a) and isfinite(b))
+        if same == len(both_answered) and self._target.drafts:
+            return Result(tuple(findings), "" if findings else f"the base gives the same ids, and {_DRAFTED}")
         if same == len(both_answered):
             found = (
                 f"{len(both_answered)} of {len(both_answered)} prompts are answered as by the base without an adapter"
@@ -397,6 +468,8 @@ class ReplayChecks:
         if self._lacks_tolerance:
             return Result(tuple(findings), "" if findings else self._lacks_tolerance)
         for replayed, answer in repeated:
+            if self._differs_by_ids(replayed) or self._causes.has_other_prompt(replayed):
+                continue  # the cause is that of ML908, or of ML902 and ML903
             asked = {
                 "asked twice": replayed.again,
                 "asked with the temperature 0 alone": replayed.plain,
@@ -408,17 +481,19 @@ class ReplayChecks:
                     if isinstance(judged, str) and other is not None and not _shared(other):
                         findings.append(self._unjudged("ML911", replayed.transcript, other, f"{how}: {judged}"))
                     continue
-                if same_answer(given, answer):
+                if self._causes.is_same(given, answer):
                     continue
                 if isinstance(judged, AnswerJudgement) and judged.passed:
                     continue  # another token at a near tie
-                expected, text = (repr(side.text) if side.text else call_text(side) for side in (answer, given))
+                text, expected = shown_pair(given.text or call_text(given), answer.text or call_text(answer))
                 found = f"{replayed.transcript.case}: {how}, it answers {text}"
                 row = replayed.transcript.row.to_jsonl()
-                fix = RANDOM_FIX if other is replayed.again else ""
+                fix, detail = (RANDOM_FIX if other is replayed.again else ""), ""
+                if self._causes.is_pool:
+                    fix, detail = POOL_FIX, POOL
                 if other is replayed.unlimited and not given.ended:
                     fix = fix_of(self._target, "default-limit")
-                findings.append(Finding("ML911", found, self._place, expected, row=row, fix=fix))
+                findings.append(Finding("ML911", found, self._place, expected, detail, row, fix=fix))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)))
 
 
@@ -427,7 +502,7 @@ def _effect_of(rule: str, replayed: Replayed) -> str:
 
     Beside a finding of that rule it is only counted.
     """
-    return "ML902" if rule == "ML909" and has_other_prompt(replayed) else ""
+    return "ML902" if rule == "ML909" and shows_other_prompt(replayed) else ""
 
 
 def _reason(outcome: Outcome) -> str:

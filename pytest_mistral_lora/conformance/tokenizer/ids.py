@@ -109,8 +109,22 @@ def eos_ids(target: Target) -> set[int]:
     return {token for token in ids if token is not None}
 
 
+_PADS = "a token of no row: <pad> if the vocabulary has it, else <unk>"
+_PAD_FIX = (
+    'Set `"pad_token": "<pad>"` in `tokenizer_config.json` if the vocabulary has it, else `"pad_token": "<unk>"`, and '
+    "its id as `pad_token_id` in `config.json` and `generation_config.json`."
+)
+
+
+def row_markers(oracle: Oracle | None) -> set[int]:
+    """Return the ids of the control tokens that mistral-common writes between the texts of conversations."""
+    if oracle is None:
+        return set()
+    return {token for token, literal in oracle.control_tokens.items() if literal in oracle.facts.control_tokens}
+
+
 def pad(target: Target) -> Iterator[Finding]:
-    """Yield ML204 if the tokenizer pads with an EOS, ML203 if the pad is text."""
+    """Yield ML204 if the tokenizer pads with an EOS, ML203 if the pad is text or a marker of rows."""
     fast, oracle = target.tokenizer.fast, oracle_of(target)
     place, token = target.tokenizer.place, fast.pad_token_id
     if token is not None and token in eos_ids(target):
@@ -118,6 +132,9 @@ def pad(target: Target) -> Iterator[Finding]:
     elif token is not None and oracle and token not in {*oracle.control_tokens, oracle.unk_id}:
         found = f"pad_token is {fast.pad_token!r} (id {token}), which stands for text"
         yield Finding("ML203", found, place, "a control token, or <unk>")
+    elif token in row_markers(oracle):
+        found = f"pad_token is {fast.pad_token!r} (id {token}), which each row with this marker has"
+        yield Finding("ML203", found, place, _PADS, fix=_PAD_FIX)
 
 
 def vocabulary(target: Target) -> Iterator[Finding]:
@@ -355,6 +372,9 @@ def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator
                 yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {sizes[key]}")
     if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
         yield Finding("ML204", f"pad_token_id {given['pad'][0]} is an EOS", place, "another token")
+    for token in row_markers(oracle).intersection(given["pad"]):
+        found = f"pad_token_id {token} is {target.oracle.piece(token)}, which rows have"
+        yield Finding("ML217", found, place, _PADS, fix=_PAD_FIX)
     # a model of another family may stop at several control tokens
     allowed = eos if oracle else eos | end_ids(target)
     other = [token for token in given["eos"] if token not in allowed]

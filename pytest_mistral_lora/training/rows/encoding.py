@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, and_more
+from pytest_mistral_lora.formats.report import conversion_words
 from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.files import is_held_out
 from pytest_mistral_lora.training.rows.dataset import ColumnBuilder
@@ -66,6 +67,7 @@ class ChunkSide:
         """Add a row, with the index of its file, and the number and the bytes of its line."""
         file, number, line = source
         self.tally.add(encoded, kept, file, number)
+        self.tally.converted.update(row.converted)
         if kept.encoded is None:
             return
         self._columns.add(kept.encoded, number, line)
@@ -221,13 +223,15 @@ _CHANGE_TEXTS = {
 
 
 def warn_of_changes(side: str, tally: RowCounts, paths: Sequence[Path]) -> None:
-    """Log how many rows were dropped and cut, with the first places; log nothing if no row was.
+    """Log how many rows were converted, and how many dropped and cut, with the first places; nothing if none was.
 
     Args:
         side: Name of the rows.
         tally: Their numbers.
         paths: The data files.
     """
+    if words := conversion_words(tally.converted):
+        _log.warning("%s: converted as by import: %s", side, words)
     if not tally.changes:
         return
     lines = [f"{side}: {tally.used} of {tally.rows} rows are used"]

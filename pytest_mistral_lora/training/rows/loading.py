@@ -43,7 +43,7 @@ from pytest_mistral_lora.training.rows.encoding import (
     warn_of_losses,
 )
 
-FORMAT = 3
+FORMAT = 4
 """Number of the cache's format: raise it if the columns change, or anything else that a cache key does not cover."""
 
 _FIGURES = "figures.json"

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pytest_mistral_lora.serving.forms import Count, Form, Ids, ListedToken, ListOf, Number, PerToken
+from pytest_mistral_lora.serving.forms import Count, Form, Ids, ListedToken, ListOf, Number, PerToken, Timings
 
 
 class DefaultSettings(Form):
@@ -56,3 +56,4 @@ class PromptCompletion(Form):
     content: str = ""
     stop_type: str | None = None
     completion_probabilities: PerToken[ListedToken] | None = None
+    timings: Timings = Timings()

@@ -56,6 +56,9 @@ _NEUTRAL: Mapping[str, Any] = {
 _SHOWN = ("temperature", "top_k", "top_p", "min_p")
 """The settings of `/props` that a client replaces which asks for a greedy answer."""
 
+_DRAFTS, _NO_DRAFTS = "speculative.types", "none"
+"""The setting of `/props` that names the ways of drafting tokens, and its value without any."""
+
 _THINK, _END_OF_THOUGHT = "[THINK]", "[/THINK]"
 
 _NOT_PASSED = (404, 405)
@@ -78,6 +81,7 @@ class LlamaCpp(Server):
     reads_rendered_text = True
     # a stream leaves out what the request gives of the answer
     streams_forced = False
+    no_grammar: ClassVar[Mapping[str, Any]] = {"grammar": ""}
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
         # this sampler alone: penalties, DRY, XTC, top-k, min-p and future ones are left out
@@ -126,7 +130,8 @@ class LlamaCpp(Server):
         changed = tuple(name for name, value in _NEUTRAL.items() if given.get(name, value) != value)
         shown_defaults = [(name, given[name]) for name in (*_SHOWN, *changed) if name in given]
         defaults = (*shown_defaults, *((("n_ctx", settings.n_ctx),) if settings.n_ctx else ()))
-        return replace(facts, precision=precision, scales=scales, defaults=defaults, changed=changed)
+        drafts = settings.params.get(_DRAFTS, _NO_DRAFTS) != _NO_DRAFTS
+        return replace(facts, precision=precision, scales=scales, defaults=defaults, changed=changed, drafts=drafts)
 
     async def version(self, client: ServerClient) -> str:
         """Return the build of the server; empty if it was built outside of Git, and has no number."""
@@ -145,7 +150,9 @@ class LlamaCpp(Server):
         made, listed = tuple(completion.tokens), completion.completion_probabilities or []
         # the list leaves out tokens that end within a character; `tokens` has all
         numbers = logprobs_of(listed) if len(listed) == len(made) else ()
-        return ServedAnswer(completion.content, made, numbers, ended=completion.stop_type != "limit")
+        is_drafted = bool(completion.timings.draft_n)
+        ended = completion.stop_type != "limit"
+        return ServedAnswer(completion.content, made, numbers, ended=ended, is_drafted=is_drafted)
 
     def shown_ids(self, *, is_stream: bool) -> Mapping[str, Any]:
         """Return the fields that make the server list the tokens of an answer: it refuses them in a stream of calls."""

@@ -77,6 +77,12 @@ class Ollama(Server):
         calls = tuple(ServedCall(function.name, json.dumps(function.arguments)) for function in functions)
         return ServedAnswer(chat.message.content or "", calls=calls, ended=chat.done_reason != "length")
 
+    async def stream(
+        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer | None:
+        """Return None: its own endpoint streams in another form, and the other one lacks most of the settings."""
+        return None
+
 
 def _request(row: Row, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request in the form of Ollama's own API: arguments as an object, a message for each part of a text."""

@@ -67,6 +67,13 @@ class Vllm(Server):
             answer = await super().answer(client, row, model, limit, {**shown, "tool_choice": "none"})
         return replace(answer, calls_read=bool(answer.calls))
 
+    async def stream(
+        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer | None:
+        """Return the answer from a stream; a server without a parser of calls leaves them in the text. See `answer`."""
+        answer = await super().stream(client, row, model, limit, settings)
+        return None if answer is None else replace(answer, calls_read=bool(answer.calls))
+
     def without_grammar(self, row: Row, oracle: Oracle) -> Mapping[str, Any] | None:
         """Return a grammar of any token, which takes the place of the one that the server makes of a request."""
         if not row.tools and not has_grammar(oracle):

@@ -1,0 +1,257 @@
+"""One file of rows goes through every road to a verdict: what is converted, compared or refused is the same on each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from derived_tekken import derived_tokenizer
+from guarded_runs import begin, make_trainer
+from sound_rows import SOUND_ROWS
+from toys import Data, ids_alone, with_ids, write_lines
+
+from pytest_mistral_lora import audit, judge
+from pytest_mistral_lora.chat.kinds.records import parse_trained
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.dataset.checks import check_dataset
+from pytest_mistral_lora.errors import RowsError
+from pytest_mistral_lora.judging import Verdict
+from pytest_mistral_lora.training.recipe import load_recipe
+from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.run import train
+
+# PEFT and Trainer warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TOWNS = ("Rome", "Oslo", "Lima", "Cairo")
+DUMPED: Data = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+"""The keys that `message.model_dump()` of OpenAI's client adds to an answer."""
+
+
+def talks(*before: Data, **answer: Any) -> list[Data]:
+    """Return rows with the messages before each question, and the keys of each answer."""
+    return [
+        {
+            "messages": [
+                *before,
+                {"role": "user", "content": f"Where is {town}?"},
+                {"role": "assistant", "content": f"{town} is on page {number} of the map.", **answer},
+            ]
+        }
+        for number, town in enumerate(TOWNS)
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file of rows.
+
+    Attributes:
+        rows: Its rows.
+        readable: Rows with the same ids, if a row of the file cannot be read.
+        rule: The rule of such a row.
+        converted: What the line of a verdict says about its conversion.
+        version: The tokenizer, if it is not `spm-v3`.
+    """
+
+    rows: list[Data]
+    readable: list[Data] | None = None
+    rule: str = ""
+    converted: str = ""
+    version: str = ""
+
+
+def sound(title: str) -> list[Data]:
+    """Return the first file of a class of sound rows."""
+    return next(rows for rows in SOUND_ROWS if rows.title == title).files[0]
+
+
+BRIEF = {"role": "system", "content": "Be brief."}
+DEVELOPER = {**BRIEF, "role": "developer"}
+CASES = {
+    "our form": Case(talks(BRIEF)),
+    "developer": Case(talks(DEVELOPER), converted="developer is system (4 rows)"),
+    "model_dump": Case(talks(**DUMPED), converted="keys that are null or empty are left out (4 rows)"),
+    "reasoning_content": Case(
+        talks(reasoning_content="It is on the map."),
+        converted="reasoning is a thinking chunk (4 rows)",
+        version="derived-v13-thinking",
+    ),
+    "flags": Case(talks(train=True), converted="flags of training are `weight`: train (4 rows)"),
+    "audio that is lost": Case(talks(DEVELOPER, **{**DUMPED, "audio": {"id": "a"}}), talks(BRIEF), rule="ML601"),
+    "a misspelt key": Case(talks(wieght=0), talks(), rule="ML601"),
+    "a shell": Case(sound("Shell and code with a line break at their end")),
+    "texts of one form": Case(sound("Texts of one form that end with a value")),
+    "a tag in a sentence": Case(sound("Lessons about reasoning models"), version="derived-v13-thinking"),
+}
+
+
+@dataclass
+class Walk:
+    """What the roads share: the file, its rows with their ids, and a base."""
+
+    case: Case
+    folder: Path
+    base: Path
+    run_pytest: Callable[..., pytest.RunResult]
+
+    @cached_property
+    def rows(self) -> Path:
+        return write_lines(self.folder / "rows.jsonl", self.case.rows)
+
+    @cached_property
+    def lines(self) -> list[Data]:
+        oracle = CheckpointTokenizer(self.base).oracle
+        with_row = zip(self.case.rows, self.case.readable or self.case.rows, strict=True)
+        return [{**with_ids(oracle, [readable])[0], **row} for row, readable in with_row]
+
+    @cached_property
+    def recipe(self) -> Path:
+        path = self.folder / "recipe.yaml"
+        weights = BaseFolder(self.base).weights_sha256
+        path.write_text(
+            f"base: {{path: {self.base}, weights_sha256: {weights}}}\ndata: {{train: [{self.rows.name}]}}\n"
+            "training: {steps: 1, dry_run: false, device: cpu}\noutput: out\n"
+        )
+        return path
+
+    def by_pytest(self, option: str, path: Path) -> set[str]:
+        report = self.folder / f"{option}.json"
+        words = (f"--mistral-{option}={path}", f"--mistral-tokenizer={self.base}", f"--mistral-report={report}")
+        self.run_pytest("--mistral-golden", *words, "-k", option)
+        return {cause["rule"] for cause in json.loads(report.read_text())["causes"]}
+
+    def by_guard(self, lines: list[Data]) -> Verdict:
+        verdict = begin(
+            make_trainer(self.base, lines, self.folder / "run"), on_finding="warn", tokenizer=self.base
+        ).verdict
+        assert verdict is not None
+        return verdict
+
+
+def rules_of(verdict: Verdict) -> set[str]:
+    return {finding.rule for finding in verdict.findings}
+
+
+def of_recipe(walk: Walk) -> set[str]:
+    return {finding.rule for result in check_dataset(walk.recipe).values() for finding in result.findings}
+
+
+def of_train(walk: Walk) -> set[str]:
+    try:
+        train(load_recipe(walk.recipe))
+    except RowsError:
+        return {"ML601"}
+    return set()
+
+
+def of_check(walk: Walk) -> set[str]:
+    report = walk.folder / "check.json"
+    main(["check", str(walk.rows), "--tokenizer", str(walk.base), "--no-cache", "--report", str(report)])
+    return {cause["rule"] for cause in json.loads(report.read_text())["causes"]}
+
+
+def encoded_file(walk: Walk, *, alone: bool = False) -> Path:
+    lines = ids_alone(walk.lines) if alone else walk.lines
+    return write_lines(walk.folder / f"encoded-{alone}.jsonl", lines)
+
+
+ROWS: Mapping[str, Callable[[Walk], set[str]]] = {
+    "check": of_check,
+    "judge": lambda walk: rules_of(judge(walk.rows, tokenizer=walk.base)),
+    "pytest --mistral-dataset": lambda walk: walk.by_pytest("dataset", walk.rows),
+    "a recipe": of_recipe,
+    "train": of_train,
+}
+WITH_MESSAGES: Mapping[str, Callable[[Walk], set[str]]] = {
+    "pytest --mistral-encoded": lambda walk: walk.by_pytest("encoded", encoded_file(walk)),
+    "audit of a file": lambda walk: rules_of(audit(encoded_file(walk), tokenizer=walk.base)),
+    "audit in memory": lambda walk: rules_of(audit(walk.lines, tokenizer=walk.base)),
+}
+BY_IDS: Mapping[str, Callable[[Walk], set[str]]] = {
+    "audit of a file of ids": lambda walk: rules_of(audit(encoded_file(walk, alone=True), tokenizer=walk.base)),
+    "audit of ids in memory": lambda walk: rules_of(audit(ids_alone(walk.lines), tokenizer=walk.base)),
+    # messages that cannot be read are those of another program, and the ids are read back
+    "a guard's batch": lambda walk: rules_of(walk.by_guard(walk.lines)),
+    "a guard's batch of ids": lambda walk: rules_of(walk.by_guard(ids_alone(walk.lines))),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def base(version: str) -> Path:
+        if version not in made:
+            file = derived_tokenizer(version) if version else shipped_tokenizer("spm-v3")
+            made[version] = write_tiny_base(tmp_path_factory.mktemp("roads") / "base", file)
+        return made[version]
+
+    return base
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_has_one_verdict_on_every_road(
+    name: str, bases: Callable[[str], Path], tmp_path: Path, run_pytest: Callable[..., pytest.RunResult]
+) -> None:
+    case = CASES[name]
+    walk = Walk(case, tmp_path, bases(case.version), run_pytest)
+    expected = {
+        **dict.fromkeys(ROWS, {case.rule} - {""}),
+        **dict.fromkeys(WITH_MESSAGES, {"ML501"} if case.rule else set()),
+        **{road: set[str]() for road in BY_IDS},
+    }
+    assert len(expected) == 12
+    assert {road: take(walk) for road, take in {**ROWS, **WITH_MESSAGES, **BY_IDS}.items()} == expected
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.converted])
+def test_a_conversion_is_said_in_one_line(
+    name: str, bases: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = CASES[name]
+    walk = Walk(case, tmp_path, bases(case.version), lambda *words: pytest.fail("not run"))
+    facts = judge(walk.rows, tokenizer=walk.base).facts["rows.jsonl::dataset::statistics"]
+    assert case.converted in facts["rows of"]
+    for verdict in (audit(walk.lines, tokenizer=walk.base), walk.by_guard(walk.lines)):
+        [words] = {facts["encoded rows of"] for facts in verdict.facts.values() if "encoded rows of" in facts}
+        assert case.converted in words
+    load_data(load_recipe(walk.recipe), make_encoder("mistral-common", CheckpointTokenizer(walk.base)))
+    assert [message for message in caplog.messages if case.converted in message] == [
+        f"rows to train on: converted as by import: {facts['rows of'].removeprefix('converted as by import: ')}"
+    ]
+
+
+def test_a_pair_is_converted_on_both_sides(tmp_path: Path) -> None:
+    [row] = talks(DEVELOPER)[:1]
+    prompt = row["messages"][:-1]
+    sides = {side: [{"role": "assistant", "content": side, **DUMPED}] for side in ("chosen", "rejected")}
+    path = write_lines(tmp_path / "pairs.jsonl", [{"prompt": prompt, **sides}])
+    verdict = judge(path, tokenizer="spm-v3")
+    assert verdict.ok
+    assert "developer is system (1 row)" in verdict.facts["pairs.jsonl::dataset::statistics"]["rows of"]
+    path = write_lines(path, [{"prompt": prompt, **sides, "images": ["a.png"]}])
+    assert {str(finding.place.within()) for finding in judge(path, tokenizer="spm-v3").findings} == {
+        f"{path}:1, images"
+    }
+
+
+def test_what_is_in_the_tokens_is_not_converted() -> None:
+    """Ids of calls, letters of calls in a text, and nulls in arguments are the row's own."""
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"city": None}}}
+    answer = {"role": "assistant", "content": text, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "<tool_response>1</tool_response>"}
+    asked = {"role": "user", "content": "Go."}
+    row = parse_trained({"messages": [DEVELOPER, asked, {**answer, "annotations": []}, result, {**answer, **DUMPED}]})
+    assert row.messages == (BRIEF, asked, answer, result, {key: answer[key] for key in ("role", "content")})
