@@ -235,6 +235,7 @@ def test_answers_in_another_format_than_the_checks_ask_for_fail(
     data["evaluation"] = {"gate": True, **asked}
     result = train(parse_recipe(data, folder=tmp_path))
     assert verdicts_of(result.gate)["rate of regex:It is in .*"] == "failed"
+    assert [field for field in verify(result.output) if field.state == "mismatch"] == []
     assert smoke(result.output, "--gate", "--base", knowing) == 1
     assert "ML807" in capsys.readouterr().out
 
