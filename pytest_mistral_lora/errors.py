@@ -9,13 +9,17 @@ import errno
 import json
 import re
 import reprlib
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.escaping import in_block, printable
 from pytest_mistral_lora.places import NOWHERE, Place
+
+_PACKAGE = Path(__file__).parent
 
 EXIT_OK = 0
 EXIT_FINDING = 1
@@ -285,6 +289,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
 
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""System errors on a write, whatever is written: the disk is full, is read-only, or takes no file of this size."""
+
+
+def _no_temporary_folder(error: OSError) -> bool:
+    # Python's own search for a folder for temporary files has the error of a missing file
+    return error.errno == errno.ENOENT and not error.filename and "temporary directory" in str(error.strerror)
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Return whether a disk refuses every such file."""
+    return isinstance(error, OSError) and (error.errno in _DISK_ERRORS or _no_temporary_folder(error))
+
+
+def disk_fault(error: BaseException) -> str:
+    """Return why a disk refuses every such file, with its name; empty for another cause, and for a write's own error.
+
+    An open file does not know its name: of such an error, only its traceback says what was written.
+    """
+    if not isinstance(error, OSError) or not is_disk_fault(error):
+        return ""
+    if _no_temporary_folder(error):
+        return f"{error.strerror}. Set TMPDIR to a folder where this process may write."
+    file = error.filename2 or error.filename
+    return f"{error.strerror}: {str(file)!r}" if file else ""
+
+
+def is_raised_here(error: BaseException) -> bool:
+    """Return whether an error was raised in this package, and not in what it called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(_PACKAGE)
+
+
 def counted(number: float, noun: str, plural: str = "s") -> str:
     """Return a number with its noun: `1 row`, `1,000 rows`; `0.333 epochs`, with at most three digits of a fraction."""
     text = f"{number:.3g}" if number < 100 else f"{number:,.0f}"
@@ -324,7 +361,7 @@ def loading(library: str, place: object, expected: str = "") -> Iterator[None]:
     except BaseException as error:
         # pyo3 raises a panic of Rust code past every `except Exception`
         is_of_library = isinstance(error, Exception) or type(error).__name__ == "PanicException"
-        if isinstance(error, TokenizerError) or not is_of_library:
+        if isinstance(error, TokenizerError) or not is_of_library or is_disk_fault(error):
             raise
         found = f"{library} cannot load it: {one_line(error) or type(error).__name__}"
         step = "A newer one may know it: pip install --upgrade mistral-common" if "Unknown version" in found else ""

@@ -130,11 +130,6 @@ def _longest_backticks(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def safe_xml(text: str) -> str:
-    """Return a whole XML document, made of printable texts, in which no line is a command for a CI system."""
-    return _COMMAND.sub(lambda found: found[0][:-1] + f"&#{ord(found[0][-1])};", text)
-
-
 class SafeStream:
     """A text stream that writes each text by `safe_text`, even if a command comes in parts.
 

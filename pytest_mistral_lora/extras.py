@@ -38,12 +38,11 @@ class Extra:
 
 EXTRAS: tuple[Extra, ...] = (
     Extra("train", ("torch", "peft", "accelerate"), "train, merge and run models, and compare adapters with a base"),
-    Extra("parquet", ("pyarrow",), "read Parquet, Arrow and zstd files of rows"),
+    Extra("parquet", ("pyarrow",), "read Parquet and Arrow files of rows"),
     Extra("near", ("rensa",), "find nearly equal rows"),
     Extra("guidance", ("llguidance",), "judge answers by the grammar that servers decode with"),
     Extra("serving", ("httpx",), "ask a server"),
     Extra("gguf", ("gguf",), "compare the numbers of a GGUF file"),
-    Extra("signing", ("model_signing", "OpenSSL"), "verify signatures"),
     Extra("qlora", ("bitsandbytes",), "train with a base in 4 bits, and with optimizers in 8 bits"),
     Extra("kernels", ("liger_kernel",), "train with Liger's kernels on a GPU"),
 )
@@ -64,9 +63,8 @@ class MissingExtraError(InputError):
 
     def __init__(self, module: str) -> None:
         self.extra: Extra = _BY_MODULE[module]
-        library = {"OpenSSL": "pyopenssl"}.get(module, module.replace("_", "-"))
         super().__init__(
-            f"{library} is not installed",
+            f"{module.replace('_', '-')} is not installed",
             next_step=f"To {self.extra.gives}: {self.extra.command}",
         )
 

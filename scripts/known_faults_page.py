@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from pytest_mistral_lora.programs.facts import Fact, Works, programs
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 _HEADER = """\
 # Known faults of libraries and servers
@@ -82,7 +86,7 @@ def _plain(text: str) -> str:
 
 
 def _source(source: str) -> str:
-    page = source.removeprefix("docs/")
-    if page != source:
-        return f"[{page}]({page})"
+    if (DOCS.parent / source).is_file():
+        page = os.path.relpath(DOCS.parent / source, DOCS)
+        return f"[{source.removeprefix('docs/')}]({Path(page).as_posix()})"
     return f"<{source}>" if source.startswith("https://") else _plain(source)

@@ -1,4 +1,4 @@
-"""The table of docs/prepared.md: in which sources of rows each rule is found; `scoreboards.py` writes its others."""
+"""The table of docs/prepared.md: in which sources of rows each rule is found."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
+"""Write the pages of docs/ that are made from the code: `python scripts/write_docs.py [--check]`.
 
-The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line, and the
-long tables of the scoreboard, are made when the site is built, and are not in the repository. To read them in a clone:
-`python scripts/write_docs.py --site FOLDER`. The other tables of the scoreboards are written by `scoreboards.py`.
+The pages of the rules, of the incidents, of the published templates, of the recordings and of the command line are made
+when the site is built, and are not in the repository. To read them in a clone:
+`python scripts/write_docs.py --site FOLDER`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")]
 
 import yaml  # noqa: E402
-from boards.pages import site_pages as board_pages  # noqa: E402
 from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
@@ -35,11 +34,9 @@ from pydantic.fields import FieldInfo  # noqa: E402
 from recordings_page import recordings_page  # noqa: E402
 from sound_rows_page import sound_rows_page  # noqa: E402
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
-from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
-from pytest_mistral_lora.conformance.finding import FORMER_RULES, PROOFS, RULES, Rule, with_paths  # noqa: E402
+from pytest_mistral_lora.conformance.finding import PROOFS, RULES, Rule, with_paths  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import TRAINERS, Trainer  # noqa: E402
 from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS, ReadDeviation  # noqa: E402
@@ -69,7 +66,9 @@ def deviations_page() -> str:
         "is predicted, not just tolerated: the table in the code has the text that the template writes, or the change",
         "of the row that removes the difference. A refusal is excused only if your row has what it is about,",
         "and the template is right about the row without it. Prompts are held to the same list: of each packaged row,",
-        "the messages before each answer to a question or to the result of a tool.",
+        "the messages before each answer to a question or to the result of a tool; of your rows, one prompt of each",
+        "shape (roles, settings, tools, calls, thinking), the longest first, up to 8,000 tokens or a 24th of those",
+        "of the rows.",
         "",
         "A server that renders the template has them, too. `mistral-lora serve-check` accepts one of the servers that",
         "are listed here, from the version on (llama.cpp: from the build on): others were not run, and fail (ML902).",
@@ -130,32 +129,7 @@ def rules_page(*, words: bool = False) -> str:
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
         lines += ["", f"## {subject}", "", "| rule | severity | proof | requirement |", "|---|---|---|---|"]
         lines += [_rule_row(rule, words=words) for rule in RULES.values() if rule.subject == subject]
-    lines += [
-        "",
-        "## Former ids",
-        "",
-        "Rules of encoded rows that became one with rules of chat rows. `mistral-lora rules` explains the rules that",
-        "they stand for. A list of known deviations may still have a former id: it accepts the findings of these rules",
-        "in encoded rows.",
-        "",
-        "| former id | rules |",
-        "|---|---|",
-        *(
-            f'| <a id="{name.lower()}"></a>{name} | {_same_page(former.rules)} |'
-            for name, former in FORMER_RULES.items()
-        ),
-    ]
     return _page(lines)
-
-
-def _same_page(rules: Iterable[str]) -> str:
-    return ", ".join(f"[{rule}](#{rule.lower()})" for rule in rules)
-
-
-def former_rule_page(former: str, rules: Iterable[str]) -> str:
-    """Return the page of a former id, to which older reports link."""
-    links = " and ".join(f"[{rule}]({rule}.md): {RULES[rule].title}" for rule in rules)
-    return _page([f"# {former}", "", f"A former id, in encoded rows. It stands for {links}", "", f"{_MADE}."])
 
 
 def _rule_row(rule: Rule, *, words: bool) -> str:
@@ -219,7 +193,6 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
         f"- why: {rule.why}",
         f"- fix: {rule.fix}",
         *(f"- fix in {name}: {fix}" for name, fix in rule.program_fixes.items()),
-        *([f"- formerly: {', '.join(rule.former_ids)}, in encoded rows"] if rule.former_ids else ()),
         f"- source: {_linked(rule.source) if THREAD.fullmatch(rule.source) else rule.source}",
         "",
         "## Example",
@@ -362,12 +335,11 @@ def _page(lines: list[str]) -> str:
 
 
 def committed_pages() -> dict[str, str]:
-    """Return the pages and templates that are in the repository, by their paths in docs/."""
+    """Return the pages that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
     made |= {"sound-rows.md": sound_rows_page(), "known-faults.md": known_faults_page()}
     made["maintainers.md"] = maintainers_page()
-    made |= {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
-    return made | {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
+    return made | {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
 
 
 def site_pages() -> dict[str, str]:
@@ -375,8 +347,7 @@ def site_pages() -> dict[str, str]:
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, mutant) for subject, module in modules.items() for mutant in mutants(module)]
     made = {"incidents.md": incidents_page(gallery), "cli.md": command_line_page(), "published.md": published_page()}
-    made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True), **board_pages()}
-    made |= {f"rules/{name}.md": former_rule_page(name, former.rules) for name, former in FORMER_RULES.items()}
+    made |= {"recordings.md": recordings_page(), "rules.md": rules_page(words=True)}
     return made | {f"rules/{rule.id}.md": rule_page(rule, gallery) for rule in RULES.values()}
 
 

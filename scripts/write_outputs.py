@@ -184,15 +184,6 @@ def annotation(folder: Path) -> str:
     return _printed_here(*words, folder=folder, exit_code=1)
 
 
-def false_alarm(folder: Path) -> str:
-    """Return what is printed for a report of a row that spells a control token, with its texts scrubbed."""
-    spelled = {"role": "assistant", "content": "A prompt begins with [INST]."}
-    write_rows(folder / "train.jsonl", {"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, spelled]})
-    _printed_here("check", "train.jsonl", "--tokenizer", "spm-v3", "--report", "report.json", folder=folder)
-    words = ("report-false-alarm", "ML612", "train.jsonl:2", "--from", "report.json", "--scrub")
-    return _printed_here(*words, folder=folder)
-
-
 def baseline(folder: Path) -> str:
     """Return the list of known deviations that accepts a wrong role and a repeated row."""
     row, wrong = {"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "role": "bot"}]}
@@ -327,7 +318,6 @@ OUTPUTS = (
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),
-    Output("false alarm", RED, false_alarm),
     Output("masks", MASKS, partial(rendered_row, tokenizer=SHIPPED_V3)),
     Output("objective", MASKS, undeclared_objective),
     Output("declared", MASKS, declared_objective),

@@ -309,16 +309,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_kept_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have `check` run every check, unless a test names a cache: a test may change what a result does not depend on.
-
-    The key of the seals is none of the user who runs the tests.
-    """
-    from pytest_mistral_lora.conformance import kept_results
+def no_kept_results() -> Iterator[None]:
+    """Have `check` run every check, unless a test names a cache: a test may change what a result does not depend on."""
+    from pytest_mistral_lora.cli import check
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept_results, "default_folder", lambda: None)
-        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setattr(check, "_kept_folder", lambda: None)
         yield
 
 

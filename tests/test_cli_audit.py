@@ -9,14 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.encoded.audit import CASES
 
 FILE = shipped_tokenizer("spm-v3")
 Audit = Callable[..., tuple[int, str, str]]
@@ -120,18 +118,6 @@ def test_findings_are_written_for_other_machines(
     assert annotation.startswith("::error file=rows.jsonl,line=3,title=ML543 ")
     assert verdict.startswith("4 rows: 2 sound, 2 wrong, ")
     assert verdict.endswith("; 2 findings of 1 cause")
-    code, out, _ = audit(broken, "--output-format", "junit")
-    assert code == 1
-    cases = list(ElementTree.fromstring(out).iter("testcase"))
-    [failed] = [one for one in cases if len(one)]
-    assert (failed.get("classname"), failed.get("name")) == ("mistral-golden.rows.jsonl.encoded", "labels")
-    assert [(one.get("name"), one.get("value")) for one in failed.iter("property")] == [
-        ("rule", "ML543"), ("file", "rows.jsonl"), ("line", "3"),
-    ]  # fmt: skip
-    # each check is a test, so that a sound file has passed tests
-    assert [one.get("name") for one in cases] == [*CASES]
-    _, out, _ = audit(lines, "--output-format", "sarif")
-    assert json.loads(out)["runs"][0]["results"] == []
 
 
 def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, Any]], audit: Audit) -> None:
@@ -143,8 +129,7 @@ def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, A
     assert "not checked" not in audit(lines)[1]
 
     def skipped(lines: list[Any]) -> set[str]:
-        cases = ElementTree.fromstring(audit(lines, "--output-format", "junit")[1]).iter("testcase")
-        return {str(one.get("name")) for one in cases if one.find("skipped") is not None}
+        return {*json.loads(audit(lines, "--json")[1].splitlines()[-1])["summary"]["not_checked"]}
 
     assert skipped(lines) == set()
     assert skipped(nameless) == {"rows-complete"}

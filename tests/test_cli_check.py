@@ -7,7 +7,6 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from check_verb import check, rows
@@ -32,21 +31,6 @@ def test_findings_are_written_for_other_machines(capsys: Any, monkeypatch: pytes
     [line] = [line for line in out.splitlines() if line.startswith("::error ")]
     assert line.startswith("::error file=rows.jsonl,line=3,title=ML601 ")
     assert "/rows.jsonl:3, messages[1].role: 'bot'%0Acheck: rows.jsonl::dataset::rows-are-valid%0A" in line
-    code, out = check(capsys, *bad, "--output-format", "sarif")
-    assert code == 1
-    [run] = json.loads(out)["runs"]
-    [result] = [one for one in run["results"] if one["level"] == "error"]
-    assert result["ruleId"] == "ML601"
-    assert result["locations"][0]["physicalLocation"] == {
-        "artifactLocation": {"uri": "rows.jsonl"},
-        "region": {"startLine": 3},
-    }
-    assert {one["ruleId"] for one in run["results"]} == {rule["id"] for rule in run["tool"]["driver"]["rules"]}
-    code, out = check(capsys, *bad, "--output-format", "junit")
-    assert code == 1
-    [failed] = [one for one in ElementTree.fromstring(out).iter("testcase") if one.find("failure") is not None]
-    assert failed.attrib.items() >= {"name": "rows-are-valid", "file": "rows.jsonl", "line": "3"}.items()
-    assert "| rows.jsonl" not in out
     assert summary.read_text().count("### ❌ ML601") == 1
 
 

@@ -6,9 +6,11 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 import torch
 from forked import run_forked
 from hypothesis.internal.conjecture import junkdrawer
+from refusing_disks import largest_file
 from sampling import sampled_case
 from verb_words import VERB_OF, WORDS
 
@@ -62,6 +65,22 @@ ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
         1,
         "error: No space left on device: 'x.html'\n",
     ),
+    "a copy on a full disk": (
+        raised(OSError(errno.EFBIG, "File too large", "tekken.json", None, "/tmp/x")),
+        1,
+        "error: File too large: '/tmp/x'\n",
+    ),
+    "a library's write on a full disk": (
+        raised(OSError(errno.EFBIG, "File too large")),
+        1,
+        "error: a file that a library writes: File too large\n",
+    ),
+    "no temporary folder": (
+        raised(FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")),
+        2,
+        "error: No usable temporary directory found in ['/tmp']. Set TMPDIR to a folder",
+    ),
+    "foreign code that exits": (raised(SystemExit(0)), 2, "sys.exit(0)"),
     "may not": (
         raised(PermissionError(13, "Permission denied", "x.html")),
         2,
@@ -241,6 +260,33 @@ def test_an_output_on_a_full_disk_is_no_traceback() -> None:
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(cli("rules"), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+def test_a_disk_that_refuses_each_file_is_no_traceback_and_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}]})
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it is found again
+    check = ["check", str(rows), "--tokenizer", "spm-v3", "--no-cache"]
+    with largest_file(0):
+        assert main(check) == 0  # rows of one process need no file
+        assert main([*check, "--report", "x.html"]) == 2
+        assert main(["template", "--tokenizer", "tekken-240911", "--output", "t.jinja"]) == 1
+        # transformers loads such a tokenizer from a copy
+        assert main(["check", "spm-v3", "--no-cache"]) == 2
+    out, err = capsys.readouterr()
+    assert "ML201" not in out
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert ["x.html" in lines[0], "t.jinja" in lines[1], "TMPDIR" in lines[2]] == [True] * 3
+    with largest_file(1024):
+        assert main(["check", "spm-v3", "--no-cache"]) == 1
+    # where the copy fails, or, if it is loaded already, where it is saved
+    assert re.search(r"^error: .*File too large", capsys.readouterr().err, flags=re.MULTILINE)
+    assert sorted(tmp_path.iterdir()) == [rows]
 
 
 @pytest.mark.parametrize("words", [["nope.yaml"], []])

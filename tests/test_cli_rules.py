@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -64,14 +63,3 @@ def test_rules_are_found_by_the_words_of_a_symptom(capsys: Any) -> None:
     assert "ML510" in capsys.readouterr().out
     assert main(["rules", "--search", "ddings"]) == 2
     assert "no rule has all of the words 'ddings'" in capsys.readouterr().err
-
-
-def test_a_former_id_prints_the_rules_that_it_stands_for(capsys: Any) -> None:
-    assert main(["rules", "ml562"]) == 0
-    first, *lines = capsys.readouterr().out.splitlines()
-    assert re.findall(r"ML\d+", first) == ["ML562", "ML649", "ML650"]
-    assert [line[:5] for line in lines if line[:2] == "ML"] == ["ML649", "ML650"]
-    assert sum(line.split()[:2] == ["formerly:", "ML562,"] for line in lines) == 2
-    # a rule is printed once, also beside its former id
-    assert main(["rules", "ML558", "ML623", "--json"]) == 0
-    assert [rule["id"] for rule in json.loads(capsys.readouterr().out)] == ["ML623"]

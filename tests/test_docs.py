@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import VERBS
-from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.programs.facts import works
 from pytest_mistral_lora.training.recipe import Recipe
 
@@ -47,7 +47,7 @@ def test_the_example_of_a_new_rule_has_an_id_that_is_free() -> None:
 
 
 def test_every_rule_and_verb_has_a_page_in_the_site(site: Path) -> None:
-    assert {path.stem for path in (site / "rules").iterdir()} == RULES.keys() | FORMER_RULES.keys()
+    assert {path.stem for path in (site / "rules").iterdir()} == RULES.keys()
     for rule in RULES.values():
         page = (site / "rules" / f"{rule.id}.md").read_text(encoding="utf-8")
         assert rule.title in page
@@ -82,7 +82,7 @@ def test_a_link_of_the_repository_leads_to_the_page_that_the_site_has(site: Path
         assert (ROOT / source).is_file()
         assert (site / page).is_file()
     lines = re.findall(r'^\| <a id="(ml\d+)"></a>(ML\d+) \|', (ROOT / "docs" / "rules.md").read_text(), flags=re.M)
-    assert sorted(lines) == sorted((rule.lower(), rule) for rule in (*RULES, *FORMER_RULES))
+    assert sorted(lines) == sorted((rule.lower(), rule) for rule in RULES)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,35 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         file = (page.parent / target).resolve() if target else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+TEXTS = [
+    *ROOT.glob("*.md"),
+    *PAGES,
+    ROOT / "tests" / "README.md",
+    *(path for suffix in ("toml", "py") for path in sorted((ROOT / "pytest_mistral_lora").rglob(f"*.{suffix}"))),
+    *sorted((ROOT / "scripts").rglob("*.py")),
+    *(ROOT / name for name in ("action.yml", "mkdocs.yml", "pyproject.toml", "tox.ini")),
+    *sorted((ROOT / ".github").rglob("*.yml")),
+]
+NAMED_PATH = re.compile(
+    r"(?<![\w./-])(?:benchmarks|docs|examples|goldens|pytest_mistral_lora|scripts|tests)/[\w./…-]*\w"
+)
+OF_OTHERS = re.compile(
+    # a repository of somebody else, a user's, what the wheel alone has, and a name to be filled in
+    r"tests/(goldens|data/samples|integrations|test_mistral\.py)|pytest_mistral_lora/goldens|.*(NAME|PROGRAM|SUBJECT)\b"
+)
+
+
+def test_every_path_of_the_repository_that_a_text_names_exists() -> None:
+    lacking = set()
+    for file in dict.fromkeys(TEXTS):
+        text = file.read_text(encoding="utf-8").replace("\\_", "_")
+        # OWNER/REPOSITORY, PATH is a source in another repository
+        text = re.sub(r"[\w.-]+/[\w.-]+, [\w./-]+", "", text)
+        paths = (path for path in NAMED_PATH.findall(text) if "…" not in path and not OF_OTHERS.match(path))
+        lacking |= {(file.relative_to(ROOT).as_posix(), path) for path in paths if not (ROOT / path).exists()}
+    assert lacking == set()
 
 
 def prose(page: Path) -> str:

@@ -7,13 +7,12 @@ import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
-from xml.etree import ElementTree
 
 import pytest
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.escaping import SafeStream, own_stream, printable, safe_json, safe_streams, safe_text, safe_xml
+from pytest_mistral_lora.escaping import SafeStream, own_stream, printable, safe_json, safe_streams, safe_text
 
 COMMANDS = ("::error::x", " \t::set-output name=a::b", "::stop-commands::x", "a ##[error]x", "##vso[task.x]y")
 COMMANDS += ("##VSO[task.x]y", "##teamcity[x]", "\u3000::add-mask::x", "a\n\n ::error::x")
@@ -70,15 +69,6 @@ def test_json_reads_back_as_the_same_text(indent: int | None) -> None:
     assert "é" in text
     assert safe_text(text) == text
     assert json.loads(safe_json({"path": Path("a\x1b")})) == {"path": "a\x1b"}
-
-
-def test_xml_reads_back_as_the_same_text() -> None:
-    root = ElementTree.Element("a", {"b": "\n".join(COMMANDS)})
-    root.text = "\n".join(COMMANDS)
-    text = safe_xml(ElementTree.tostring(root, encoding="unicode"))
-    assert safe_text(text) == text
-    found = ElementTree.fromstring(text)
-    assert (found.text, found.get("b")) == (root.text, root.get("b"))
 
 
 class Terminal(io.StringIO):

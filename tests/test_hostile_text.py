@@ -22,7 +22,7 @@ HOSTILE = (
     "::stop-commands::PWN\n##[error]PWN\n##vso[task.x]PWN\nFORGED\nerror: FORGED"
 )
 NAME = "n\x1b[31m\x9b\r\u202e\n::error::PWN\n##[error]PWN\nFORGED"
-FORMATS = ("text", "json", "github", "junit", "sarif")
+FORMATS = ("text", "json", "github")
 # the only commands that we write: an annotation of a rule
 OWN = re.compile(r"::(error|notice) ([a-z]+=[^,:]*,)*title=ML\d{3} [^:]*::")
 
@@ -176,13 +176,6 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "compare": [[f"{NAME}.jsonl", f"{NAME}.jsonl"], [HOSTILE, HOSTILE, "--markdown"]],
     "rules": [[HOSTILE], ["--search", HOSTILE]],
-    "report-false-alarm": [
-        [f"ML601 {NAME}.jsonl", "--from", f"{NAME}.report.json", *SPM, "--output", f"{NAME}.alarm.json"],
-        [f"ML601 {NAME}.jsonl", "--from", f"{NAME}.report.json", *SPM, "--scrub", "--output", "alarm.json"],
-        [HOSTILE, "--from", f"{NAME}.report.json"],
-        [f"ML601 {HOSTILE}", "--from", f"{NAME}.report.json"],
-        [HOSTILE, "--from", f"{NAME}.yaml"],
-    ],
     "import": [
         [f"{NAME}.jsonl", "--to", f"{NAME}.to"],
         [f"{NAME}.jsonl", "--to", f"{NAME}.to", "--lossy", "bad-records"],
@@ -242,11 +235,9 @@ def test_hostile_texts_are_only_text(verb: str, place: Path, capfd: pytest.Captu
             assert "Traceback (most recent" not in out + err, (where, err)
             assert_safe(err)
             assert_safe(out, own=output_format == "github")
-            if output_format in ("json", "sarif") and out:
-                for text in out.splitlines() if verb == "audit" and output_format == "json" else [out]:
+            if output_format == "json" and out:
+                for text in out.splitlines() if verb == "audit" else [out]:
                     json.loads(text)
-            if output_format == "junit" and out:
-                assert_printable_texts(out)
     summary = place.parent / "summary.md"
     if summary.exists():
         assert printable(summary.read_text()) == summary.read_text()
@@ -272,15 +263,6 @@ def test_reports_keep_the_values_and_no_character_is_obeyed(place: Path, capfd: 
         text = file.read_text()
         assert printable(text) == text
         assert file.suffix == ".html" or safe_text(text) == text
-
-
-def test_what_sarif_and_annotations_say_is_printable(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    main(["check", f"{NAME}.jsonl", *SPM, "--output-format", "sarif"])
-    data = json.loads(capfd.readouterr().out)
-    [run] = data["runs"]
-    assert run["results"]
-    for result in run["results"]:
-        assert printable(result["message"]["text"]) == result["message"]["text"]
 
 
 PYTEST = {

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from maintainers_page import masked_eos
 
-from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.rule_set import newest_rules
 
 ROOT = Path(__file__).parents[1]
@@ -34,15 +30,3 @@ def test_a_file_can_be_pasted_as_it_stands(file: Path) -> None:
 def test_the_page_has_each_file_and_the_pin() -> None:
     assert set(re.findall(r"<!-- (test_\w+\.py): start -->", PAGE)) == {file.name for file in FILES}
     assert re.findall(r"--mistral-rules (\S+)", PAGE) == [newest_rules()]
-
-
-def test_a_wrong_finding_is_reported_as_the_page_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    [script] = re.findall(
-        r"^```py\n(from pytest_mistral_lora import audit\n.*?)```$", PAGE, flags=re.DOTALL | re.MULTILINE
-    )
-    exec(script, dict(zip(("row", "input_ids", "labels"), masked_eos(), strict=True)))
-    [command] = re.findall(r"^\$ mistral-lora (report-false-alarm .*)$", PAGE, flags=re.MULTILINE)
-    assert main(shlex.split(command)) == 0
-    written = json.loads(Path("false-alarm-ML546.json").read_text(encoding="utf-8"))
-    assert written["row"]["messages"] == masked_eos()[0]["messages"]

@@ -27,12 +27,9 @@ WORDS = {"found", "expected", "detail", "place", "others"}
 
 PARSES = {
     "conformance/groups.py: headline": "leaves the folders of a path out of a line that is too long",
-    "report/false_alarm.py: _head": "compares the words of a user with the line of a finding as it was printed",
-    "report/false_alarm.py: _is_named": "compares the words of a user with the place of a finding as it was printed",
 }
 """Functions that take the text of a place apart, each with its reason."""
 REWRITES = {
-    "cli/false_alarm.py: _judged": "names the file of a row by its name, and not by the folder that it was judged in",
     "conformance/known.py: _with_passed_dates": "names the deviations whose dates have passed: to be a field",
     "conformance/server/shown.py: _shown": "bounds the words of a hostile server and hides its key, wherever they are",
 }

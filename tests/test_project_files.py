@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -85,11 +84,32 @@ def test_the_workflow_for_gpus_never_runs_code_of_pull_requests_and_trains_on_th
 def test_a_release_is_published_without_a_password_and_by_one_job_alone() -> None:
     jobs = workflow("release")["jobs"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
-    assert jobs["publish"]["needs"] == "build"
+    assert (jobs["publish"]["needs"], jobs["attest"]["needs"]) == ("attest", "build")
     assert jobs["publish"]["environment"]
     assert "secrets." not in (GITHUB / "workflows" / "release.yml").read_text(encoding="utf-8")
-    steps = " ".join(str(step) for step in jobs["build"]["steps"])
-    assert all(word in steps for word in ("python -m build", "twine check --strict", "attest-build-provenance"))
+    steps = {name: " ".join(str(step) for step in job["steps"]) for name, job in jobs.items()}
+    assert all(word in steps["build"] for word in ("python -m build", "twine check --strict", "sbom.cdx.json"))
+    assert "attest-build-provenance" in steps["attest"]
+    assert "sbom.cdx.json" in steps["attest"]
+
+
+def test_a_release_installs_nothing_where_it_has_an_identity_and_its_tools_by_hash() -> None:
+    for job in workflow("release")["jobs"].values():
+        if "id-token" in job.get("permissions", ()):
+            assert [step for step in job["steps"] if "run" in step] == []
+    [install] = [step["run"] for step in workflow("release")["jobs"]["build"]["steps"] if "-r " in step.get("run", "")]
+    assert "--require-hashes --no-deps" in install
+    lines = (ROOT / install.split("-r ")[1]).read_text(encoding="utf-8").replace("\\\n", "").splitlines()
+    pins = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    assert [line for line in pins if not re.match(r"[\w.-]+==\S+ +--hash=sha256:[0-9a-f]{64}", line)] == []
+    tools = {line.partition("==")[0] for line in pins}
+    assert {"build", "hatchling", "twine", "cyclonedx-bom"} <= tools
+    watched = {(entry["package-ecosystem"], entry["directory"]) for entry in dependabot()["updates"]}
+    assert {("github-actions", "/"), ("pip", "/"), ("pip", "/.github/tools")} <= watched
+
+
+def dependabot() -> dict[str, Any]:
+    return yaml.safe_load((GITHUB / "dependabot.yml").read_text(encoding="utf-8"))
 
 
 def test_a_release_that_is_started_by_hand_publishes_nothing_unless_it_is_asked_to() -> None:
@@ -278,26 +298,3 @@ def test_no_page_links_to_a_package_index() -> None:
     folders = ("docs", "examples", "benchmarks", "tests", ".github")
     pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))]
     assert [page.name for page in pages if "pypi.org" in page.read_text(encoding="utf-8")] == []
-
-
-def test_the_changelog_takes_what_the_fragments_say(tmp_path: Path) -> None:
-    pytest.importorskip("towncrier")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(ROOT / "CHANGELOG.md", tmp_path)
-    shutil.copytree(ROOT / "changelog.d", tmp_path / "changelog.d")
-    (tmp_path / "changelog.d" / "7.added.md").write_text("`check` reads minds.\n")
-    command = [sys.executable, "-m", "towncrier", "build", "--yes", "--version", "9.0.0", "--date", "2030-01-02"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    written = (tmp_path / "CHANGELOG.md").read_text(encoding="utf-8")
-    before, _, rest = written.partition("\n## 9.0.0 (2030-01-02)\n")
-    assert before.startswith("# Changelog")
-    assert "### Added\n\n- `check` reads minds. (#7)\n" in rest.partition("\n## 0.1.0")[0]
-    assert "\n## 0.1.0" in rest
-
-
-def test_a_fragment_has_a_kind_and_a_sentence() -> None:
-    kinds = {kind["directory"] for kind in PROJECT["tool"]["towncrier"]["type"]}
-    for path in (ROOT / "changelog.d").iterdir():
-        if path.name != "README.md":
-            assert re.fullmatch(rf"(\d+|\+[\w-]+)\.({'|'.join(sorted(kinds))})\.md", path.name), path.name
-            assert path.read_text(encoding="utf-8").rstrip().endswith((".", "`")), path.name

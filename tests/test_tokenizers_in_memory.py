@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -329,6 +330,35 @@ def test_what_is_no_tokenizer_is_refused_with_what_to_pass(given: Any) -> None:
     ):
         with pytest.raises(InputError, match=rf"no tokenizer.*: {type(given).__name__}; expected a fast tokenizer of"):
             call()
+
+
+class _Broken:
+    """An object that has whatever is asked of it, and raises an error in its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def _raise(*_: Any) -> None:
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("name", ["decode", "chat_template", "get_added_vocab", "__len__"])
+def test_an_object_that_raises_is_one_finding(name: str) -> None:
+    tokenizer = copy.copy(fast())
+    tokenizer.__class__ = type("Raising", (type(tokenizer),), {name: _raise if name == "__len__" else property(_raise)})
+    verdict = judge(tokenizer, examples=1)
+    [finding] = [finding for finding in verdict.findings if finding.severity == "error"]
+    assert (finding.rule, str(finding.place), "RuntimeError: boom" in finding.found) == ("ML201", "tokenizer", True)
+
+
+def test_an_object_whose_attributes_raise_is_no_tokenizer() -> None:
+    with pytest.raises(InputError, match=r"no tokenizer.*: _Broken; expected a fast tokenizer of"):
+        audit([SOUND], tokenizer=_Broken())
+    # a likeness is none: what it lacks would be an error of ours
+    likeness = SimpleNamespace(is_fast=True, get_vocab=dict, convert_ids_to_tokens=str)
+    with pytest.raises(InputError, match="not a fast tokenizer"):
+        judge(likeness)
 
 
 @pytest.mark.parametrize("template", [7, "", " \n", Path("chat_template.jinja"), {"default": "x"}])

@@ -58,6 +58,11 @@ class Container:
     encoding: str = ""
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it is compressed by a program other than gzip, which must unpack it first."""
+        return self.compression not in ("", "gzip")
+
+    @property
     def title(self) -> str:
         """The container in words, `gzip`, `UTF-16` or `a JSON array`."""
         return self.compression or self.encoding or self.name

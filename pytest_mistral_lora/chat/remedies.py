@@ -118,6 +118,11 @@ def unpack_step(compression: str, path: Path) -> str:
     return f"Unpack it: {_UNPACK[compression]} {shlex.quote(str(path))} > {shlex.quote(path.stem)}"
 
 
+def container_step(container: Container, path: Path) -> str:
+    """Return the sentence on chat rows in another container than JSON Lines in UTF-8."""
+    return unpack_step(container.compression, path) if container.is_packed else import_step(str(path))
+
+
 def unreadable(error: Exception, path: Path) -> InputError:
     """Return the error for a file that cannot be read to its end."""
     if isinstance(error, UnicodeDecodeError):

@@ -82,13 +82,6 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def snapshot_place(repo: str, revision: str) -> Path:
-    """Return the folder that the snapshot of a commit has in the Hub's cache; it may be missing."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots", revision)
-
-
 def cached_snapshot(repo: str, revision: str) -> Path | None:
     """Return the snapshot of a commit in the Hub's cache, its files checked against the commit; nothing is fetched.
 

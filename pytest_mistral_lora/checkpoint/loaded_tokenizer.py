@@ -39,12 +39,20 @@ _NAME_IT = (
 )
 
 
+def attribute_of(foreign: Any, name: str) -> Any:
+    """Return an attribute of a foreign object; None if it has none, or raises an error in place of one."""
+    try:
+        return getattr(foreign, name, None)
+    except Exception:  # of foreign code, which may raise any
+        return None
+
+
 def text_tokenizer(loaded: Any) -> Any:
     """Return the tokenizer of a processor of text and images, or the tokenizer itself; None if there is none."""
     # mistral-common's own backend has a tokenizer inside, too, which is not one of transformers
-    inner = getattr(loaded, "tokenizer", None)
-    found = inner if hasattr(inner, "save_pretrained") else loaded
-    return found if hasattr(found, "convert_ids_to_tokens") else None
+    inner = attribute_of(loaded, "tokenizer")
+    found = inner if attribute_of(inner, "save_pretrained") is not None else loaded
+    return found if attribute_of(found, "convert_ids_to_tokens") is not None else None
 
 
 def source_of(loaded: Any) -> CheckpointTokenizer | None:
@@ -229,7 +237,7 @@ def given_tokenizer(given: Any, template: str | None = None, oracle: str | None 
         TokenizerError: If the oracle does not load, or with a template, if transformers cannot load the file.
     """
     if not isinstance(given, CheckpointTokenizer) and _mistral_tokenizer(given) is not None:
-        stored = getattr(given, "chat_template", None)
+        stored = attribute_of(given, "chat_template")
         template = template or (stored if isinstance(stored, str) and stored else None)
         given = MistralObject(_mistral_file(given))
     if isinstance(given, CheckpointTokenizer):
@@ -237,13 +245,15 @@ def given_tokenizer(given: Any, template: str | None = None, oracle: str | None 
             return given
         return LoadedTokenizer.of(given.fast, _no_files(given.place), recognition_of(given), template, given.declared)
     fast = text_tokenizer(given)
-    if not getattr(fast, "is_fast", False):
+    # by name, since transformers is imported by who has such an object
+    is_of_transformers = any(kind.__name__ == "PreTrainedTokenizerBase" for kind in type(fast).__mro__)
+    if not is_of_transformers or not attribute_of(fast, "is_fast"):
         raise InputError(f"a {type(fast).__name__}, which is not a fast tokenizer", place=_PLACE, expected=ACCEPTED)
     source = source_of(fast)
     has_file = source is not None and source.files.oracle_file is not None
     known = recognition_of(source) if source is not None and has_file else recognise_loaded(fast, oracle)
     # a processor has a template of its own
-    stored = getattr(given, "chat_template", None) if given is not fast else None
+    stored = attribute_of(given, "chat_template") if given is not fast else None
     own = stored if isinstance(stored, str | Mapping) and stored else None
     return LoadedTokenizer.of(fast, _no_files(_PLACE), known, template or own, None if has_file else oracle)
 
@@ -253,7 +263,7 @@ def _no_files(place: Place) -> GivenFiles:
 
 
 def _has_vocabulary(given: Any) -> bool:
-    return not isinstance(given, type) and hasattr(text_tokenizer(given), "get_vocab")
+    return not isinstance(given, type) and attribute_of(text_tokenizer(given), "get_vocab") is not None
 
 
 def _mistral_tokenizer(given: Any) -> Any:
@@ -261,7 +271,7 @@ def _mistral_tokenizer(given: Any) -> Any:
     if is_mistral_tokenizer(given):
         return given
     # MistralCommonBackend
-    inner = None if isinstance(given, type) else getattr(text_tokenizer(given), "tokenizer", None)
+    inner = None if isinstance(given, type) else attribute_of(text_tokenizer(given), "tokenizer")
     return inner if is_mistral_tokenizer(inner) else None
 
 
@@ -297,12 +307,12 @@ def recognise_loaded(loaded: Any, oracle: str | None = None) -> Recognition:
     try:
         added = {number: str(token) for number, token in loaded.added_tokens_decoder.items()}
         stored = StoredVocabulary.of(loaded.get_vocab(), added, type(loaded).__name__)
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # of foreign code, which may raise any
         reason = f"the vocabulary of a {type(loaded).__name__} cannot be read: {one_line(error)}"
         return Recognition(None, "", reason=reason)
     if oracle is not None:
         return accept_vocabulary(oracle, stored, loaded)
-    templates = getattr(loaded, "chat_template", None)
+    templates = attribute_of(loaded, "chat_template")
     template = templates.get("default") if isinstance(templates, dict) else templates
     return recognise_vocabulary(stored, template if isinstance(template, str) else "")
 
@@ -321,19 +331,19 @@ def recognition_of(tokenizer: CheckpointTokenizer) -> Recognition:
 
 def _place_of(loaded: Any) -> Path | None:
     """Return the file or folder that a tokenizer was loaded from; None if it is not on this machine."""
-    own = getattr(loaded, "_tokenizer_path", None)  # MistralCommonBackend: the file itself
+    own = attribute_of(loaded, "_tokenizer_path")  # MistralCommonBackend: the file itself
     if own is not None and Path(own).is_file():
         return Path(own)
-    name = getattr(loaded, "name_or_path", None)
+    name = attribute_of(loaded, "name_or_path")
     if not isinstance(name, str) or not name:
         return None
-    with suppress(OSError):  # a name that is too long
+    with suppress(OSError, ValueError):  # a name that is too long, or has a null character
         if Path(name).is_dir():
             return Path(name)
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    revision = getattr(loaded, "init_kwargs", {}).get("_commit_hash")
+    revision = dict(attribute_of(loaded, "init_kwargs") or {}).get("_commit_hash")
     with suppress(HFValidationError):
         cached = try_to_load_from_cache(name, TOKENIZER_CONFIG, revision=revision)
         return Path(cached).parent if isinstance(cached, str) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +83,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
     )
     add_baseline_option(parser)
-    cache = parser.add_mutually_exclusive_group()
-    cache.add_argument(
-        "--cache",
-        type=PathArgument("written"),
-        metavar="DIR",
-        help="folder of the results of earlier runs: checks that passed are not run again if nothing that they read "
-        "has changed (default: in the cache of this package; none if CI is set)",
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="run every check: by default, those of recipes, rows and tokenizers that passed are not run again if "
+        "nothing that they read has changed, unless CI is set",
     )
-    cache.add_argument("--no-cache", action="store_true", help="run every check, and keep no result")
     parser.add_argument(
         "-v",
         "--verbose",
@@ -108,7 +107,6 @@ _MOST_TITLES = 2
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
     from pytest_mistral_lora.chat.objective import Declaration
-    from pytest_mistral_lora.conformance.kept_results import default_folder
     from pytest_mistral_lora.judging import plan_check
     from pytest_mistral_lora.records.files import path_from
 
@@ -140,10 +138,19 @@ def run(args: argparse.Namespace) -> int:
         xfails=plan.xfails,
         brief=not args.verbose,
     )
-    kept = None if args.no_cache else args.cache or default_folder()
+    kept = None if args.no_cache else _kept_folder()
     return judging.judge(
         plan.targets, examples=args.examples, train=plan.train, fails_not_checked=args.fail_not_checked, kept=kept
     )
+
+
+def _kept_folder() -> Path | None:
+    """Return the folder of the results of earlier runs; None in CI and without a home folder."""
+    from pytest_mistral_lora.records.files import cache_folder
+
+    with suppress(InputError):
+        return None if os.environ.get("CI") else cache_folder() / "results"
+    return None
 
 
 def _memory(recipes: Sequence[RecipeTarget], size: str | None) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.cli.verb import NEW_FOLDER, Verb, add_json_option, print_json
+from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
 from pytest_mistral_lora.extras import EXTRAS
 
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Show the installed versions and the supported ones, faults that are known of their combination, extras, torch's build
 with its devices and the precision for each, the cache, and whether a token for the Hub is there. The token itself is
-not read. Nothing is sent, unless you give --hub.
-
-With --gpu, try the GPUs of this machine with the trainer, for some ten minutes: tiny runs in each precision, packed,
-checkpointed, in 4 bits, guarded, resumed and on all GPUs, whose losses and gradient norms are compared with recorded
-ones of a CPU; then steps with the layers of a 7B model, without its weights, beside another trainer that is installed.
-FOLDER gets gpu-trial.json and gpu-trial.md, which you can send to us."""
+not read. Nothing is sent, unless you give --hub."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,21 +31,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the Hub whether it answers; not if HF_HUB_OFFLINE is set",
     )
-    parser.add_argument(
-        "--gpu",
-        type=NEW_FOLDER,
-        metavar="FOLDER",
-        help="try the GPUs of this machine with the trainer, and write what was found",
-    )
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the state of the installation; return 1 if a known fault is installed."""
-    if args.gpu is not None:
-        from pytest_mistral_lora.cli.gpu_trial import try_gpu
-
-        return try_gpu(args.gpu)
     from pytest_mistral_lora.environment import installed_versions, library_states, present_faults
     from pytest_mistral_lora.environment.machine import hub_state, machine_facts, torch_build
 
@@ -158,7 +143,6 @@ VERB = Verb(
         "mistral-lora doctor",
         "mistral-lora doctor --hub",
         "mistral-lora doctor --json",
-        "mistral-lora doctor --gpu gpu-trial",
     ),
-    failure="a version is not supported, a known fault (no note) is installed, or a run on a GPU failed",
+    failure="a version is not supported, or a known fault (no note) is installed",
 )

@@ -26,12 +26,11 @@ from pytest_mistral_lora.errors import EXIT_FINDING, InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
-    from pytest_mistral_lora.report.judged import Judged, JudgedCase
+    from pytest_mistral_lora.report.judged import Judged
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +41,8 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows; "
-        "or the verdict for another program: *.sarif, *.xml (JUnit) (repeatable)",
+        help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows "
+        "(repeatable)",
     )
 
 
@@ -69,14 +68,11 @@ def add_rules_option(parser: argparse.ArgumentParser) -> None:
 
 def _report_file(text: str) -> Path:
     from pytest_mistral_lora.report import require_report_file
-    from pytest_mistral_lora.report.judged import VERDICT_FORMATS, require_verdict_file, verdict_format
 
-    made_as = verdict_format(Path(text))
-    if made_as is None and Path(text).suffix not in (".json", ".html"):
-        ends = ", ".join([".json", ".html", *VERDICT_FORMATS])
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in one of {ends}")
+    if Path(text).suffix not in (".json", ".html"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .json or .html")
     try:
-        return require_report_file(Path(text)) if made_as is None else require_verdict_file(Path(text), made_as)
+        return require_report_file(Path(text))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -110,10 +106,9 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     """Add `--output-format` to a verb that judges, and `--json` as its short form."""
     parser.add_argument(
         "--output-format",
-        choices=("text", "json", "github", "junit", "sarif"),
+        choices=("text", "json", "github"),
         default="text",
-        help="github prints annotations and adds to the job's summary, junit prints a test file for any CI system, "
-        "sarif a log for code scanning (default: text)",
+        help="github prints annotations and adds to the job's summary (default: text)",
     )
     parser.add_argument(
         "--json",
@@ -211,18 +206,16 @@ class Judging:
             with _progress(shown=not self.has_bar) as show:
                 for number, outcome in enumerate(session.run(self._commands), start=1):
                     show(f"{number} checks; {outcome.nodeid}")
-            session.look_back(self.reports)
             if self.baseline is not None:
                 session.write_baseline(self.baseline)
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
             fits = all(recipe.get("fits", True) for recipe in self.memory)
             code = session.exit_code if fits else EXIT_FINDING
-            pages = self._write_verdicts(session)
             prints_report = self.output_format == "json" and self.view is None
             # this asks Git for the commit, which an output for people does not show
-            if pages or prints_report:
+            if self.reports or prints_report:
                 data = session.report(self.command, Path.cwd(), code)
-                session.write_reports(pages, data)
+                session.write_reports(self.reports, data)
             if prints_report:
                 print_json({**data, "paths": list(self.paths), "memory": list(self.memory)})
             else:
@@ -251,29 +244,14 @@ class Judging:
             words = [word for word in words if word not in paths or word == of_target[0]]
         return shlex.join(words)
 
-    def _write_verdicts(self, session: Session) -> list[Path]:
-        """Write the files for other programs, and return those that are reports."""
-        if not self.reports:
-            return []
-        from pytest_mistral_lora.report.judged import verdict_format, write_verdict
-
-        formats = {path: made_as for path in self.reports if (made_as := verdict_format(path)) is not None}
-        if formats:
-            judged = self._judged(session)
-            for path, made_as in formats.items():
-                write_verdict(path, made_as, judged)
-        return [path for path in self.reports if path not in formats]
-
     def _judged(self, session: Session) -> Judged:
-        from pytest_mistral_lora.conformance.groups import cause_texts
-        from pytest_mistral_lora.report.judged import cases_of
+        from pytest_mistral_lora.conformance.groups import FILE_WIDTH
+        from pytest_mistral_lora.report.judged import Judged, cases_of
 
-        texts = ["\n\n".join(cause_texts(outcome.findings)) for outcome in session.outcomes]
-        subject = self.paths[0]["path"] if self.paths else ""
-        verb, known = shlex.split(self.command)[1], session.known_faults()
-        cases = [*cases_of(session.outcomes, texts)]
+        causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in session.causes()]
         verdict = session.verdict() if self.view is None else self.view.verdict_of(session)
-        return _judged_by(verb, session.causes(), cases, verdict, subject, known)
+        verb = shlex.split(self.command)[1]
+        return Judged(f"{PROGRAM} {verb}", causes, [*cases_of(session.outcomes)], verdict, session.known_faults())
 
     def _print(self, session: Session) -> None:
         from pytest_mistral_lora.conformance.next_command import next_lines
@@ -283,7 +261,7 @@ class Judging:
             self.view.print_data(session)
             return
         if self.output_format != "text":
-            _print_verdict(self.output_format, self._judged(session))
+            _print_for_github(self._judged(session))
             return
         own_stream(sys.stdout).write("".join(f"{line}\n" for line in session.opening_lines))
         if self.view is not None:
@@ -308,7 +286,7 @@ def _lines_of_any_verb(session: Session) -> Iterator[str]:
 
     known = Counter((xfail.id, xfail.reason) for outcome in session.outcomes for xfail in outcome.known)
     lines = [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
-    lines += [*session.remarks_on_known, *session.remarks_on_rules, *session.remarks_on_upgrade]
+    lines += [*session.remarks_on_known, *session.remarks_on_rules]
     yield from (printable(line, lines=False) for line in (*lines, *session.known_faults()))
     if session.nothing_judged:
         yield NOTHING_WAS_JUDGED
@@ -329,42 +307,9 @@ def _progress(*, shown: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: progress.update(task, description=printable(text, lines=False))
 
 
-def _judged_by(
-    command: str,
-    causes: FindingGroups,
-    cases: Sequence[JudgedCase],
-    verdict: str,
-    subject: Path | str = "",
-    known: Sequence[str] = (),
-) -> Judged:
-    """Return the verdict of a verb for other programs.
+def _print_for_github(judged: Judged) -> None:
+    from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 
-    Args:
-        command: The verb.
-        causes: The findings by cause.
-        cases: All judged cases.
-        verdict: The last line of the same verdict as text.
-        subject: The judged file or folder.
-        known: A line for each known fault of the installed libraries that can cause a finding.
-    """
-    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
-    from pytest_mistral_lora.report.judged import Judged
-
-    found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
-    return Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject), known)
-
-
-def _print_verdict(output_format: str, judged: Judged) -> None:
-    """Print a verdict for another program: `github`, `junit` or `sarif`."""
-    from pytest_mistral_lora.report.judged import junit_text, sarif_data
-
-    if output_format == "sarif":
-        print_json(sarif_data(judged))
-    elif output_format == "junit":
-        sys.stdout.write(junit_text(judged))
-    else:
-        from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
-
-        own_stream(sys.stdout).write("".join(f"{line}\n" for line in annotation_lines(judged.causes)))
-        sys.stdout.write("".join(f"{line}\n" for line in (*judged.known, judged.verdict)))
-        add_job_summary(judged)
+    own_stream(sys.stdout).write("".join(f"{line}\n" for line in annotation_lines(judged.causes)))
+    sys.stdout.write("".join(f"{line}\n" for line in (*judged.known, judged.verdict)))
+    add_job_summary(judged)

@@ -23,7 +23,6 @@ from pytest_mistral_lora.cli.verb import (
     shown_path,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, and_more, one_line
-from pytest_mistral_lora.extras import extra
 from pytest_mistral_lora.records.files import path_from
 
 if TYPE_CHECKING:
@@ -34,16 +33,11 @@ _VERIFY_DESCRIPTION = """\
 Recompute the values that a folder's manifest.json records, and report each mismatch, and what is not available. A value
 is not available if its source is missing: give --base, --dataset and --parent to verify more values.
 
-Without a signature, the record proves that nothing changed since it was written, not who wrote it: whoever changes all
-of its values, hashes and notes consistently makes another valid record. --signature proves the author, and --rerun
-detects such a record by training again."""
+The record proves that nothing changed since it was written, not who wrote it: whoever changes all of its values, hashes
+and notes consistently makes another valid record. --rerun detects such a record by training again."""
 
 _LONGEST_LINE = 2000
 _MOST_NAMES = 6
-
-_NOT_SIGNED = """\
-note: this proves that nothing changed since the record was written, not who wrote it; --signature proves that, too
-"""
 
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
@@ -74,15 +68,6 @@ def _add_verify_options(parser: argparse.ArgumentParser) -> None:
         help="print each value; by default those that match are counted, and those that are not available share lines",
     )
     parser.add_argument("--parent", type=INPUT, metavar="DIR", help="adapter that a merged model was made from")
-    signed = parser.add_argument_group("signature", f"needs model-signing: {extra('signing').command}")
-    signed.add_argument(
-        "--signature", type=INPUT, metavar="FILE", help="signature of the folder, made by model_signing sign"
-    )
-    signed.add_argument("--public-key", type=INPUT, metavar="FILE", help="public key of the author (PEM)")
-    signed.add_argument(
-        "--identity", default="", metavar="WHO", help="author's identity in Sigstore, such as an e-mail"
-    )
-    signed.add_argument("--issuer", default="", metavar="URL", help="OpenID Connect provider of the identity")
     add_judging_options(parser)
 
 
@@ -94,13 +79,10 @@ def run_verify(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.formats.sources import recorded_file
     from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-    from pytest_mistral_lora.records.signature import Signature
     from pytest_mistral_lora.records.verify import verify
 
     # one path may be a folder, whose files are found by name; several paths are files in the recipe's order
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
-    if args.signature is None and (args.public_key or args.identity or args.issuer):
-        raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
     xfails = known_deviations(args.xfails, "--xfails")
     folder = AdapterFolder(args.folder, BaseFolder(args.base) if args.base else None)
     if (args.folder / "adapter_config.json").is_file() and not folder.has_manifest:
@@ -117,9 +99,6 @@ def run_verify(args: argparse.Namespace) -> int:
         with RunDisplay.on_stderr() as display:
             again = rerun(folder, dataset=dataset, display=display)
         facts.append(again.fact)
-    if args.signature is not None:
-        signature = Signature(args.signature, args.public_key, args.identity, args.issuer)
-        facts.append(signature.verify(args.folder))
     target = RecordTarget.of(folder.path, "manifest", value_results(facts, folder.manifest_file))
     judging = Judging.of(
         args,
@@ -131,8 +110,6 @@ def run_verify(args: argparse.Namespace) -> int:
             partial(_print_facts, facts),
         ),
     )
-    if args.output_format == "text" and args.signature is None:
-        sys.stderr.write(_NOT_SIGNED)
     return judging.judge([target], fails_notes=True)
 
 
@@ -157,15 +134,13 @@ def _states(facts: Sequence[FieldCheck], session: Session) -> Iterator[tuple[Fie
 
 
 def _fact_lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool) -> Iterator[tuple[str, str]]:
-    """Yield the state and the text of each line: what is not a match, and the proofs that were asked for.
+    """Yield the state and the text of each line: what is not a match, and the result of `--rerun`.
 
     Args:
         facts: The recorded values.
         session: Their session.
         verbose: Whether each value has a line; else values that are not available for one reason share a line.
     """
-    from pytest_mistral_lora.records.signature import SIGNATURE
-
     unavailable: dict[str, list[str]] = {}
     for fact, state in _states(facts, session):
         if fact.state == "not available" and not verbose:
@@ -174,7 +149,7 @@ def _fact_lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool)
             recorded = "" if fact.is_unlisted else f"; recorded {fact.recorded}"
             found = f"{fact.again}: {fact.found}" if fact.again else fact.found
             yield state, f"{fact.name}: {found}{recorded}"
-        elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
+        elif fact.state == "not available" or fact.name == "rerun":
             yield fact.state, f"{fact.name}: {fact.found}"
         elif verbose:
             yield fact.state, fact.name
@@ -199,7 +174,6 @@ VERIFY = Verb(
     examples=(
         "mistral-lora verify lora-out --dataset rows.jsonl",
         "mistral-lora verify merged --parent lora-out",
-        "mistral-lora verify lora-out --signature lora-out.sig --public-key author.pub",
     ),
     failure="a value differs",
     memory_advice="--rerun trains again, and needs the memory of the recorded run.",
@@ -248,7 +222,7 @@ marks in each file is yours and stays. The hashes of the files that your evaluat
 
 With --recipe, first record what the recipe of the run declares now: its deployment, and its evaluation.commands. With
 --withdraw, record that production serves nothing of the folder any longer. Nothing else of the record changes, and the
-manifest is sealed again; a signature of the folder is then to be made again, too."""
+manifest is sealed again."""
 
 
 def _add_note_options(parser: argparse.ArgumentParser) -> None:

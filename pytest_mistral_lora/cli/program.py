@@ -22,7 +22,6 @@ from pytest_mistral_lora.cli import (
     check,
     compare,
     doctor,
-    false_alarm,
     manifests,
     merge,
     other_trainers,
@@ -46,9 +45,12 @@ from pytest_mistral_lora.errors import (
     MistralLoraError,
     Terminated,
     did_you_mean,
+    disk_fault,
     exit_code_of,
     interruption,
+    is_disk_fault,
     is_out_of_memory,
+    is_raised_here,
 )
 from pytest_mistral_lora.escaping import safe_streams
 from pytest_mistral_lora.extras import is_installed, missing_extra
@@ -59,7 +61,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # --help`, a misspelt option or a wrong key in a recipe is then answered quickly.
 _GROUPS = {
     "start": (start.INIT, start.PIN, doctor.VERB),
-    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB, false_alarm.VERB),
+    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB),
     "rows": (rows.IMPORT, rows.STATS),
     "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),
     "serve": (serve_check.VERB,),
@@ -114,12 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finally:
                 sys.stdout.flush()  # at exit it is too late: Python itself would report a closed pipe
     except OSError as error:
-        if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
+        if error.filename or not (error.errno == errno.EPIPE or is_disk_fault(error)):
             raise
+        if not is_raised_here(error):
+            sys.stderr.write(f"error: a file that a library writes: {error.strerror}\n")
+            return EXIT_FINDING
         # The reader of the output has gone, as `head` does, or the disk is full. The verdict is lost, so this is not a
         # success. The rest goes to /dev/null, or Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.ENOSPC:
+        if error.errno != errno.EPIPE:
             sys.stderr.write(f"error: standard output: {error.strerror}\n")
         return EXIT_FINDING
 
@@ -145,6 +150,8 @@ def _run_verb(words: list[str]) -> int:
     if not is_installed("torch"):
         # else transformers warns everybody who checks a tokenizer that no models are available
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # pydantic looks for plugins in the metadata of every package, and one damaged file ends its import
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     advice = ""
     try:
         _require_endpoint()
@@ -153,7 +160,12 @@ def _run_verb(words: list[str]) -> int:
             args = _parsed(parser, words)
             args.words, advice = words, args.verb.memory_advice
             refuse_clashes(args)
-            return int(args.verb.run(args))
+            try:
+                return int(args.verb.run(args))
+            except SystemExit as ended:  # of foreign code: the verbs return a code
+                if ended.code not in (None, 0):
+                    raise
+                raise InputError("code that this command called ended it, by sys.exit(0)") from ended
     except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
         error = interruption(caught) or missing_extra(caught) or caught
         message = _error_message(error, advice)
@@ -248,6 +260,8 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
     # before the check for memory: a message of ours may quote torch's
     if isinstance(error, MistralLoraError):
         return str(error)
+    if reason := disk_fault(error):
+        return reason
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename!r}"
     if is_out_of_memory(error):

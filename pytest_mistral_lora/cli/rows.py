@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _IMPORT_DESCRIPTION = """\
 Convert data to the rows that every other verb reads. The format is recognised by its keys, and the container by its
 bytes: JSON Lines, a JSON array, CSV, TSV, Parquet, Arrow, a folder of `save_to_disk`, each of the texts also compressed
-(gzip, zstd, bzip2, xz) or in UTF-16. SOURCE may also be the configuration of a trainer that declares your data: its
+by gzip or in UTF-16. SOURCE may also be the configuration of a trainer that declares your data: its
 YAML file, or a dataset_info.json.
 
 The report lists each kind of change with its number of rows and the first of them. Parts of a record that a row cannot

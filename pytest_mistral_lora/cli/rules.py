@@ -38,17 +38,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If no rule has a given id, or all words of a search.
     """
-    from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES, rules_named
+    from pytest_mistral_lora.conformance.finding import RULES
 
     ids = [name.upper() for name in args.ids]
-    unknown = [name for name in ids if not rules_named(name)]
+    unknown = [name for name in ids if name not in RULES]
     if unknown:
         raise InputError(
             f"there is no rule {unknown[0]!r}",
             expected="an id such as ML204",
             next_step="List them: mistral-lora rules.",
         )
-    chosen = [RULES[rule] for rule in dict.fromkeys(rule for name in ids or RULES for rule in rules_named(name))]
+    chosen = [RULES[rule] for rule in dict.fromkeys(ids or RULES)]
     if args.search is not None:
         chosen = _with_words(chosen, args.search)
         if not chosen:
@@ -59,22 +59,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(rule) for rule in chosen])
     elif args.ids:
-        former = [name for name in dict.fromkeys(ids) if name in FORMER_RULES]
-        notes = (
-            f"{name}, a former id in encoded rows, stands for {' and '.join(rules_named(name))}" for name in former
-        )
-        sys.stdout.writelines(f"{note}\n\n" for note in notes)
         sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
-        # one rule is read to the end, and that is where its finding is doubted
-        sys.stdout.write(_doubts(chosen[0].id) if len(chosen) == 1 else "")
     else:
         table = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
         sys.stdout.writelines(table)
     return EXIT_OK
-
-
-def _doubts(rule: str) -> str:
-    return f"\nIs a finding of it wrong? Report it: mistral-lora report-false-alarm {rule} PLACE --from REPORT.json\n"
 
 
 def _with_words(rules: Iterable[Rule], words: str) -> list[Rule]:

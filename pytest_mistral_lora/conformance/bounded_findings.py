@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.conformance.finding import RULES, Finding, rest_of_findings, version_key
+from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 
 SHOWN = 20
 """Most findings to keep of one rule; more are counted."""
@@ -27,23 +27,20 @@ class _Key(NamedTuple):
     Attributes:
         rule: Their rule.
         is_raised: Whether they are errors of a rule that is a note.
-        since: The version that finds them first.
     """
 
     rule: str
     is_raised: bool
-    since: str
 
     @classmethod
     def of(cls, finding: Finding) -> _Key:
-        return cls(finding.rule, finding.is_raised, finding.since)
+        return cls(finding.rule, finding.is_raised)
 
 
 class BoundedFindings:
     """Findings by rule: the first of each rule, in the order of the files, are kept; all are counted.
 
-    The errors of a rule that is a note are kept beside its notes, which may be more; and what only a newer version of
-    the rule finds beside what an older one finds.
+    The errors of a rule that is a note are kept beside its notes, which may be more.
 
     Attributes:
         at: Place of the judged row, as `packed_place` returns it.
@@ -87,7 +84,7 @@ class BoundedFindings:
 
     def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
         """Count a finding of a rule behind those before it; make it only if it would be kept."""
-        key = _Key(rule, is_raised=False, since=RULES[rule].since)
+        key = _Key(rule, is_raised=False)
         if len(self._kept.get(key, ())) < SHOWN:
             self._add(make(), self.at)
         else:
@@ -128,9 +125,9 @@ class BoundedFindings:
                 self._total[weak] += self._total.pop(key)
 
     def _keys_of(self, rule: str) -> list[_Key]:
-        """Return the keys of a rule: its errors first, then by version."""
+        """Return the keys of a rule: its errors first."""
         found = [key for key in self._total if key.rule == rule]
-        return sorted(found, key=lambda key: (not key.is_raised, version_key(key.since)))
+        return sorted(found, key=lambda key: not key.is_raised)
 
     def of(self, *rules: str) -> Iterator[Finding]:
         """Yield the findings of some rules; the last finding of a rule gives the number of dropped ones."""
@@ -140,7 +137,7 @@ class BoundedFindings:
                 yield from (finding for _, finding in kept)
                 more = self._total[key] - len(kept)
                 if more:
-                    rest = rest_of_findings(rule, more, since=key.since)
+                    rest = rest_of_findings(rule, more)
                     yield replace(rest, severity="error") if key.is_raised else rest
 
 

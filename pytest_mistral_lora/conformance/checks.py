@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
 from pytest_mistral_lora.errors import (
     EntryPointError,
     MistralLoraError,
@@ -22,6 +22,10 @@ from pytest_mistral_lora.errors import (
     PinError,
     RecipeError,
     TokenizerError,
+    is_disk_fault,
+    is_out_of_memory,
+    is_raised_here,
+    one_line,
 )
 from pytest_mistral_lora.extras import MissingExtraError, missing_extra
 
@@ -194,7 +198,7 @@ class Check:
     def _result(self) -> Result:
         with interruptions_kept():
             try:
-                return self.judge()
+                return self._judged()
             except (NoOracleError, NoTemplateError, MissingExtraError, EntryPointError) as error:
                 return Result(not_checked=str(error))
             except (RecipeError, PinError, TokenizerError) as error:
@@ -210,3 +214,16 @@ class Check:
                 return Result(not_checked=str(missing))
             finally:
                 gc.collect(0)  # it would run at the next allocation, where interruptions are lost
+
+    def _judged(self) -> Result:
+        try:
+            return self.judge()
+        except (MistralLoraError, ImportError):
+            raise
+        except Exception as error:
+            # the tokenizer of a program may raise any error, wherever it is called
+            is_of_machine = is_disk_fault(error) or is_out_of_memory(error)
+            if not isinstance(self.target, LoadedTarget) or is_of_machine or is_raised_here(error):
+                raise
+            found = f"it raises {type(error).__name__}: {one_line(error)}"
+            raise TokenizerError(found, place=self.target.tokenizer.place) from error

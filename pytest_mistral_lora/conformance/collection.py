@@ -381,7 +381,7 @@ def _checks(target: Target, settings: Settings, results: _Results, kept: KeptRes
         yield from make() if kept is None else kept.checks_of(named, target, settings, make)
     if isinstance(target, RecipeTarget):
         # an unchanged recipe is not parsed again to find what it has made
-        output = None if kept is None else kept.output_of(target)
+        output = None if kept is None else kept.outputs.get(target.name)
         if (made := AdapterTarget.made_by(target, output)) is not None:
             yield from _checks(made, settings, results, kept)
 

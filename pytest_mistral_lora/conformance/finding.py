@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.token_rows import TokenRow
@@ -164,11 +164,6 @@ class Rule:
         return with_paths(self.fix_text)
 
     @property
-    def former_ids(self) -> tuple[str, ...]:
-        """Ids that it had in checks of encoded rows."""
-        return tuple(name for name, former in FORMER_RULES.items() if self.id in former.rules)
-
-    @property
     def case(self) -> str:
         """The main check of its subject that reports it."""
         return self.cases[0]
@@ -193,8 +188,6 @@ class Rule:
             "source": self.source,
             "example": self.example.fault,
         }
-        if self.former_ids:
-            values["formerly"] = f"{', '.join(self.former_ids)}, in encoded rows"
         lines = [f"{self.id} {self.title}", *(f"  {name + ':':<9} {text}" for name, text in values.items())]
         for part in (self.example.excerpt, self.example.row, self.example.report, f"$ {self.example.command}"):
             lines += ["", *(f"    {line}" for line in part.splitlines())] if part else []
@@ -207,38 +200,8 @@ _DIGITS = 3
 """The digits of a rule's id after `ML`."""
 
 
-class FormerRule(NamedTuple):
-    """A rule of encoded rows alone, which rules on rows from any source have replaced.
-
-    Attributes:
-        rules: The rules that it stands for.
-        case: The check of encoded rows that reported it.
-        since: The first version in which they stand for it.
-    """
-
-    rules: tuple[str, ...]
-    case: str
-    since: str
-
-
-FORMER_RULES: Mapping[str, FormerRule] = {
-    "ML558": FormerRule(("ML623",), "ids", "0.1"),
-    "ML562": FormerRule(("ML649", "ML650"), "answers", "0.1"),
-    "ML563": FormerRule(("ML651",), "decoding", "0.1"),
-    "ML564": FormerRule(("ML652",), "decoding", "0.1"),
-    "ML566": FormerRule(("ML655",), "supervised-text", "0.1"),
-}
-"""Former rules by their ids: a list of known deviations may have such an id, or the node id of its check."""
-
 ENCODED_CASES: Mapping[str, str] = {"answers-are-read-back": "answers", "decoding-allows-answers": "decoding"}
 """Checks of chat rows that have another name where they judge the conversations of encoded rows."""
-
-
-def rules_named(rule_id: str) -> tuple[str, ...]:
-    """Return the rules that an id stands for: those of a former id, or the rule itself; empty if there is none."""
-    if rule_id in FORMER_RULES:
-        return FORMER_RULES[rule_id].rules
-    return (rule_id,) if rule_id in RULES else ()
 
 
 class RuleTable(Mapping[str, Rule]):
@@ -364,11 +327,9 @@ class Finding:
         name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
         severity: `error` fails the check; `note` only under `--mistral-strict`. It is its rule's, unless a note is
             raised to an error, for example because the fault is in every row, or the run is by older rules.
-        since: The first version that finds it: its rule's, or a later one if an older bound of the rule would not have
-            found it, or an earlier one if another rule found it then.
         error_from: The version from which it is an error, if it is a note because the run is by older rules; else
             empty.
-        is_newer: Whether the rules of the run are older than `since`: then it never fails.
+        is_newer: Whether the rules of the run are older than its rule: then it never fails.
         effect_of: The rule of the finding that was shown to explain it; empty if it stands for itself. Beside that
             finding, it is only counted.
         covers: The number of findings that this one explains, by their rules.
@@ -389,7 +350,6 @@ class Finding:
     tokens: TokenRow | None = None
     name: str = ""
     severity: Severity = _OF_RULE
-    since: str = ""
     error_from: str = ""
     is_newer: bool = False
     effect_of: str = ""
@@ -398,12 +358,9 @@ class Finding:
     fixes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        """Take severity and version of the rule, if none is given."""
-        if self.severity and self.since:
-            return
-        rule = RULES[self.rule]
-        object.__setattr__(self, "severity", self.severity or rule.severity)
-        object.__setattr__(self, "since", self.since or rule.since)
+        """Take the severity of the rule, if none is given."""
+        if not self.severity:
+            object.__setattr__(self, "severity", RULES[self.rule].severity)
 
     @property
     def is_raised(self) -> bool:
@@ -418,8 +375,6 @@ class Finding:
 
     def under(self, rule: str, **values: Any) -> Finding:
         """Return the finding as one of another rule, with that rule's severity unless it is raised.
-
-        It keeps its version: what an older rule found is not new.
 
         Args:
             rule: The other rule.
@@ -438,7 +393,7 @@ class Finding:
         """The version from which it counts, in words, if the run is by older rules; else empty."""
         if self.error_from:
             return f"an error from {self.error_from} on"
-        return f"a note from {self.since} on" if self.is_newer else ""
+        return f"a note from {RULES[self.rule].since} on" if self.is_newer else ""
 
     @property
     def next_step(self) -> str:
@@ -509,7 +464,7 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
-        of_rule = {name: getattr(rule, name) for name in ("title", "why", "source")}
+        of_rule = {name: getattr(rule, name) for name in ("since", "title", "why", "source")}
         of_rule["proof"] = self.proof
         values = {
             attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "others"
@@ -593,9 +548,7 @@ def first_findings(findings: Sequence[Finding], most: int, place: Place) -> list
     """Return the first findings of a rule; if there are more than `most`, add a finding with their number."""
     if len(findings) <= most:
         return list(findings)
-    # the oldest of them: what an older rule found must not be hidden behind what a newer one finds
-    since = min((finding.since for finding in findings[most:]), key=version_key)
-    return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place, since)]
+    return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place)]
 
 
 def first_of_each_cause(findings: Iterable[Finding], most: int, place: Place) -> list[Finding]:
@@ -616,9 +569,9 @@ def shown_difference(diff: TokenDiff, place: Place) -> dict[str, Any]:
     return {"detail": diff.table(), "shape": diff.shape(), "tokens": TokenRow.around_difference(str(place), diff)}
 
 
-def rest_of_findings(rule: str, more: int, place: Place = NOWHERE, since: str = "") -> Finding:
-    """Return a finding that stands for the counted findings of a rule; `since` is the version of the oldest."""
-    return Finding(rule, f"… and {more} more", place, more=more, since=since)
+def rest_of_findings(rule: str, more: int, place: Place = NOWHERE) -> Finding:
+    """Return a finding that stands for the counted findings of a rule."""
+    return Finding(rule, f"… and {more} more", place, more=more)
 
 
 @dataclass(frozen=True, slots=True)

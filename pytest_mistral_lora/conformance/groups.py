@@ -117,8 +117,7 @@ class FindingGroup:
         """Return the cause as plain JSON data: its key, its simplest finding, their number, the names of the others."""
         others = sorted(map(str, self.others), key=_by_number)
         extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": others}
-        former = RULES[self.simplest.rule].former_ids
-        return {**self.shown.to_json(), **extra, **({"former_ids": [*former]} if former else {})}
+        return {**self.shown.to_json(), **extra}
 
 
 class FindingGroups:
@@ -285,7 +284,7 @@ def _size(finding: Finding) -> tuple[int, int, int, int]:
     # other characters than ASCII are harder to read in a table of tokens: count their escapes
     length = len(finding.row.encode("unicode_escape")) or len(finding.found)
     # an error fails the check: a note of the same cause must not stand for it, nor one of newer rules for a note
-    is_weak = 2 * (finding.severity != "error") + finding.is_newer
+    is_weak = finding.severity != "error"
     return is_weak, finding.row.count('"role"'), length, len(finding.detail)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
-from pytest_mistral_lora.conformance.finding import ENCODED_CASES, FORMER_RULES, RULES, Finding, rules_named
+from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.errors import did_you_mean
 from pytest_mistral_lora.escaping import printable
 
@@ -54,10 +54,9 @@ class Xfail:
     """One known deviation.
 
     Attributes:
-        id: A rule id, for the findings of this rule in every check; a former id, for those of its rules in encoded
-            rows; a node id, for all findings of this check; the name of a cause, such as `default-system-prompt`,
-            for the findings of this cause in every check; or the id of a known fault, for the findings that it can
-            explain under the versions of the run.
+        id: A rule id, for the findings of this rule in every check; a node id, for all findings of this check; the
+            name of a cause, such as `default-system-prompt`, for the findings of this cause in every check; or the id
+            of a known fault, for the findings that it can explain under the versions of the run.
         reason: Why it is accepted.
         place: File and line.
         until: The first day on which it is no longer accepted; None for no end.
@@ -140,9 +139,6 @@ An unknown name of theirs is not misspelled: a list may serve several verbs."""
 
 def finders_of(xfail: Xfail) -> Finders:
     """Return the checks that can find a deviation listed by a rule or a cause."""
-    if xfail.id in FORMER_RULES:
-        cases = (case for rule in FORMER_RULES[xfail.id].rules for case in RULES[rule].cases)
-        return Finders(_OF_ENCODED_ROWS, cases=frozenset(ENCODED_CASES.get(case, case) for case in cases))
     if xfail.is_of_fault:
         from pytest_mistral_lora.programs.facts import fact
 
@@ -195,7 +191,7 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(
                 f"{place}: {name!r} is not the node id of a check{did_you_mean(subject, SUBJECTS)}; expected {expected}"
             )
-        is_of_fault = "::" not in name and not rules_named(name) and name not in _cause_names()
+        is_of_fault = "::" not in name and name not in RULES and name not in _cause_names()
         if is_of_fault:
             _require_fault(name, place)
         if name in xfails:
@@ -281,17 +277,8 @@ def _cause_names() -> frozenset[str]:
 
 
 def ids_of(finding: Finding, nodeid: str) -> set[str]:
-    """Return the ids by which a list of known deviations accepts a finding of a check.
-
-    In encoded rows, these are also the former ids of the rule, and the node ids of the checks that reported them: a
-    list goes on to accept what it was written for, and no finding in chat rows.
-    """
-    former: set[str] = set()
-    *target, subject, _ = nodeid.split("::", 3)
-    if subject in _OF_ENCODED_ROWS:
-        ids = RULES[finding.rule].former_ids
-        former = {*ids, *("::".join([*target, subject, FORMER_RULES[name].case]) for name in ids)}
-    return {finding.rule, nodeid, finding.name, *former} - {""}
+    """Return the ids by which a list of known deviations accepts a finding of a check."""
+    return {finding.rule, nodeid, finding.name} - {""}
 
 
 def matching(

@@ -212,7 +212,7 @@ class ModelFileTarget(GgufTarget):
     @cached_property
     def named(self) -> Path | None:
         """The GGUF file or folder that it names; None if it names none that is here."""
-        from pytest_mistral_lora.programs.other_files import path_in
+        from pytest_mistral_lora.programs.model_files import path_in
 
         return path_in(self.model_file)
 

@@ -77,7 +77,7 @@ def _next_work(session: Session) -> str:
     for target in targets:
         if isinstance(target, RecipeTarget):
             # if nothing has changed, a hook does not load what reads a recipe
-            kept = None if session.kept is None else session.kept.output_of(target)
+            kept = None if session.kept is None else session.kept.outputs.get(target.name)
             output = kept or target.recipe.output
             return _of_adapter(output) if output.is_dir() else _command("train", target.path)
     for target in targets:

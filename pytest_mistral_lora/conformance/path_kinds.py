@@ -12,11 +12,10 @@ from typing import Any
 
 from pytest_mistral_lora.chat.container import LINES, VALUES, Container, container_of
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json, similar_path
-from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, import_step
-from pytest_mistral_lora.conformance.other_files import configuration_answer, file_answer, folder_answer
+from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES, ROW_SUFFIXES, import_step
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError
-from pytest_mistral_lora.formats.importers import is_yaml, may_declare
+from pytest_mistral_lora.formats.importers import is_yaml, may_declare, trainer_answer
 from pytest_mistral_lora.formats.recognition import ids_key, recognise
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, is_foreign
@@ -34,6 +33,7 @@ KINDS = {
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 _TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card", "deployment"})
+_CHECK = "mistral-lora check"
 _HEAD = 1 << 16
 _YAML_BYTES = (1 << 20) + 1
 """One byte more than a recipe has: a larger file is refused where it is parsed."""
@@ -100,8 +100,8 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         title = "a checkpoint folder" if weights or (path / "config.json").exists() else "a tokenizer folder"
         shown = marks or weights or ["config.json"]
         return RecognisedPath(path, "tokenizer", f"{title} ({', '.join(shown[:3])})")
-    title, step = folder_answer(path)
-    if title.endswith("data files"):
+    below = _below(path)
+    if below is None and (data := _data_in(path)):
         from pytest_mistral_lora.formats.sources import row_files
 
         if encoded := _encoded_folder(path):
@@ -110,7 +110,21 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
             # one file, or the shards of one table
             files = row_files(path)
             return RecognisedPath(path, "rows", f"rows ({', '.join(file.path.name for file in files[:3])}), converted")
-    raise _unknown(path, title, step)
+        below = data[0]
+    raise _unknown(path, f"Name what is in it: {_CHECK} {shlex.quote(str(below))}" if below is not None else "")
+
+
+def _data_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.name.endswith(DATA_SUFFIXES) and file.is_file())
+
+
+def _below(folder: Path) -> Path | None:
+    """Return what is meant by the folder above it: the newest adapter, or else a recipe or a model; None for data."""
+    if adapters := [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/adapter_config.json")]:
+        # by time, not by name: `checkpoint-100` comes after `checkpoint-20`
+        return max(adapters, key=lambda file: file.stat().st_mtime_ns).parent
+    bases = sorted(file.parent for name in ("config.json", *_TOKENIZERS) for file in folder.glob(f"*/{name}"))
+    return next(iter([*sorted(folder.glob("recipe*.y*ml")), *bases, *sorted(folder.glob("*.gguf"))]), None)
 
 
 def _encoded_folder(path: Path) -> RecognisedPath | None:
@@ -138,9 +152,8 @@ def _encoded_folder(path: Path) -> RecognisedPath | None:
         except InputError as error:
             words = shlex.join(["mistral-lora", "check", *map(str, found), "--tokenizer", "PATH"])
             step = f"Name its files, so that each is judged as what it holds: {words}"
-            raise _unknown(
-                path, f"a folder of which {len(titles)} of {len(found)} files are encoded rows", step
-            ) from error
+            fault = f"a folder of which {len(titles)} of {len(found)} files are encoded rows"
+            raise InputError(f"this is {fault}", place=str(path), next_step=step) from error
     names = ", ".join(file.relative_to(path).as_posix() for file in [*found][:3])
     return RecognisedPath(path, "encoded", f"encoded rows ({titles[0]}: {names})")
 
@@ -163,8 +176,9 @@ def _file(path: Path) -> RecognisedPath:
         return RecognisedPath(path, "tokenizer", "a tokenizer file (SentencePiece)")
     if title := _model_file(path, head):
         return RecognisedPath(path, "gguf", title)
-    if answer := file_answer(path, head):
-        raise _unknown(path, *answer)
+    if path.suffix == ".py":
+        step = f"If it encodes rows, judge them: mistral-lora audit --runner {shlex.quote(str(path))} --tokenizer PATH"
+        raise _unknown(path, f"{step} --dataset rows.jsonl")
     container = container_of(head, path)
     if container == Container(VALUES) or (path.suffix == ".json" and container == Container(LINES)):
         return _json(path, container)
@@ -185,7 +199,7 @@ def makes_a_model(path: Path) -> bool:
 
 def _model_file(path: Path, head: bytes) -> str:
     """Return the title of a file by which a server makes a model; empty if it is none."""
-    from pytest_mistral_lora.programs.other_files import model_file
+    from pytest_mistral_lora.programs.model_files import model_file
 
     return model_file(path.name, head.decode("utf-8", "replace"))
 
@@ -292,8 +306,8 @@ def _json(path: Path, container: Container) -> RecognisedPath:
         # several objects, or a file of rows with a fault
         return of_rows(path)
     if isinstance(data, Mapping):
-        if answer := configuration_answer(path, data):
-            raise _unknown(path, *_of_configuration(path, *answer))
+        if answer := trainer_answer(path, data):
+            raise _of_trainer(path, *answer)
         if recognise(data) is not None:
             return of_rows(path)
     raise _unknown(path, keys=data)
@@ -312,9 +326,11 @@ def _yaml(path: Path, content: bytes) -> RecognisedPath:
     """
     import yaml
 
+    from pytest_mistral_lora.chat.reading.plain_yaml import PlainLoader
+
     try:
         # a larger file is not a recipe, and its check refuses it
-        data = yaml.safe_load(content[: _YAML_BYTES - 1])
+        data = yaml.load(content[: _YAML_BYTES - 1], Loader=PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         with suppress(InputError):
             if container_of(content[:_HEAD], path) == Container(LINES):
@@ -325,8 +341,8 @@ def _yaml(path: Path, content: bytes) -> RecognisedPath:
         raise _unknown(path) from error
     if isinstance(data, Mapping):
         known_keys = _RECIPE_KEYS & data.keys()
-        if not {"base", "training"} <= known_keys and (answer := configuration_answer(path, data)):
-            raise _unknown(path, *_of_configuration(path, *answer))
+        if not {"base", "training"} <= known_keys and (answer := trainer_answer(path, data)):
+            raise _of_trainer(path, *answer)
         if len(known_keys) > 1 or known_keys == data.keys():
             keys = ", ".join(key for key in data if key in known_keys)
             return RecognisedPath(path, "recipe", f"a recipe ({keys})", content)
@@ -335,18 +351,15 @@ def _yaml(path: Path, content: bytes) -> RecognisedPath:
     raise _unknown(path, keys=data)
 
 
-def _of_configuration(path: Path, title: str, step: str) -> tuple[str, str]:
-    """Return the error for a file of another tool, with the command that judges the rows that it declares."""
-    if "mistral-lora import" not in step:
-        return title, step
-    command = f"mistral-lora check {shlex.quote(str(path))} --as rows --tokenizer PATH"
-    return title, f"{step}. Judge its data without converting it: {command}"
+def _of_trainer(path: Path, title: str, step: str) -> InputError:
+    """Return the error for a trainer's configuration, with the commands that judge and convert the rows of it."""
+    command = f"{_CHECK} {shlex.quote(str(path))} --as rows --tokenizer PATH"
+    step = f"{step}. Judge its data without converting it: {command}"
+    return InputError(f"this is {title}", place=str(path), next_step=step)
 
 
-def _unknown(path: Path, title: str = "", step: str = "", *, keys: Any = None) -> InputError:
+def _unknown(path: Path, step: str = "", *, keys: Any = None) -> InputError:
     """Return the error for a path that cannot be checked."""
-    if title:
-        return InputError(f"this is {title}", place=str(path), next_step=step)
     found = "there is nothing here that is checked"
     if isinstance(keys, Mapping) and keys:
         found += f": it has the keys {', '.join(map(str, list(keys)[:8]))}"
@@ -354,5 +367,5 @@ def _unknown(path: Path, title: str = "", step: str = "", *, keys: Any = None) -
         found,
         place=str(path),
         expected="one of these: " + "; ".join(KINDS.values()),
-        next_step=f"If it is one of them, name its kind: --as {'|'.join(KINDS)}",
+        next_step=step or f"If it is one of them, name its kind: --as {'|'.join(KINDS)}",
     )

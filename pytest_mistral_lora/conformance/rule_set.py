@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pytest_mistral_lora.conformance.finding import RULES, Finding, version_key
 from pytest_mistral_lora.errors import InputError
 
-RECORDED = Path(__file__).parent / "rules"
-"""The folder of the recorded tables, `VERSION.json`, beside the rules."""
 
-
-def recorded_versions() -> list[str]:
-    """Return the versions whose rules are recorded, the oldest first."""
-    return sorted((path.stem for path in RECORDED.glob("*.json")), key=version_key)
+def known_versions() -> list[str]:
+    """Return the versions that have added a rule or made a note an error, the oldest first."""
+    versions = {version for rule in RULES.values() for version in (rule.since, rule.error_since) if version}
+    return sorted(versions, key=version_key)
 
 
 def newest_rules() -> str:
-    """Return the last version whose rules are recorded."""
-    return recorded_versions()[-1]
-
-
-def recorded_bounds(rule: str) -> dict[str, str]:
-    """Return the bounds of a rule in the newest recorded table, by their names there: those whose names have its id."""
-    table = json.loads((RECORDED / f"{newest_rules()}.json").read_text(encoding="utf-8"))
-    return {name: bound for name, bound in table["bounds"].items() if rule in name.split(":", 1)[1].split()}
+    """Return the last version that has changed the rules."""
+    return known_versions()[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +39,9 @@ class RuleSet:
             place: The option or key that names it.
 
         Raises:
-            InputError: If no version of this name is recorded.
+            InputError: If no rule has this version.
         """
-        versions = recorded_versions()
+        versions = known_versions()
         if version not in versions:
             raise InputError(
                 f"{version!r} is not a version of the rules that this installation knows",
@@ -66,7 +56,7 @@ class RuleSet:
         """Return the rules that an argument `rules=` names; None for all rules.
 
         Raises:
-            InputError: If no version of this name is recorded.
+            InputError: If no rule has this version.
         """
         return None if rules is None else cls.of(rules, "rules=")
 
@@ -77,11 +67,11 @@ class RuleSet:
     def _applied(self, finding: Finding) -> Finding:
         if any(self._has_error(rule) for rule, _ in finding.covers):
             return finding  # it stands for findings that these rules make
-        is_newer = self._is_older_than(finding.since)
+        rule = RULES[finding.rule]
+        is_newer = self._is_older_than(rule.since)
         if finding.severity == "note":
             return replace(finding, is_newer=True) if is_newer else finding
-        # a rule can be new and become an error later, or become an error and be tightened later
-        error_from = max(finding.since, RULES[finding.rule].error_since or finding.since, key=version_key)
+        error_from = rule.error_since or rule.since
         if not self._is_older_than(error_from):
             return finding
         return replace(finding, severity="note", error_from=error_from, is_newer=is_newer)

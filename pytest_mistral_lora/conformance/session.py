@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora import __version__
 from pytest_mistral_lora.conformance.baseline import baseline_text
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
@@ -28,7 +27,6 @@ from pytest_mistral_lora.conformance.known import (
 )
 from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
 from pytest_mistral_lora.conformance.rule_set import RuleSet
-from pytest_mistral_lora.conformance.upgrade import changes_since, green_version
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
@@ -57,7 +55,6 @@ class Session:
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
         outcomes: The outcome of each check that ran.
-        last_green: The version of this package with which a run of the same targets was last green; empty if unknown.
     """
 
     def __init__(
@@ -99,7 +96,6 @@ class Session:
         self.deselected = 0
         self.outcomes: list[CheckOutcome] = []
         self._make_targets = targets
-        self.last_green = ""
         self._causes: FindingGroups | None = None
         self._started, self._start = datetime.now(UTC), time.perf_counter()
 
@@ -244,29 +240,6 @@ class Session:
                 lines.append(xfail.not_met)
         return lines
 
-    def look_back(self, reports: Sequence[Path]) -> None:
-        """Look for the last green run of the same targets, in earlier reports and kept results; and keep a green one.
-
-        Call it after the run, before the reports are written again.
-
-        Args:
-            reports: The files of this run's reports.
-        """
-        names = {outcome.target for outcome in self.outcomes}
-        self.last_green = next(filter(None, (green_version(path, names) for path in reports)), "")
-        if self.kept is not None:
-            self.last_green = self.last_green or self.kept.green_version(self.targets)
-            if self.outcomes and self.exit_code == EXIT_OK:
-                self.kept.keep_green(self.targets)
-
-    @property
-    def remarks_on_upgrade(self) -> list[str]:
-        """A line on the rules that have changed since the last green run; empty if none has, or none was green."""
-        if self.last_green == __version__:
-            return []  # no upgrade: a run from the cache does without the tables of all rules
-        changes = changes_since(self.last_green, (found for outcome in self.outcomes for found in outcome.findings))
-        return [f"since the last green run, with version {self.last_green}: {changes}"] if changes else []
-
     @property
     def remarks_on_rules(self) -> list[str]:
         """A line on the findings that count by newer rules alone; empty if there is none."""
@@ -402,7 +375,7 @@ class Session:
             ]
             facts += [*basis_lines(self.outcomes), *self.known_faults(), *figures, *unchecked_lines(self.outcomes)]
         facts += self.remarks_on_known
-        facts += [*self.remarks_on_rules, *self.remarks_on_upgrade]
+        facts += self.remarks_on_rules
         if self.kept is not None and self.kept.found:
             facts.append(
                 f"{counted(self.kept.found, 'check')} from the cache: nothing that they read has changed since they "
@@ -459,7 +432,6 @@ class Session:
             deselected=self.deselected,
             not_run=self.not_run,
             known_faults=self.known_faults(),
-            last_green=__version__ if code == EXIT_OK else self.last_green,
         )
 
     def write_reports(self, paths: Sequence[Path], data: dict[str, Any]) -> None:

@@ -5,13 +5,11 @@ Memory holds one record, one line or one batch of a table, never a file.
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
 import gzip
 import io
 import json
-import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,9 +43,8 @@ from pytest_mistral_lora.places import Place
 
 _BATCH = 256
 _CHUNK = 1 << 16
-_XZ_MEMORY = 128 << 20  # the highest preset takes 65 MiB
 _SPACE = re.compile(r"\s*")
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class Record(NamedTuple):
@@ -107,20 +104,17 @@ def open_source(path: Path) -> SourceFile:
     with _readable(path), opened(path) as file:
         outer = container_of(file.peek(_CHUNK), path)
     inner = outer
+    if outer.is_packed:
+        step = unpack_step(outer.compression, path)
+        raise InputError(f"this is {outer.title}", place=str(path), expected="gzip, or no compression", next_step=step)
     if not outer.name:
         with _decoded(path, outer) as (file, _), _readable(path):
             inner = container_of(file.peek(_CHUNK), path)
-            if inner.encoding and outer.compression:  # a compressed file may hold UTF-16
-                outer = Container("", outer.compression, inner.encoding)
-                with _decoded(path, outer) as (again, _):
-                    inner = container_of(again.peek(_CHUNK), path)
-    reader = _READERS.get(inner.name)
+    reader, title = _READERS.get(inner.name), outer.title if outer is inner else f"{outer.title} of {inner.title}"
     if reader is None or (outer is not inner and reader.is_table):
-        step = unpack_step(outer.compression, path)
-        raise InputError(f"this is {outer.title} of {inner.title}", place=str(path), next_step=step)
-    layers = [name for name in (outer.compression, outer.encoding, inner.name) if name]
+        raise InputError(f"this is {title}", place=str(path), next_step=unpack_step(outer.compression, path))
     records, lines = (partial(read, path, outer) for read in (reader.records, reader.lines or reader.records))
-    return SourceFile(" of ".join(layers), reader.is_table, records, lines)
+    return SourceFile(title, reader.is_table, records, lines)
 
 
 @contextmanager
@@ -138,18 +132,8 @@ def _decoded(path: Path, container: Container) -> Iterator[tuple[io.BufferedRead
     with ExitStack() as stack:
         raw = stack.enter_context(opened(path))
         file: Any = raw
-        if container.compression == "zstd":
-            import pyarrow as pa
-
-            # the library refuses a window of more than 128 MiB
-            file = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
-        elif container.compression == "xz":
-            file = _Xz(raw)
-        elif container.compression:
-            opener = {"gzip": gzip.open, "bzip2": bz2.open}[container.compression]
-            file = stack.enter_context(cast(Any, opener)(raw, "rb"))
         if container.compression:
-            file = _Counted(file, limits.Expansion(path))
+            file = _Counted(stack.enter_context(gzip.open(raw, "rb")), limits.Expansion(path))
         if container.encoding:
             file = _AsUtf8(file, container.encoding)
         yield (file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _CHUNK)), raw
@@ -158,7 +142,7 @@ def _decoded(path: Path, container: Container) -> Iterator[tuple[io.BufferedRead
 class _Counted(io.RawIOBase):
     """A file whose bytes are counted."""
 
-    def __init__(self, file: BinaryIO, expansion: limits.Expansion) -> None:
+    def __init__(self, file: gzip.GzipFile, expansion: limits.Expansion) -> None:
         self._file = file
         self._expansion = expansion
 
@@ -170,40 +154,6 @@ class _Counted(io.RawIOBase):
         self._expansion.count(len(data))
         buffer[: len(data)] = data
         return len(data)
-
-
-class _Xz(io.RawIOBase):
-    """A file of xz streams, decompressed; `lzma.open` would take as much memory as the file demands."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._stream: lzma.LZMADecompressor | None = None
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        found = b""
-        while not found and (self._stream is not None or self._starts_stream()):
-            stream = cast(lzma.LZMADecompressor, self._stream)
-            if stream.needs_input and not self._rest:
-                self._rest = self._file.read(_CHUNK)
-                if not self._rest:
-                    raise EOFError("the last stream is cut off")
-            found, self._rest = stream.decompress(self._rest, size), b""
-            if stream.eof:
-                self._stream, self._rest = None, stream.unused_data
-        return found
-
-    def _starts_stream(self) -> bool:
-        """Start the next stream if the file has one, perhaps behind zeros; return whether it has."""
-        self._rest = self._rest.lstrip(b"\0")
-        while not self._rest and (more := self._file.read(_CHUNK)):
-            self._rest = more.lstrip(b"\0")
-        if self._rest:
-            self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-        return bool(self._rest)
 
 
 class _AsUtf8(io.RawIOBase):

@@ -10,6 +10,7 @@ import yaml
 
 from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.chat.reading import read_bounded, read_json
+from pytest_mistral_lora.chat.reading.plain_yaml import PlainLoader
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source
 from pytest_mistral_lora.formats.files import source_files
@@ -49,8 +50,8 @@ def _configuration(path: Path) -> Mapping[Any, Any] | None:
         data = read_json(path) if may_declare(path) and path.is_file() else None
         return data if isinstance(data, Mapping) else None
     try:
-        config = yaml.safe_load(read_bounded(path).decode())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        config = yaml.load(read_bounded(path).decode(), Loader=PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"not valid YAML: {error}", place=str(path)) from error
     if not isinstance(config, Mapping):
         raise InputError(f"is {kind_of(config)}", place=str(path), expected="a configuration of a trainer")

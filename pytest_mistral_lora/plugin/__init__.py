@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_mistral_lora.plugin.process import speed_up_imports
 
         speed_up_imports(config)
+        from pytest_mistral_lora.errors import disk_fault
         from pytest_mistral_lora.escaping import in_block, safe_text
         from pytest_mistral_lora.plugin.settings import read_settings
         from pytest_mistral_lora.plugin.suite import Suite
@@ -52,7 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
             settings = read_settings(config)
         except pytest.UsageError as error:  # its text has names of files, and pytest prints it unescaped
             raise pytest.UsageError(safe_text(in_block(str(error)))) from error
-        config.pluginmanager.register(Suite(config, settings), "mistral_lora_suite")
+        try:
+            suite = Suite(config, settings)
+        except OSError as error:
+            raise pytest.UsageError(disk_fault(error) or str(error)) from error
+        config.pluginmanager.register(suite, "mistral_lora_suite")
 
 
 @pytest.fixture(scope="session")

@@ -286,7 +286,6 @@ class Suite:
             params = session.config.invocation_params
             command = shlex.join(["pytest", *map(str, params.args)])
             with chdir(self._home):
-                self.session.look_back([self.settings.report])
                 data = self.session.report(command, params.dir, int(exitstatus))
                 self.session.write_reports([self.settings.report], data)
 

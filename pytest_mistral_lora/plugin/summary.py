@@ -161,7 +161,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
     for cause in session.causes():
         if cause.simplest.severity == "note" and not cause.simplest.is_sign:
             write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
-    for line in (*session.remarks_on_rules, *session.remarks_on_upgrade):
+    for line in session.remarks_on_rules:
         write_line(terminal, line, yellow=True)
     for line in _unchecked_lines(session, settings, unused):
         write_line(terminal, line)
@@ -203,7 +203,7 @@ def write_annotations(terminal: Any, session: Session) -> None:
     terminal.ensure_newline()
     for line in annotation_lines(causes):
         terminal.write_line(line)  # a workflow command, whose values are escaped
-    cases = [*cases_of(outcomes, [""] * len(outcomes))]
+    cases = [*cases_of(outcomes)]
     add_job_summary(Judged("pytest --mistral-golden", causes, cases, session.verdict(), known=session.known_faults()))
 
 

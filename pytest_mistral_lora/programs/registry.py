@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, distributions, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from pytest_mistral_lora.chat.rows import imported
-from pytest_mistral_lora.errors import EntryPointError, InputError
+from pytest_mistral_lora.errors import EntryPointError, InputError, one_line
+from pytest_mistral_lora.escaping import printable
 
 Kind = TypeVar("Kind")
 
@@ -55,7 +57,17 @@ def _all_points(path: tuple[str, ...]) -> Any:
     Args:
         path: The path of the interpreter, which a program may change.
     """
-    return entry_points()
+    with suppress(Exception):
+        return entry_points()
+    # a file of any package that is damaged ends Python's own search
+    points: list[EntryPoint] = []
+    for distribution in distributions():
+        try:
+            points += distribution.entry_points
+        except Exception as error:  # Python has no error of its own for such a file
+            name = printable(str(distribution.metadata["Name"]), lines=False)
+            sys.stderr.write(f"warning: the entry points of the package {name} cannot be read: {one_line(error)}\n")
+    return EntryPoints(points)
 
 
 def names_in(group: str) -> list[str]:
@@ -152,7 +164,10 @@ class Registry(Mapping[str, Kind]):
     def _imported(self, point: EntryPoint) -> Kind:
         try:
             found = point.load()
-        except Exception as error:  # of foreign code, which may raise any
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # of foreign code, which may raise any, and end the command as a success
             reason = f"{type(error).__name__}: {error}"
             raise EntryPointError(
                 f"{point.name}: {point.value} of {_owner(point)} does not import: {reason}"

@@ -245,18 +245,6 @@ class AdapterFolder:
         home = recipe_folder(self.path.resolve(), str(data.get("recipe", {}).get("output", "")))
         return AdapterFolder(home / start["path"])
 
-    @property
-    def named_bases(self) -> tuple[RecordedBase, ...]:
-        """The bases that are looked for: the recorded one, and the one that `adapter_config.json` names beside it."""
-        try:
-            name = self.config.get("base_model_name_or_path")
-        except InputError:
-            name = None
-        recorded = self.recorded_base
-        if not isinstance(name, str) or len(name) > 4096:
-            return (recorded,)
-        return recorded, RecordedBase(name, recorded.revision)
-
     @cached_property
     def located_base(self) -> LocatedBase:
         """The base, if it is found: see `locate_base`.

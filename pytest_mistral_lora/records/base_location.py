@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, cached_snapshot, is_repository, snapshot_place
+from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, is_repository
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 
@@ -138,14 +138,6 @@ def recipe_folder(adapter: Path, output: str) -> Path:
     parts = Path(output).parts
     below = not Path(output).is_absolute() and ".." not in parts
     return adapter.parents[len(parts) - 1 if below and 0 < len(parts) <= len(adapter.parents) else 0]
-
-
-def places_of_base(recorded: RecordedBase, adapter: Path) -> list[Path]:
-    """Return every folder in which a recorded base is looked for, whether or not it exists."""
-    places = [*_local_places(recorded, adapter.resolve())]
-    if recorded.revision is not None and COMMIT.fullmatch(recorded.revision):
-        places.append(snapshot_place(recorded.name, recorded.revision))
-    return places
 
 
 def _local_places(recorded: RecordedBase, adapter: Path) -> list[Path]:

@@ -14,8 +14,9 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -82,6 +83,9 @@ Written = Literal["created", "rewritten", "unchanged"]
 """The result of writing a file."""
 _UNFINISHED = ".unfinished"  # a user's file or folder, such as `.lora-out.previous`, is never taken for our remains
 
+_SECONDS_AT_WORK = 60
+"""Seconds without a write after which a part of a file has no writer any more."""
+
 
 def unfinished_path(path: Path) -> Path:
     """Return a new temporary name beside a path; `remove_temporaries` finds it after a kill."""
@@ -108,8 +112,10 @@ def finished_file(path: Path) -> Iterator[BinaryIO]:
         if path.is_file():
             shutil.copymode(path, temporary)
         temporary.replace(path)
-    except BaseException:  # Ctrl-C, too, must leave no temporary file
+    except BaseException as error:  # Ctrl-C, too, must leave no temporary file
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk is no fault of the temporary name, and a write has no name at all
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -154,13 +160,20 @@ def require_writable(path: Path, is_ours: Callable[[Path], bool] | None = None) 
             raise InputError("no such folder", place=str(path.parent), next_step="Make it, or name another file.")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
-        if is_ours is not None and path.exists() and path.stat().st_size and not is_ours(path):
+        if is_ours is not None and not _may_replace(path, is_ours):
             found = "is there, and was not written by this command: it would be lost"
             raise InputError(found, place=str(path), next_step="Remove it, or name another file.")
     except OSError as error:
         step = "Name a file that you may write."
         raise InputError(f"cannot be written: {error.strerror}", place=str(path), next_step=step) from error
     return path
+
+
+def _may_replace(path: Path, is_ours: Callable[[Path], bool]) -> bool:
+    try:
+        return not path.stat().st_size or is_ours(path)
+    except FileNotFoundError:  # also if another process removes it at this moment
+        return True
 
 
 def beginning(path: Path) -> str:
@@ -353,12 +366,17 @@ def _sync_to_disk(path: Path) -> None:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove the remains of a killed process: of `finished_folder(path)`, or of writing the file `path`."""
+    """Remove the remains of a killed process: of `finished_folder(path)`, or of writing the file `path`.
+
+    Several processes may write one file at once, each its own part: a part that was written to lately stays.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_UNFINISHED}"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+            continue
+        with suppress(FileNotFoundError):  # its writer has finished it, or another process has removed it
+            if time.time() - left.stat().st_mtime > _SECONDS_AT_WORK:
+                left.unlink()
 
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:

@@ -167,7 +167,7 @@ def packaged_cases() -> list[Case]:
 
 
 def packaged_pairs() -> list[PairCase]:
-    """Return the preference pairs that trainers are given: for the scoreboard, the tests, and `audit --task`.
+    """Return the preference pairs that trainers are given: for the tests, and `audit --task`.
 
     Raises:
         TokenizerError: If a case names a version that is not supported.

@@ -21,7 +21,6 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -77,14 +76,6 @@ class LoraDelta:
     def factors(self) -> tuple[Array, Array]:
         """Return A, `(rank, inputs)`, and B, `(outputs, rank)`, in float64; only for a product."""
         return self._read(_A), self._read(_B)
-
-    def factor_tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return A and B as the file has them; only for a product."""
-        return self.tensors[self.parts[_A]], self.tensors[self.parts[_B]]
-
-    def magnitude_tensor(self) -> torch.Tensor:
-        """Return the learned length of each row as the file has it, `(outputs,)`; only for DoRA."""
-        return self.tensors[self.parts[_MAGNITUDE]].reshape(-1)
 
     def _read(self, part: str) -> Array:
         import numpy as np

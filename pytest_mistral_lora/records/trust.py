@@ -1,18 +1,13 @@
-"""Which files a user can trust: whether other users of the machine can write them, and the key of the user's seals."""
+"""Which files a user can trust: whether other users of the machine can write them."""
 
 from __future__ import annotations
 
-import hmac
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_mistral_lora.errors import InputError
-
-_KEY_BYTES = 32
 _ROOT = 0
 _UNMAPPED = 65534
 """The owner that a container shows for a user of the host that it does not know, such as the host's root."""
@@ -66,76 +61,3 @@ def _is_private(group: int) -> bool:
         # a container that knows neither its user nor the group by name
         return group in (_ROOT, os.geteuid())
     return found.gr_name in (user, "root") and {*found.gr_mem} <= {user, "root"}
-
-
-def key_file() -> Path:
-    """Return the file of the user's key: `mistral-lora/seal.key` in `$XDG_CONFIG_HOME`, by default `~/.config`."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111, Path raises without a home
-    return Path(folder, "mistral-lora", "seal.key")
-
-
-def user_key() -> bytes:
-    """Return the key of the user's seals; make it at the first call.
-
-    Raises:
-        InputError: If it cannot be read or made, or other users can read or replace it.
-    """
-    file = key_file()
-    if not file.is_absolute():
-        raise InputError("is no absolute path", place=str(file), expected="a home folder, or XDG_CONFIG_HOME")
-    try:
-        if not os.path.lexists(file):
-            _make_key(file)
-        reason = shared_by(file)
-        if reason:
-            raise InputError(reason, place=str(file), next_step="Take the right from them, and remove the key.")
-        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(handle, "rb") as opened:
-            status = os.fstat(handle)
-            key = opened.read(_KEY_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""
-    except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read or made: {found}", place=str(file)) from error
-    if hasattr(os, "geteuid") and stat.S_IMODE(status.st_mode) & 0o077:
-        raise InputError("other users can read it", place=str(file), next_step="Remove it; it is made again.")
-    if len(key) != _KEY_BYTES:
-        raise InputError("is not a key", place=str(file), next_step="Remove it; it is made again.")
-    return key
-
-
-def _make_key(file: Path) -> None:
-    """Write a new key whole or not at all; if another process is faster, its key stays."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(secrets.token_bytes(_KEY_BYTES))
-            opened.flush()
-            os.fsync(handle)
-        with suppress(FileExistsError):
-            # unlike a rename, a link replaces no file
-            os.link(temporary, file)
-    finally:
-        temporary.unlink()
-
-
-def seal(data: bytes, key: bytes) -> str:
-    """Return the seal of bytes, as hexadecimal digits: only who has the key can make it.
-
-    Args:
-        data: The bytes.
-        key: The key, from `user_key`.
-    """
-    return hmac.digest(key, data, "sha256").hex()
-
-
-def is_sealed(data: bytes, found: object, key: bytes) -> bool:
-    """Return whether a value is the seal of bytes.
-
-    Args:
-        data: The bytes.
-        found: The value that stands for the seal; it may be of any type.
-        key: The key, from `user_key`.
-    """
-    return isinstance(found, str) and hmac.compare_digest(seal(data, key).encode(), found.encode("utf-8", "replace"))

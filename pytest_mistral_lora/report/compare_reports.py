@@ -164,7 +164,7 @@ class ReportComparison:
     def _compared(self) -> Iterator[ComparedCause]:
         old = {cause["cause"]: cause for cause in self.before["causes"]}
         for cause in self.after["causes"]:
-            before = next((old.pop(key) for key in _keys(cause) if key in old), None)
+            before = old.pop(cause["cause"], None)
             state: State = "new"
             if before is not None:
                 state = "worse" if cause["count"] > before["count"] else "unchanged"
@@ -237,13 +237,6 @@ class ReportComparison:
             "unchecked": self.unchecked,
             "moved": self.moved,
         }
-
-
-def _keys(cause: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the key of a cause, and its keys in reports whose rule had a former id."""
-    yield cause["cause"]
-    rest = cause["cause"].removeprefix(cause["rule"])
-    yield from (f"{former}{rest}" for former in cause.get("former_ids", ()))
 
 
 def _cut(text: str) -> str:

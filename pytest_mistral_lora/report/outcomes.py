@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,19 +65,11 @@ class RecordedOutcome:
 
 
 class JudgedOutcome(Outcome, Protocol):
-    """The outcome of a check with its findings, for other programs."""
+    """The outcome of a check that has a node id."""
 
     @property
     def nodeid(self) -> str:
         """The node id of the check."""
-
-    @property
-    def findings(self) -> Sequence[Found]:
-        """The findings."""
-
-    @property
-    def seconds(self) -> float:
-        """The duration of the check."""
 
 
 class Found(Protocol):
@@ -98,9 +90,6 @@ class Found(Protocol):
     @property
     def detail(self) -> str:
         """Lines with more."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the finding as plain JSON data."""
 
 
 class FoundCause(Protocol):

@@ -55,7 +55,6 @@ def report_data(
     deselected: int,
     not_run: int,
     known_faults: Sequence[str],
-    last_green: str = "",
 ) -> dict[str, Any]:
     """Return the report as plain JSON data.
 
@@ -68,7 +67,6 @@ def report_data(
         deselected: Number of checks left out by `-k`, `-m` or `--lf`.
         not_run: Number of selected checks that did not run, because of `-x` or an interruption.
         known_faults: A line for each known fault of the installed libraries that can be a cause.
-        last_green: The version of this package with which these targets were last green; empty if unknown.
     """
     counts = Counter(record["outcome"] for record in records)
     # by the name of the check: a cause has only the name
@@ -92,7 +90,6 @@ def report_data(
         "code": run.code,
         "verdict": verdict,
         "exit_status": exit_status,
-        **({"last_green": last_green} if last_green else {}),
         "counts": {
             "passed": counts["passed"],
             "failed": counts["failed"],

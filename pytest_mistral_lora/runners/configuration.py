@@ -181,6 +181,8 @@ def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """
     import yaml
 
+    from pytest_mistral_lora.chat.reading.plain_yaml import PlainLoader
+
     place = Place.of(file)
     try:
         content = read_bounded(file)
@@ -195,7 +197,7 @@ def read_configuration(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
                 raise RunnerError(f"more than {_DEEPEST} levels deep", place=place, expected="a configuration")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_merges(node, place)
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=PlainLoader)
     except yaml.constructor.ConstructorError as error:
         mark = error.problem_mark
         found = f"not plain YAML: {error.problem or error}"

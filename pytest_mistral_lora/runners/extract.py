@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -357,8 +356,7 @@ def _run(runner: Trainer, work: Path, config: Path, python: Path, time_limit: fl
     environment = _environment(runner, work, is_this_python=python == Path(sys.executable))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(HARNESS))))
     hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
-    options: dict[str, Any] = {"folder": Path.cwd(), "environment": environment, "hint": hint, "output": work}
-    ended = run_limited(command, seconds=time_limit, **options)
+    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment, hint=hint)
     if ended.code:
         raise RunnerError(f"{runner.title} {ended.reason}", place="" if config == NOTHING else str(config))
     return ended

@@ -1,28 +1,23 @@
-"""Run a command that may hang, print anything, or leave children behind."""
+"""Run a command that may hang, print anything, or leave children behind, and read what it wrote."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import secrets
-import select
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.errors import InputError, RowError, RunnerError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.runners import supervisor
 
 # only the end of a log is read, whatever its length
 _TAIL_BYTES = 4000
@@ -53,42 +48,10 @@ class Ended:
         return f"ends with exit code {self.code}: {last_line}{shown(self.tail)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a command may use beside time.
-
-    Attributes:
-        memory: Resident bytes of all its processes together, on Linux. None for three quarters of the machine's memory,
-            at most 32 GiB.
-        printed: Bytes on stdout and stderr.
-        written: Bytes of a file, and of all files in the folder of its output.
-        processes: Processes at one time, on Linux.
-    """
-
-    memory: int | None = None
-    printed: int = 64 << 20
-    written: int = 8 << 30
-    processes: int = 512
-
-    @property
-    def most_memory(self) -> int:
-        """The limit of memory in bytes."""
-        if self.memory is not None:
-            return self.memory
-        return min(32 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4)
-
-
 def run_limited(
-    command: Sequence[str | Path],
-    *,
-    seconds: float,
-    folder: Path,
-    environment: Mapping[str, str],
-    hint: str = "",
-    limits: Limits | None = None,
-    output: Path | None = None,
+    command: Sequence[str | Path], *, seconds: float, folder: Path, environment: Mapping[str, str], hint: str = ""
 ) -> Ended:
-    """Run a command, and end all of its processes when it ends, its time is up, or it passes a limit.
+    """Run a command, and end its group of processes when it ends or its time is up.
 
     Args:
         command: Program and arguments.
@@ -96,195 +59,32 @@ def run_limited(
         folder: Its working directory.
         environment: Its environment variables.
         hint: Advice for a command that runs out of time.
-        limits: Its other limits; None for the defaults.
-        output: The folder that it writes to, whose size is limited; None for no such folder.
 
     Raises:
-        RunnerError: If the command cannot be started, runs out of time or passes a limit.
+        RunnerError: If the command cannot be started, or runs out of time.
     """
     words = list(map(str, command))
-    if not hasattr(os, "fork"):
-        found, step = "is not started: this system does not limit processes", "Run it on Linux or macOS."
+    if not hasattr(os, "killpg"):
+        found, step = "is not started: this system has no groups of processes", "Run it on Linux or macOS."
         raise RunnerError(found, place=words[0], next_step=step)
     # a file, not a pipe: a full pipe stops the command, and a child left behind keeps the pipe open
-    with (
-        tempfile.TemporaryFile() as printed,
-        _Supervised(words, printed, folder, environment, limits or Limits()) as started,
-    ):
-        deadline = time.monotonic() + seconds
-        # a folder of many files takes longer to measure than a process
-        next_measure, pause = time.monotonic() + 1, 0.05
-        while started.code is None:
-            if time.monotonic() >= deadline:
-                found = f"not done after {seconds:g} seconds{hint}{shown(_tail(printed.fileno()))}"
-                raise RunnerError(found, place=words[min(1, len(words) - 1)])
-            started.wait(min(pause, max(0.0, deadline - time.monotonic())))
-            pause = min(0.25, pause * 1.2)
-            is_due = output is not None and time.monotonic() >= next_measure
-            found = started.passed(printed.fileno(), output if is_due else None)
-            if is_due:
-                next_measure = time.monotonic() + 1
-            if found:
-                tail = shown(_tail(printed.fileno()))
-                raise RunnerError(f"{found}, and was ended{tail}", place=words[min(1, len(words) - 1)])
-        return Ended(started.code, _tail(printed.fileno()))
-
-
-class _Supervised:
-    """A command below a process that adopts what it leaves; see `supervisor`.
-
-    Attributes:
-        code: Its exit code; None while it runs.
-    """
-
-    def __init__(
-        self, words: list[str], printed: IO[bytes], folder: Path, environment: Mapping[str, str], limits: Limits
-    ) -> None:
-        """Start the command.
-
-        Raises:
-            RunnerError: If it cannot be started.
-        """
-        self.code: int | None = None
-        self._limits = limits
-        self._words = words
-        self._told = b""
-        self._mark = secrets.token_hex(16).encode()
-        self._status, status = os.pipe()
-        hold, self._hold = os.pipe()
-        program = [sys.executable, "-I", "-S", supervisor.__file__, str(status), str(hold), str(limits.written)]
+    with tempfile.TemporaryFile() as printed:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": subprocess.STDOUT}
         try:
-            self._process = subprocess.Popen(
-                [*program, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env={**environment, "MISTRAL_LORA_RUN": self._mark.decode()},
-                start_new_session=True,
-                pass_fds=(status, hold),
-            )
+            process = subprocess.Popen(words, cwd=folder, env=environment, start_new_session=True, **options)
         except OSError as error:
-            os.close(self._status)
-            os.close(self._hold)
             raise RunnerError(f"cannot be started: {error.strerror}", place=words[0]) from error
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            found = f"not done after {seconds:g} seconds{hint}{shown(_tail(printed.fileno()))}"
+            raise RunnerError(found, place=words[min(1, len(words) - 1)]) from error
         finally:
-            os.close(status)
-            os.close(hold)
-
-    def __enter__(self) -> _Supervised:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End all processes, also after Ctrl-C, which reaches only this process."""
-        with suppress(OSError):
-            # a byte, since a fork of this process may keep the pipe open
-            os.write(self._hold, b".")
-        os.close(self._hold)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE)
-        if self._process.returncode != 0:
-            # the command has stopped or ended it, and processes are left
-            supervisor.end_all(self._left)
-            self._process.kill()
-            self._process.wait()
-        os.close(self._status)
-
-    def _left(self) -> dict[int, int]:
-        """Return the group of each process of the command, by the variable that the command began with."""
-        return {
-            process: group
-            for process, (_, group, state) in supervisor.processes().items()
-            if state not in "ZX" and process != self._process.pid and self._is_marked(process)
-        }
-
-    def _is_marked(self, process: int) -> bool:
-        with suppress(OSError):
-            return self._mark in Path(f"/proc/{process}/environ").read_bytes()
-        return False
-
-    def wait(self, seconds: float) -> None:
-        """Wait until the command ends, at most some seconds.
-
-        Raises:
-            RunnerError: If it cannot be started, or has ended the process above it.
-        """
-        if not select.select([self._status], [], [], seconds)[0]:
-            return
-        told = os.read(self._status, 4096)
-        self._told += told
-        for line in self._told.splitlines():
-            kind, _, number = line.partition(b" ")
-            if kind == b"error":
-                raise RunnerError(f"cannot be started: {os.strerror(int(number))}", place=self._words[0])
-            if kind == b"code":
-                self.code = int(number)
-        if not told and self.code is None:
-            found = "ends the process that watches it"
-            raise RunnerError(found, place=self._words[min(1, len(self._words) - 1)])
-
-    def passed(self, printed: int, output: Path | None) -> str:
-        """Return which limit the command has passed; empty for none.
-
-        Args:
-            printed: The file that it prints to.
-            output: The folder that it writes to, or None.
-        """
-        limits = self._limits
-        if os.fstat(printed).st_size > limits.printed:
-            return f"prints more than {_size(limits.printed)}"
-        if output is not None and _bytes_below(output, limits.written) > limits.written:
-            return f"writes more than {_size(limits.written)}"
-        if sys.platform != "linux":
-            return ""
-        found = supervisor.descendants(self._process.pid)
-        if len(found) > limits.processes:
-            return f"has more than {limits.processes} processes at once"
-        if _memory(found, is_shared=False) > limits.most_memory and _memory(found) > limits.most_memory:
-            return f"takes more than {_size(limits.most_memory)} of memory, all its processes together"
-        return ""
-
-
-_PATIENCE = 10.0
-"""Seconds in which all processes of a command should have ended."""
-
-
-def _memory(processes: Iterable[int], *, is_shared: bool = True) -> int:
-    """Return the resident bytes of processes.
-
-    Args:
-        processes: Their ids.
-        is_shared: Whether what several processes share is counted once, which takes longer.
-    """
-    found = 0
-    for process in processes:
-        with suppress(OSError, IndexError, ValueError):
-            if is_shared:
-                lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
-                found += next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-            else:
-                pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
-                found += pages * os.sysconf("SC_PAGE_SIZE")
-    return found
-
-
-def _bytes_below(folder: Path, most: int) -> int:
-    """Return the bytes of all files in a folder; of a folder with more than `most`, any larger number."""
-    found = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            with suppress(OSError):  # removed since
-                status = Path(parent, name).lstat()
-                # a file of holes takes no room
-                found += min(status.st_size, status.st_blocks * 512)
-        if found > most:
-            break
-    return found
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):g} GiB" if count >= 1 << 30 else f"{count / (1 << 20):g} MiB"
+            # also after Ctrl-C, which reaches only this process
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return Ended(code, _tail(printed.fileno()))
 
 
 def shown(tail: str) -> str:

@@ -64,8 +64,6 @@ class Trainer:
         label_losses: Its classes whose loss is that of labels, by name: each other one of its classes that computes a
             loss has one of its own. None if its classes compute none beside those of the library that they are made of.
         going_on: The keys of a configuration that goes on from an adapter; None if there is no such key.
-        timed: Where the function is that makes its training loop for steps which are timed beside ours, `module:object`
-            (`training.gpu_trial.shape.Steps`); empty if none is known.
         is_library: Whether users call it from scripts of their own, so that its functions hold nothing of a run.
         observers: The rules on rows that are about it, such as about a default: the names `module:OBJECT` of what sees
             each judged record (a `RowObserver` of `conformance.row_pass`). Their texts are in `field/rules`.
@@ -89,7 +87,6 @@ class Trainer:
     variables: Mapping[str, str] = field(default_factory=dict)
     label_losses: frozenset[str] | None = None
     going_on: GoingOn | None = None
-    timed: str = ""
     is_library: bool = False
     observers: tuple[str, ...] = ()
 

@@ -251,15 +251,18 @@ def streamed_answer(answer: Answer, place: Place) -> ServedAnswer:
 
 def _joined_calls(parts: Iterable[CallPart]) -> tuple[ServedCall, ...]:
     """Return the calls of a stream, each from the parts with its index, in the order of the indices."""
-    calls: dict[int, ServedCall] = {}
+    calls: dict[int, list[CallPart]] = {}
     for part in parts:
-        call = calls.get(part.index, ServedCall("", ""))
-        calls[part.index] = ServedCall(
-            call.name + (part.function.name or ""),
-            call.arguments + (part.function.arguments or ""),
-            call.id or part.id or "",
+        calls.setdefault(part.index, []).append(part)
+    # joined once: to add each part to a text copies the text, for minutes if there are many
+    return tuple(
+        ServedCall(
+            "".join(part.function.name or "" for part in of_call),
+            "".join(part.function.arguments or "" for part in of_call),
+            next((part.id for part in of_call if part.id), ""),
         )
-    return tuple(calls[index] for index in sorted(calls))
+        for _, of_call in sorted(calls.items())
+    )
 
 
 def logprobs_of(listed: Sequence[ListedToken]) -> tuple[float, ...]:

@@ -39,7 +39,7 @@ BUSY_SECONDS = 60.0
 
 _LONGEST_PAUSE = 5.0
 """The longest pause in seconds before a request to a server that asks to come back, and does not say when."""
-_SHOWN, _READ, _SPELLED = 300, 20_000, 4_000
+_SHOWN, _READ, _KEY = 300, 20_000, 4_000
 """The most characters of a server's text in a message, of the text that is searched for it, and of a key."""
 SLOW = (
     "If the server is only slow, as one that loads its model, give each request more time: --request-seconds 600 "
@@ -104,7 +104,7 @@ def _shown(text: str) -> str:
     """Return a server's text for a message: without the key, and if it is long, only its beginning and end."""
     # the first cut may split the key, so that it is not found; the second cut removes that part
     known = redacted(text[:_READ])
-    shown = " ".join(known[:-_SPELLED].split() if len(text) > _READ else known.split())
+    shown = " ".join(known[:-_KEY].split() if len(text) > _READ else known.split())
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
 
 

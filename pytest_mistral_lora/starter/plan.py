@@ -64,10 +64,9 @@ _CONVERTED = "  # another format: converted while it is read"
 _FETCH = f"# TO DO: fetch the base model, whose folder {RECIPE} names, unless it is in the repository"
 # without a golden, -k would select nothing, which is an error in pytest
 _GOLDENS_COMMAND = "pytest --mistral-golden -o testpaths= -k own-"
-_GOLDENS_JUNIT = "mistral-lora-goldens.xml"
 _INSTALLABLE = re.compile(r" @ [a-z]+\+[A-Za-z0-9._~:/@+%-]+")
 """A place to install from, without a variable that GitHub, GitLab or a shell would expand."""
-_DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz")
 
 
 class _Text(Template):
@@ -295,7 +294,6 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.notes.append(f"your jobs need {base.name}, which is large: fetch it where the files have the words TO DO")
     # a job's steps are indented by two more columns on GitHub
     step = f"    {_FETCH}" if base.local else _NOTHING
-    has_own = has_goldens(plan)
     if "github" in services:
         values["fetch_base"] = f"  {step}" if base.local else _NOTHING
         steps = [
@@ -303,7 +301,7 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
             "        if: success() || failure()",
             f"        run: {_GOLDENS_COMMAND}",
         ]
-        values["golden_step"] = "\n".join(steps) if has_own else _NOTHING
+        values["golden_step"] = "\n".join(steps) if has_goldens(plan) else _NOTHING
         text = _text("github.yml.txt", values)
         plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
     if plan.deployment is not None and services:
@@ -314,8 +312,6 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
                 plan.add(name, text, f"a job for {title}: each week, what is deployed is asked")
     if "gitlab" in services:
         values["fetch_base"] = step
-        values["golden_step"] = f"    - {_GOLDENS_COMMAND} --junitxml={_GOLDENS_JUNIT}" if has_own else _NOTHING
-        values["junit"] = f"[mistral-lora.xml, {_GOLDENS_JUNIT}]" if has_own else "mistral-lora.xml"
         text = _text("gitlab.yml.txt", values)
         name = GITLAB
         existing = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
@@ -328,7 +324,11 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
 
 # GitHub's expression for "if … then … else": `condition && value || other`
 _GPU_OR_CPU = """${{ vars.MISTRAL_LORA_GPU == 'true' && fromJSON('["self-hosted", "gpu"]') || 'ubuntu-latest' }}"""
-_CPU_INDEX = "${{ vars.MISTRAL_LORA_GPU != 'true' && 'https://download.pytorch.org/whl/cpu' || '' }}"
+# a second index for every name could give any package: this one gives PyTorch alone, and PyPI what it needs
+_TORCH_FOR_CPUS = """\
+      # PyTorch's wheels for CPUs, which are a tenth of those for GPUs
+      - if: vars.MISTRAL_LORA_GPU != 'true'
+        run: pip install $CONSTRAINTS --no-deps --index-url https://download.pytorch.org/whl/cpu torch"""
 _MERGED = "merged"
 """The folder of the merged model that production serves, unless a folder of the repository says that it is one."""
 
@@ -358,8 +358,8 @@ def _watch_values(plan: StartPlan, deployment: Deployment, services: Collection[
         "runs_on": "ubuntu-latest" if server else _GPU_OR_CPU,
         "folder": yaml_text(folder),
         "golden": f"GOLDEN: {yaml_text(f'{plan.output}/transcripts')}" if golden else _NOTHING,
-        "key": f"      {key}: ${{{{ secrets.{key} }}}}" if key else _NOTHING,
-        "index": f"      PIP_EXTRA_INDEX_URL: {_CPU_INDEX}" if server is None else _NOTHING,
+        "key": f"          {key}: ${{{{ secrets.{key} }}}}" if key else _NOTHING,
+        "torch": _TORCH_FOR_CPUS if server is None else _NOTHING,
         "fetch_served": _FETCH if plan.base.local and server is None and not golden else _NOTHING,
         "command": _asks(deployment),
     }

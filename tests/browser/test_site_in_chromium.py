@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
-SCOREBOARDS = ("scoreboard/index.html", "serving/index.html", "serving/answers/index.html")
-PAGES = ("index.html", "symptoms/index.html", "rules/index.html", "red/index.html", *SCOREBOARDS)
+PAGES = ("index.html", "symptoms/index.html", "rules/index.html", "red/index.html")
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +43,6 @@ def test_everybody_can_read_the_site(
         faults[name] = accessibility_faults(page)
     context.close()
     assert {name: found for name, found in faults.items() if found} == {}
-
-
-@pytest.mark.parametrize("name", SCOREBOARDS)
-def test_the_first_tables_of_a_scoreboard_fit_into_the_page(site: Path, chromium: Browser, name: str) -> None:
-    page = chromium.new_page(viewport={"width": WIDE, "height": 900})
-    page.goto((site / name).as_uri())
-    boxes = page.locator(".md-typeset__scrollwrap")
-    widths = [boxes.nth(number).evaluate("box => [box.scrollWidth, box.clientWidth]") for number in range(2)]
-    page.close()
-    assert all(needed <= given for needed, given in widths), widths
 
 
 def test_the_rules_are_found_by_words(site: Path, chromium: Browser) -> None:

@@ -94,6 +94,9 @@ def test_every_reader_names_another_container(tmp_path: Path, name: str, content
     found += map(str, refused)
     assert len(found) == 4
     assert all(text.startswith(f"{path}: this is {title};") for text in found), found
+    assert all(
+        ("Unpack it: " in text) == (title in ("zstd", "bzip2", "xz")) for text in found if title != "a zip archive"
+    )
 
 
 FORMS: list[tuple[Any, str, str]] = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from small_mistral import write_small_mistral
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.effect import movement_findings
+from pytest_mistral_lora.conformance.adapter.weights import summarize_tensors
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 Save = Callable[..., Path]
@@ -359,3 +362,14 @@ def test_the_numbers_of_an_adapter_have_their_bounds(
     next(iter(tensors.values()))[0, 0] = -largest
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     assert rules(judged(folder, base)) & {"ML416", "ML426", "ML428"} == expected
+
+
+def test_tensors_without_a_number_are_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({f"x.{number}.lora_A.weight": torch.empty(0, 4) for number in range(20_000)}, file)
+    start = time.process_time()
+    weights = Weights([file])
+    header = time.process_time()
+    summaries = summarize_tensors(weights)
+    assert time.process_time() - header < (header - start) / 2
+    assert {(summary.finite, summary.largest) for summary in summaries.values()} == {(True, 0.0)}

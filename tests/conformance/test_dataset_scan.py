@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_recipes import make_target, said, v3, write_rows
+from dataset_recipes import Target, make_target, said, v3, write_rows
 
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading import chunks
@@ -20,6 +20,7 @@ from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.lengths import percentile
 from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -182,18 +183,45 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(percent: 
 @pytest.mark.parametrize("change", [("eos_token", "''"), ("[/INST]", " [/INST]")])
 def test_a_long_row_is_named_and_not_printed(change: tuple[str, str], tmp_path: Path) -> None:
     target = make_target(tmp_path, [said("long " * 5000, "b", system="s"), said("a", "b", **{"x" * 9000: 1})])
-    source = v3().oracle.chat_template()
-    try:
-        v3().fast.chat_template = source.replace(*change)
-        # the tokenizer keeps its template from the first use on
-        vars(v3()).pop("template", None)
-        results = dataset_results(target)
-    finally:
-        v3().fast.chat_template = source
-        vars(v3()).pop("template", None)
+    results = results_through(v3().oracle.chat_template().replace(*change), target)
     [different], [unknown] = results["backends-agree"].findings, results["rows-are-valid"].findings
     assert (different.rule, different.row, unknown.rule) == ("ML603", "", "ML601")
     assert all(len(finding.text()) < 6000 for finding in (different, unknown))
+
+
+LONG_TALK = "messages | length > 4"
+LONG_PROMPT = f"{LONG_TALK} and messages[-1]['role'] == 'user'"
+REFUSED = "raise_exception('Conversation must start with a user message, got assistant.')"
+FAULTS = ("{{%- set messages = messages[-1:] if {} else messages %}}", "{{{{- " + REFUSED + " if {} }}}}")
+
+
+@pytest.mark.parametrize("condition", [LONG_TALK, LONG_PROMPT])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_template_that_loses_the_history_of_a_long_talk_is_red(condition: str, fault: str, tmp_path: Path) -> None:
+    talk = [f"{word} {number}" for number in range(4) for word in ("Question", "Answer")]
+    target = make_target(tmp_path, [said(*talk[:2]), said("Hi.", "Yes?"), said(*talk), said(*talk[:5], "Other.")])
+    sound = v3().oracle.chat_template()
+    case = results_through(sound, target)["backends-agree"]
+    # the longest row has a prompt of each shape
+    assert (case.findings, dict(case.facts)["prompts"]) == ((), {"compared": 4, "refused": 0, "left_out": 0})
+    findings = results_through(fault.format(condition) + sound, target)["backends-agree"].findings
+    assert {finding.rule for finding in findings} == {"ML603"}
+    # each row that differs, or the first row of those whose prompts alone differ
+    assert {finding.place.record for finding in findings} == ({3, 4} if condition == LONG_TALK else {3})
+    assert all(("in a prompt" in finding.found) == (condition == LONG_PROMPT) for finding in findings)
+
+
+def results_through(source: str, target: Target) -> dict[str, Result]:
+    """Judge a dataset by mistral-common and another chat template."""
+    sound = v3().fast.chat_template
+    try:
+        v3().fast.chat_template = source
+        # the tokenizer keeps its template from the first use on
+        vars(v3()).pop("template", None)
+        return dataset_results(target)
+    finally:
+        v3().fast.chat_template = sound
+        vars(v3()).pop("template", None)
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,491 +16,384 @@ import jinja2
 import pytest
 from forked import run_forked
 
-from pytest_mistral_lora.chat.diff import ShownToken
-from pytest_mistral_lora.chat.token_rows import Column, TokenRow
+from pytest_mistral_lora.cli import check as verb
 from pytest_mistral_lora.conformance import kept_results
+from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
-from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.kept_results import INPUTS, KeptResults
-from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records import files, trust
-from pytest_mistral_lora.report.pages import tokens_html
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.kept_results import _SUBJECTS, KeptResults
+from pytest_mistral_lora.judging import plan_check
 from pytest_mistral_lora.starter import write_plan
 from pytest_mistral_lora.starter.plan import plan_start
 
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
 
-DEFAULT_FOLDER = kept_results.default_folder
+KEPT_FOLDER = verb._kept_folder
 """The real one: the tests have another, so that none of them finds the results of an earlier one."""
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SOUND = json.dumps({"messages": TALK}) + "\n"
-BROKEN = '{"messages": [{"role": "bot", "content": "Hi"}]}\n'
-
-
-def entries(folder: Path) -> list[Path]:
-    """Return the results that a folder has, without the notes on green runs."""
-    return [file for file in folder.iterdir() if not file.name.startswith("green-")]
+OTHER = SOUND.replace("Hi", "Who is there?").replace("Hello", "A friend")
+RECIPE = ("check", "recipe.yaml", "--examples", "1")
+ALL, OF_ROWS = {*_SUBJECTS}, {"recipe", "dataset"}
 
 
 @pytest.fixture
-def rows(tmp_path: Path, tiny_base: Path) -> Path:
-    """A file of rows beside a copy of a base, whose files a test may change."""
-    folder = tmp_path / "base"
-    folder.mkdir()
-    for file in tiny_base.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    file = tmp_path / "rows.jsonl"
-    file.write_text(SOUND)
-    return file
+def folder(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a recipe, its schema, rows and base: a test may change each."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kept_results, "_SETTLED", 0)
+    monkeypatch.setattr(verb, "_kept_folder", lambda: tmp_path / "kept")
+    shutil.copytree(tiny_base, "base", copy_function=shutil.copy)
+    Path("rows.jsonl").write_text(SOUND)
+    Path("more").mkdir()
+    Path("more", "rows.jsonl").write_text(OTHER)
+    write_plan(plan_start(Path(), [Path("rows.jsonl")], "base", ()))
+    text = Path("recipe.yaml").read_text().replace("- rows.jsonl", "- rows.jsonl\n    - path: more")
+    Path("recipe.yaml").write_text(re.sub(r"  checks: .*", "  checks: [{json_schema: schema.json}]", text))
+    Path("schema.json").write_text("{}")
+    return tmp_path
 
 
-@pytest.fixture
-def check_rows(rows: Path, mistral_lora: RunVerb) -> Callable[..., tuple[int, int]]:
-    """Check the rows, and return the exit code and the number of checks from the cache."""
-
-    def check(*words: str) -> tuple[int, int]:
-        options = words or ("--cache", "kept")
-        done = mistral_lora("check", "rows.jsonl", "--tokenizer", "base", *options, folder=rows.parent)
-        return done.returncode, from_cache(done.stdout)
-
-    return check
-
-
-def from_cache(output: str) -> int:
-    found = re.search(r"^(\d+) checks? from the cache", output, flags=re.MULTILINE)
-    return int(found[1]) if found else 0
-
-
-def test_a_second_run_says_what_the_first_one_said(rows: Path, mistral_lora: RunVerb) -> None:
-    command = ("check", "rows.jsonl", "--tokenizer", "base", "--cache", "kept")
-    first, second = (mistral_lora(*command, folder=rows.parent) for _ in range(2))
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert from_cache(first.stdout) == 0
-    assert from_cache(second.stdout) > 10
-    lines = [line for line in second.stdout.splitlines() if "from the cache" not in line]
-    assert lines == first.stdout.splitlines()
-
-
-def append_row(rows: Path) -> None:
-    with rows.open("a") as file:
-        file.write(SOUND.replace("Hello", "Good day"))
+def judged(path: str = "recipe.yaml", tokenizer: str | None = None, result: Any = None, **options: Any) -> set[str]:
+    """Return the subjects of a path that are judged, each by a check with this result; their results are kept."""
+    of_run = {
+        "examples": 1,
+        "seed": None,
+        "device": "cpu",
+        "skip_training": True,
+        "golden_folders": (),
+        "update": False,
+    }
+    settings = Settings(**{**of_run, "shared_folder": None, **options})
+    no_options = dict.fromkeys(("base", "oracle", "train", "xfails", "baseline"))
+    found, kept = set(), KeptResults(Path("kept").absolute())
+    named = None if tokenizer is None else Path(tokenizer)
+    plan = plan_check([Path(path).absolute()], tokenizer=named, kind="", **no_options, option="--{}".format)
+    for target in plan.targets:
+        subjects = _SUBJECTS if path == "recipe.yaml" else ("dataset",)
+        for subject in subjects:
+            check = Check(target, "dataset", subject, Result)
+            for one in kept.checks_of(subject, target, settings, lambda made=check: [made]):
+                if not one.is_kept:
+                    found.add(subject)
+                    kept.take(one, result or Result())
+    return found
 
 
-def replace_text(rows: Path) -> None:
+def append(path: str, text: str = " ") -> None:
+    with Path(path).open("a") as file:
+        file.write(text)
+
+
+def replace_text(path: str, old: str, new: str) -> None:
     """Change a file and keep its size and its time."""
-    before = rows.stat()
-    rows.write_text(rows.read_text().replace("Hello", "Hullo"))
-    os.utime(rows, ns=(before.st_atime_ns, before.st_mtime_ns))
+    before = Path(path).stat()
+    Path(path).write_text(Path(path).read_text().replace(old, new))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def change_base(rows: Path) -> None:
-    file = rows.parent / "base" / "config.json"
-    file.write_text(file.read_text() + " ")
+def lead_elsewhere(path: str) -> None:
+    shutil.move(path, "elsewhere")
+    Path(path).symlink_to(Path("elsewhere").absolute())
 
 
-def add_file(rows: Path) -> None:
-    (rows.parent / "base" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+def take_other_base(recipe: str) -> None:
+    shutil.copytree("base", "other")
+    Path(recipe).write_text(Path(recipe).read_text().replace("path: base", "path: other"))
 
 
-@pytest.mark.parametrize("change", [append_row, replace_text, change_base, add_file])
-def test_a_changed_file_is_judged_again(
-    change: Callable[[Path], None], rows: Path, check_rows: Callable[..., tuple[int, int]]
-) -> None:
-    check_rows()
-    assert check_rows()[1] > 10
-    change(rows)
-    assert check_rows()[1] == 0
+CHANGES: dict[str, tuple[Callable[[], object], set[str]]] = {
+    "a row": (lambda: append("rows.jsonl", OTHER), OF_ROWS),
+    "a row at the same size and time": (lambda: replace_text("rows.jsonl", "Hello", "Hullo"), OF_ROWS),
+    "a row in a folder": (lambda: append("more/rows.jsonl", SOUND), OF_ROWS),
+    "a file in a folder": (lambda: Path("more", "new.jsonl").write_text(SOUND), OF_ROWS),
+    "rows are gone": (lambda: Path("more", "rows.jsonl").unlink(), OF_ROWS),
+    "the schema": (lambda: Path("schema.json").write_text('{"type": "object"}'), OF_ROWS),
+    "the recipe": (lambda: append("recipe.yaml", "\n# mine\n"), ALL),
+    "a file of the base": (lambda: append("base/config.json"), ALL),
+    "a new file of the base": (lambda: Path("base/chat_template.jinja").write_text("{{ messages }}"), ALL),
+    "a file of the base is gone": (lambda: Path("base/config.json").unlink(), ALL),
+    "a link to a file": (lambda: lead_elsewhere("base/config.json"), ALL),
+    "a link to a folder": (lambda: lead_elsewhere("base"), ALL),
+    "the output": (lambda: Path("lora-out").mkdir(), OF_ROWS),
+    "a file in place of the output": (lambda: Path("lora-out").touch(), OF_ROWS),
+    "nothing": (lambda: Path("unrelated").touch(), set()),
+}
 
 
-def test_a_large_file_is_judged_again_even_if_its_size_and_its_time_are_the_same(
-    rows: Path, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kept_results, "_LARGE", 10)
-    # a file that has just changed may change again without another state
-    check_rows()
-    assert check_rows()[1] == 0
-    monkeypatch.setattr(kept_results, "_UNSETTLED", 0)
-    check_rows()
-    assert check_rows()[1] > 10
-    replace_text(rows)
-    assert check_rows()[1] == 0
-
-
-def test_another_version_option_or_variable_is_judged_again(
-    rows: Path, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_rows()
-    assert check_rows()[1] > 10
-    assert check_rows("--cache", "kept", "--examples", "3")[1] == 0
-    check_rows()
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    assert check_rows()[1] == 0
-    assert check_rows()[1] > 10
-    # a token opens the Hub, and changes no verdict; it is not among what an entry is made of
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    assert check_rows()[1] > 10
-    (rows.parent / "site" / "other-1.0.dist-info").mkdir(parents=True)
-    monkeypatch.syspath_prepend(rows.parent / "site")
-    assert check_rows()[1] == 0
-    assert check_rows()[1] > 10
-    (rows.parent / "site" / "other-1.0.dist-info").rename(rows.parent / "site" / "other-1.1.dist-info")
-    assert check_rows()[1] == 0
-
-
-@pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library beside those of ids: a copy of one of them, whose files a test may change."""
-    assert {"mistral_common", "transformers", "tokenizers", "jinja2"} <= set(kept_results._LIBRARIES)
-    monkeypatch.setattr(kept_results, "_LIBRARIES", ("copied", *kept_results._LIBRARIES))
-    folder = tmp_path / "site" / "copied"
-    shutil.copytree(Path(jinja2.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.syspath_prepend(folder.parent)
-    return folder
-
-
-def _install(library: Path, *, editable: bool = False) -> None:
-    info = library.with_name("copied-1.0.dist-info")
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: copied\nVersion: 1.0\n")
-    if editable:
-        (info / "direct_url.json").write_text('{"url": "file:///src", "dir_info": {"editable": true}}')
-
-
-def test_a_library_that_was_edited_in_place_is_judged_again(
-    rows: Path, library: Path, check_rows: Callable[..., tuple[int, int]]
-) -> None:
-    _install(library)
-    check_rows()
-    assert check_rows()[1] > 10
-    source = library / "filters.py"
-    source.write_text(source.read_text().replace("    ", "\t", 1).replace("\t", "    ", 1))  # the same content, later
-    assert check_rows()[1] == 0
-    assert check_rows()[1] > 10
-    (library / "more.py").touch()
-    assert check_rows()[1] == 0
-    assert check_rows()[1] > 10
-    # what Python compiles says nothing new
-    (library / "__pycache__").mkdir()
-    (library / "__pycache__" / "filters.cpython-311.pyc").touch()
-    assert check_rows()[1] > 10
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_a_library_of_a_folder_of_sources_is_compared_by_content(
-    installed: bool, rows: Path, library: Path, check_rows: Callable[..., tuple[int, int]]
-) -> None:
-    if installed:
-        _install(library, editable=True)
-    check_rows()
-    assert check_rows()[1] > 10
-    source = library / "filters.py"
-    before = source.stat()
-    source.write_text(source.read_text())
-    assert check_rows()[1] > 10
-    # the same size and time, as of a checkout
-    source.write_text(source.read_text().replace("return", "returm", 1))
-    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert check_rows()[1] == 0
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_depends_on_a_change_is_judged_again(name: str, folder: Path) -> None:
+    assert (judged(), judged()) == (ALL, set())
+    change, changed = CHANGES[name]
+    change()
+    assert judged() == changed
 
 
 @pytest.mark.parametrize(
-    "name", ["USE_TORCH", "TIKTOKEN_CACHE_DIR", "DISABLE_TELEMETRY", "LANG", "MISTRAL_LORA_PROCESSES"]
+    ("path", "tokenizer", "change"),
+    [
+        ("rows.jsonl", "base", lambda: append("rows.jsonl", OTHER)),
+        ("rows.jsonl", "base", lambda: append("base/config.json")),
+        ("rows.jsonl", "base/tokenizer.model.v3", lambda: append("rows.jsonl", OTHER)),
+        ("rows.jsonl", "recipe.yaml", lambda: take_other_base("recipe.yaml")),
+        ("rows.jsonl", "recipe.yaml", lambda: append("base/config.json")),
+        ("more", "spm-v3", lambda: append("more/rows.jsonl", SOUND)),
+    ],
 )
-def test_a_variable_that_a_library_reads_is_judged_again(
-    name: str, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+def test_rows_depend_on_their_tokenizer(path: str, tokenizer: str, change: Callable[[], None], folder: Path) -> None:
+    assert (judged(path, tokenizer), judged(path, tokenizer)) == ({"dataset"}, set())
+    change()
+    assert judged(path, tokenizer) == {"dataset"}
+
+
+@pytest.mark.parametrize("name", ["USE_TORCH", "HF_HOME", "CUDA_VISIBLE_DEVICES", "LANG", "MISTRAL_LORA_PROCESSES"])
+def test_another_variable_option_date_or_library_is_judged_again(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert (judged(), judged()) == (ALL, set())
     monkeypatch.setenv(name, "1")
-    check_rows()
-    assert check_rows()[1] > 10
-    monkeypatch.setenv(name, "2")
-    assert check_rows()[1] == 0
+    assert (judged(), judged()) == (ALL, set())
+    assert judged(examples=3) == ALL
+    assert (judged(), judged()) == (ALL, set())
+    # of the window, and of what calls
+    for ignored in ("COLUMNS", "OLDPWD", "SSH_CONNECTION", "TERM_SESSION_ID", "TMUX_PANE", "_", "PRE_COMMIT"):
+        monkeypatch.setenv(ignored, "of the window")
+    assert judged() == set()
 
 
-def test_another_window_finds_the_results(
-    check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+def test_another_library_or_date_is_judged_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = folder / "site"
+    library = shutil.copytree(
+        Path(jinja2.__file__).parent, site / "copied", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(kept_results, "_LIBRARIES", ("copied", *kept_results._LIBRARIES))
+    assert (judged(), judged()) == (ALL, set())
+    append(str(library / "filters.py"), "\n")
+    assert (judged(), judged()) == (ALL, set())
+    (site / "other-1.0.dist-info").mkdir()
+    assert (judged(), judged()) == (ALL, set())
+    (site / "other-1.0.dist-info").rename(site / "other-1.1.dist-info")
+    assert (judged(), judged()) == (ALL, set())
+    # what Python compiles says nothing new
+    (library / "__pycache__").mkdir()
+    (library / "__pycache__" / "filters.pyc").touch()
+    assert judged() == set()
+
+    class Tomorrow(kept_results.date):
+        """A day on which a template writes another date."""
+
+        @classmethod
+        def today(cls) -> Tomorrow:
+            return cls(2999, 1, 1)
+
+    monkeypatch.setattr(kept_results, "date", Tomorrow)
+    assert judged() == ALL
+
+
+def test_a_large_file_is_compared_by_its_state(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_results, "_LARGE", 10)
+    assert (judged(), judged()) == (ALL, set())
+    replace_text("rows.jsonl", "Hello", "Hullo")
+    assert (judged(), judged()) == (OF_ROWS, set())
+    shutil.copy2("rows.jsonl", "copy")
+    Path("copy").replace("rows.jsonl")
+    assert judged() == OF_ROWS
+
+
+def test_what_changes_while_checks_run_or_shortly_before_is_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_rows()
-    for name in ("COLUMNS", "OLDPWD", "SSH_CONNECTION", "TERM_SESSION_ID", "TMUX_PANE", "VSCODE_IPC_HOOK_CLI", "_"):
-        monkeypatch.setenv(name, "of the window")
-    assert check_rows()[1] > 10
+    kept = KeptResults.take
 
-
-def test_a_red_check_is_judged_in_each_run(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
-    check_rows()
-    rows.write_text(SOUND + BROKEN)
-    assert [check_rows(), check_rows()] == [(1, 0), (1, 0)]
-    rows.write_text(SOUND)
-    # the entry of the first run still fits
-    assert check_rows()[0] == 0
-    assert check_rows()[1] > 10
-
-
-def test_a_damaged_entry_is_written_again(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
-    check_rows()
-    [entry] = entries(rows.parent / "kept")
-    text = entry.read_text()
-    forged = text.replace('"not_checked": ""', '"not_checked": "forged"', 1)
-    for damaged in ("", text[:100], "[]", "{}", text.replace('"findings": []', '"findings": [1]', 1), forged):
-        assert damaged != text
-        entry.write_text(damaged)
-        assert check_rows() == (0, 0)
-        assert check_rows()[1] > 10
-
-
-def test_an_entry_is_kept_for_thirty_days(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
-    kept = rows.parent / "kept"
-    kept.mkdir(mode=0o700)
-    for name, days in (("older", 30.01), ("younger", 29.99)):
-        file = kept / f"{name}.json"
-        file.write_text("{}")
-        os.utime(file, times=(time.time(), time.time() - days * 86_400))
-    assert check_rows() == (0, 0)
-    assert not (kept / "older.json").exists()
-    assert (kept / "younger.json").exists()
-
-
-def test_an_entry_of_another_target_is_not_believed(
-    rows: Path, check_rows: Callable[..., tuple[int, int]], mistral_lora: RunVerb
-) -> None:
-    check_rows()
-    folder = rows.parent / "kept"
-    [sound] = entries(folder)
-    bad = rows.with_name("bad.jsonl")
-    bad.write_text(rows.read_text().splitlines()[0] + "\n")
-    words = ("check", bad.name, "--tokenizer", "base", "--cache", "kept")
-    mistral_lora(*words, folder=rows.parent)
-    [entry] = {*entries(folder)} - {sound}
-    bad.write_text(rows.read_text().replace('"user"', '"usr"'))
-    # its seal is right, and its inputs have not changed
-    entry.write_bytes(sound.read_bytes())
-    done = mistral_lora(*words, folder=rows.parent)
-    assert done.returncode == 1
-    assert "ML601" in done.stdout
-    assert "from the cache" not in done.stdout
-
-
-def test_a_seal_of_another_user_is_not_believed(rows: Path, check_rows: Callable[..., tuple[int, int]]) -> None:
-    check_rows()
-    assert check_rows()[1] > 10
-    [entry] = entries(rows.parent / "kept")
-    data = json.loads(entry.read_text())
-    for key in (b"", b"0" * 32):
-        forged = {**data, "seal": trust.seal(kept_results._framed(data["content"]), key)}
-        entry.write_text(json.dumps(forged))
-        assert check_rows() == (0, 0)
-    # an entry that is carried to a user with another key
-    trust.key_file().unlink()
-    assert check_rows()[1] == 0
-    assert trust.key_file().stat().st_mode & 0o777 == 0o600
-    assert check_rows()[1] > 10
-
-
-def _wrong_types(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the content of an entry with a value of another type, or none, in each place down to the tokens."""
-    junk: tuple[Any, ...] = (None, 3, 1e308, "text", [], {}, [None], {"a": [1]}, True, "\0", "\ud800", [[[]]])
-
-    def changed(value: Any, depth: int) -> Iterator[Any]:
-        yield from (other for other in junk if other != value or type(other) is not type(value))
-        if depth and isinstance(value, dict):
-            for name in [*value][:12]:
-                yield {key: item for key, item in value.items() if key != name}
-                yield from ({**value, name: other} for other in changed(value[name], depth - 1))
-        if depth and isinstance(value, list) and value:
-            yield from ([other, *value[1:]] for other in changed(value[0], depth - 1))
-
-    for name in content:
-        if name != "key":
-            yield from ({**content, name: other} for other in changed(content[name], 9))
-
-
-def test_a_result_of_another_type_is_judged_again(
-    rows: Path, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of another version, whose seal is right: whatever is in it, no traceback, and no result of another form."""
-    check_rows()
-    [entry] = entries(rows.parent / "kept")
-    content = json.loads(entry.read_text())["content"]
-    column = Column((ShownToken(0, 1, "<s>", "train", True), None), ">", 0, "user")
-    note = Finding("ML428", "a note", Place.of("rows.jsonl", 1), tokens=TokenRow("rows.jsonl:1", ("a", "b"), (column,)))
-    content["checks"][0] |= {"findings": [note.to_json()], "facts": {"rows": 1}}
-    content = json.loads(json.dumps(content))
-    kept = KeptResults(rows.parent / "kept")
-    written, key = entry, content["key"]
-    monkeypatch.chdir(rows.parent)
-    tried = 0
-    for wrong in (content, *_wrong_types(content)):
-        sealed = trust.seal(kept_results._framed(wrong), trust.user_key())
-        written.write_text(json.dumps({"content": wrong, "seal": sealed}))
-        found = kept._read(written, key)
-        assert found is not None or tried
-        tried += 1
-        for _, case, result in found.results if found else ():
-            assert isinstance(case, str)
-            for finding in result.findings:
-                assert isinstance(finding.text(), str)
-                assert finding.tokens is None or tokens_html([finding.tokens])
-    assert tried > 400
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
-@pytest.mark.parametrize("place", ["kept", "."])
-def test_a_folder_that_others_can_write_is_not_trusted(
-    place: str, rows: Path, mistral_lora: RunVerb, check_rows: Callable[..., tuple[int, int]]
-) -> None:
-    check_rows()
-    assert check_rows()[1] > 10
-    shared = rows.parent / place
-    shared.chmod(0o777)
-    before = {file: file.stat().st_mtime_ns for file in (rows.parent / "kept").iterdir()}
-    done = mistral_lora("check", "rows.jsonl", "--tokenizer", "base", "--cache", "kept", folder=rows.parent)
-    assert (done.returncode, from_cache(done.stdout)) == (0, 0)
-    [line] = [line for line in done.stdout.splitlines() if "not used" in line]
-    assert f"other users can write {shared.resolve()} (mode 777)" in line
-    assert {file: file.stat().st_mtime_ns for file in (rows.parent / "kept").iterdir()} == before
-    if place == ".":
-        # as /tmp is: what is mine in it stays mine
-        shared.chmod(0o1777)
-        assert check_rows()[1] > 10
-    shared.chmod(0o755)
-    assert check_rows()[1] > 10
-
-
-def test_a_run_that_is_killed_while_it_writes_leaves_nothing(
-    rows: Path, check_rows: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(handle: int) -> None:
-        raise KeyboardInterrupt
-
-    def write_and_die(path: Path, text: str) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(files.os, "fsync", killed)
-            files.write_text(path, text)
+    def take(self: KeptResults, check: Check, result: Result) -> None:
+        if check.case == "dataset":
+            replace_text("rows.jsonl", "Hello", "Hullo")
+        kept(self, check, result)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept_results, "write_text", write_and_die)
-        assert check_rows()[0] == 130
-    assert list((rows.parent / "kept").iterdir()) == []
-    assert check_rows() == (0, 0)
+        patch.setattr(KeptResults, "take", take)
+        assert judged() == ALL
+    # the same content again: the checks of rows may have seen the other one
+    replace_text("rows.jsonl", "Hullo", "Hello")
+    assert judged() == {"dataset"}
+    append("rows.jsonl", OTHER)
+    monkeypatch.setattr(kept_results, "_SETTLED", 60)
+    assert (judged(), judged()) == (OF_ROWS, OF_ROWS)
 
 
-def test_ci_and_no_cache_keep_nothing(
-    rows: Path, mistral_lora: RunVerb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ("check", "rows.jsonl", "--tokenizer", "base")
-    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept_results, "default_folder", DEFAULT_FOLDER)
-    mistral_lora(*command, "--no-cache", folder=rows.parent)
-    assert not (tmp_path / "cache").exists()
-    monkeypatch.setenv("CI", "true")
-    assert DEFAULT_FOLDER() is None
-    monkeypatch.delenv("CI")
-    mistral_lora(*command, folder=rows.parent)
-    assert len(entries(tmp_path / "cache" / "results")) == 1
-    assert from_cache(mistral_lora(*command, folder=rows.parent).stdout) > 10
-    assert from_cache(mistral_lora(*command, "--no-cache", folder=rows.parent).stdout) == 0
-
-
-def test_a_file_in_place_of_the_folder_is_refused(rows: Path, mistral_lora: RunVerb) -> None:
-    (rows.parent / "kept").write_text("mine")
-    done = mistral_lora("check", "rows.jsonl", "--tokenizer", "base", "--cache", "kept", folder=rows.parent)
-    assert (done.returncode, "kept: is not a folder" in done.stderr) == (2, True)
-    assert (rows.parent / "kept").read_text() == "mine"
-
-
-@pytest.fixture
-def recipe(rows: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(rows.parent)
-    write_plan(plan_start(Path(), [Path("rows.jsonl")], "base", ()))
-    return rows.parent / "recipe.yaml"
-
-
-def test_a_change_of_rows_runs_the_checks_of_rows_alone(
-    recipe: Path, rows: Path, mistral_lora: RunVerb, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = recipe.parent
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(folder / "kept"))
-    hook = ("check", "recipe.yaml", "--examples", "1")
-    command = (*hook, "--cache", "kept/results")
-    first = mistral_lora(*command, "--json", folder=folder)
-    assert first.returncode == 0, first.stdout
-    checks = [check["subject"] for check in json.loads(first.stdout)["checks"]]
-    assert from_cache(mistral_lora(*command, folder=folder).stdout) == len(checks)
-    # a hook waits for what the command imports
-    script = f"{_IMPORTED}\nmain({[*hook]})\nprint(json.dumps([name for name in HEAVY if name in sys.modules]))"
-    words = [sys.executable, "-c", script]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True, timeout=300)
-    assert (from_cache(done.stdout), done.stdout.splitlines()[-1]) == (len(checks), "[]")
-    rows.write_text(SOUND + BROKEN)
-    done = mistral_lora(*command, folder=folder)
-    # the recipe itself is judged by a check of this subject
-    assert (done.returncode, from_cache(done.stdout)) == (1, len(checks) - checks.count("dataset") + 1)
-    rows.write_text(SOUND)
-    recipe.write_text(recipe.read_text().replace("learning_rate: 2e-4", "learning_rate: 1e-4"))
-    assert from_cache(mistral_lora(*command, folder=folder).stdout) == 0
-    (folder / "lora-out").write_text("in the way")
-    done = mistral_lora(*command, folder=folder)
-    assert (done.returncode, "ML641" in done.stdout) == (1, True)
-
-
-def test_rows_that_a_declaration_names_are_not_kept(recipe: Path, rows: Path, mistral_lora: RunVerb) -> None:
-    declaration = rows.parent / "axolotl.yaml"
-    declaration.write_text(
+@pytest.mark.parametrize(
+    ("old", "new", "subjects"),
+    [
+        ("- path: more", "- path: axolotl.yaml", OF_ROWS),
+        ("seed: 0", "seed: 0\n  report_to: [tensorboard]", OF_ROWS),
+    ],
+)
+def test_what_may_read_other_files_is_judged_each_time(old: str, new: str, subjects: set[str], folder: Path) -> None:
+    Path("axolotl.yaml").write_text(
         "base_model: base\nchat_template: tokenizer_default\n"
         "datasets:\n  - path: rows.jsonl\n    type: chat_template\n    field_messages: messages\n"
     )
-    recipe.write_text(recipe.read_text().replace("- rows.jsonl", "- path: axolotl.yaml"))
-    command = ("check", "recipe.yaml", "--examples", "1", "--cache", "kept")
-    first = mistral_lora(*command, "--json", folder=recipe.parent)
-    checks = [check["subject"] for check in json.loads(first.stdout)["checks"]]
-    again = mistral_lora(*command, folder=recipe.parent)
-    assert from_cache(again.stdout) == len(checks) - checks.count("dataset") + 1
+    text = Path("recipe.yaml").read_text()
+    assert old in text
+    Path("recipe.yaml").write_text(text.replace(old, new))
+    assert (judged(), judged()) == (ALL, subjects)
 
 
-_IMPORTED = """
-import json, sys
-from pytest_mistral_lora.cli import main
-HEAVY = ("torch", "transformers", "mistral_common", "hypothesis", "numpy", "pydantic", "asyncio", "filelock", "jinja2")
-"""
-_OPENED = """
+def test_a_folder_with_a_link_to_a_folder_is_judged_each_time(folder: Path) -> None:
+    Path("base", "inner").symlink_to(folder / "more")
+    assert (judged(), judged()) == (ALL, ALL)
+
+
+@pytest.mark.parametrize(
+    ("result", "is_kept"),
+    [
+        (Result((Finding("ML601", "a"),)), False),
+        (Result((Finding("ML644", "a", severity="error"),)), False),
+        (Result((Finding("ML644", "a"),), facts=(("rows", 1),)), True),
+        (Result(not_checked="recipe.yaml::dataset::recipe failed (ML208)"), False),
+        (Result(not_checked="needs 30 GiB of memory"), False),
+        (Result(not_checked="the template ran for more than 60 seconds"), False),
+        (Result(not_checked="the check ended with ValueError: a"), False),
+        (Result(not_checked="v3 cannot encode this case"), True),
+    ],
+)
+def test_errors_and_what_the_machine_stopped_are_judged_each_time(result: Result, is_kept: bool, folder: Path) -> None:
+    assert (judged(result=result), judged()) == (ALL, set() if is_kept else ALL)
+
+
+def test_a_damaged_entry_or_one_of_another_target_is_not_believed(folder: Path) -> None:
+    assert (judged("rows.jsonl", "base"), judged("more", "base")) == ({"dataset"}, {"dataset"})
+    one, other = sorted(Path("kept").iterdir())
+    text = one.read_text()
+    for damaged in ("", text[:100], "[]", "{}", text.replace('"findings": []', '"findings": [1]'), other.read_text()):
+        assert damaged != text
+        one.write_text(damaged)
+        assert len(judged("rows.jsonl", "base") | judged("more", "base")) == 1
+        assert judged("rows.jsonl", "base") | judged("more", "base") == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
+def test_a_folder_that_others_can_write_is_not_trusted(folder: Path, mistral_lora: RunVerb) -> None:
+    assert (judged(), judged()) == (ALL, set())
+    Path("kept").chmod(0o777)
+    assert judged() == ALL
+    done = mistral_lora("check", "rows.jsonl", "--tokenizer", "spm-v3", folder=folder)
+    assert f"other users can write {folder / 'kept'} (mode 777)" in done.stdout
+
+
+def test_no_subject_that_reads_weights_is_kept() -> None:
+    assert set(SUBJECT_CHECKS) >= ALL
+    assert ALL.isdisjoint(
+        {"adapter", "merged", "manifest", "transcript", "train", "gguf", "server", "runner", "encoded"}
+    )
+
+
+_RUN = """
 import json, os, sys
-opened = set()
+opened, read = set(), set()
 def note(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        if path.startswith(os.getcwd() + os.sep) and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        path, flags = os.path.realpath(os.fsdecode(arguments[0])), arguments[2] if event == "open" else 0
+        if path.startswith(os.getcwd() + os.sep) and not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
             opened.add(os.path.relpath(path))
 sys.addaudithook(note)
-read = set()
 original = type(os.environ).__getitem__
 def note_variable(self, name):
     read.add(name)
     return original(self, name)
 type(os.environ).__getitem__ = note_variable
 from pytest_mistral_lora.cli import main
-code = main(["check", "recipe.yaml", "--examples", "1", "--no-cache"])
-print(json.dumps([code, sorted(opened), sorted(read)]))
+code = main(json.loads(sys.argv[1]))
+heavy = ("torch", "transformers", "mistral_common", "hypothesis", "numpy", "pydantic", "asyncio", "filelock", "jinja2")
+print(json.dumps([code, sorted(opened), sorted(read), [name for name in heavy if name in sys.modules]]))
 """
 
 
-def test_each_file_and_variable_that_a_check_reads_is_part_of_the_key(recipe: Path, mistral_lora: RunVerb) -> None:
-    folder = recipe.parent
-    done = run_forked([sys.executable, "-c", _OPENED], cwd=folder)
-    code, opened, read = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0, done.stdout + done.stderr
-    assert {"recipe.yaml", "rows.jsonl", "base/config.json"} <= set(opened)
-    assert "MISTRAL_LORA_PROCESSES" in read
-    of_terminals = {"COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR"}
+def run(*words: str) -> tuple[str, int, set[str], set[str], list[str]]:
+    """Run the program in a process of its own; return also the files and variables that it reads."""
+    done = run_forked([sys.executable, "-c", _RUN, json.dumps(words)], cwd=Path.cwd())
+    code, opened, read, heavy = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout, code, {*opened}, {*read}, heavy
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        RECIPE,
+        ("check", "rows.jsonl", "--tokenizer", "base"),
+        ("check", "rows.jsonl", "--tokenizer", "base/tokenizer.model.v3"),
+        ("check", "rows.jsonl", "--tokenizer", "recipe.yaml"),
+        ("check", "base", "--examples", "1"),
+        ("check", "alpaca.json", "--tokenizer", "base"),
+        ("check", "images.jsonl", "--tokenizer", "base"),
+    ],
+    ids=" ".join,
+)
+def test_each_file_and_variable_that_a_check_reads_is_part_of_the_key(
+    words: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("alpaca.json").write_text(json.dumps([{"instruction": "Hi", "input": "", "output": "Hello"}]))
+    picture = {"type": "image_url", "image_url": {"url": (folder / "picture.png").as_uri()}}
+    row = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, picture]}, TALK[1]]
+    Path("images.jsonl").write_text(json.dumps({"messages": row}) + "\n")
+    Path("picture.png").write_bytes(b"no picture")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(folder / "cache"))
+    out, code, opened, read, _ = run(*words, "--no-cache")
+    keys: set[Path] = set()
+    for subject, target in targets_of(words):
+        keys |= {path.resolve() for path in kept_results._paths(subject, target)}
+    # a recipe that names the tokenizer is read for the target, whose base and oracle are part of the key
+    of_target = (".hypothesis/", "<", *(["recipe.yaml"] if words[3] == "recipe.yaml" else []))
+    files = [folder / name for name in opened if not name.startswith(of_target)]
+    assert [file for file in files if not keys & {file, *file.parents}] == [], out
+    assert (folder / words[1] in files) or code != 0
+    of_terminals = {"COLUMNS", "LINES", "TERM", "PWD"}
     assert {name for name in read if kept_results._IGNORED.fullmatch(name)} <= of_terminals
-    mistral_lora("check", "recipe.yaml", "--examples", "1", "--cache", "kept", folder=folder)
-    declared: set[Any] = set()
-    for entry in entries(folder / "kept"):
-        declared |= {(folder / path).resolve() for path in json.loads(entry.read_text())["content"]["content"]}
-    # Hypothesis keeps the constants of modules in its folder, and Python looks for the source of a template
-    files_read = [folder / name for name in opened if not name.startswith((".hypothesis/", "<"))]
-    assert [file for file in files_read if not declared & {file.resolve(), *file.resolve().parents}] == []
 
 
-def test_inputs_are_declared_for_subjects_that_exist() -> None:
-    assert set(INPUTS) <= set(SUBJECT_CHECKS)
+def targets_of(words: tuple[str, ...]) -> list[tuple[str, Any]]:
+    no_options = dict.fromkeys(("base", "oracle", "train", "xfails", "baseline"))
+    tokenizer = Path(words[3]) if words[2] == "--tokenizer" else None
+    plan = plan_check([Path(words[1]).absolute()], tokenizer=tokenizer, kind="", **no_options, option="--{}".format)
+    subjects = ("dataset",) if tokenizer else _SUBJECTS if words[1] == "recipe.yaml" else ("tokenizer", "mask")
+    return [(subject, target) for target in plan.targets for subject in subjects]
+
+
+def test_a_second_run_says_what_the_first_one_said_and_loads_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(folder / "cache"))
+    out = [run(*RECIPE, "-v")[0] for _ in range(3)]
+    lines = [[line for line in text.splitlines()[:-1] if "from the cache" not in line] for text in out]
+    # the first run may follow the last change too closely to be kept
+    assert lines[0] == lines[1] == lines[2]
+    found = re.search(r"^(\d+) checks from the cache", out[2], flags=re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) > 100
+    # a hook waits for what the program imports, here in a new process
+    words = [sys.executable, "-c", _RUN, json.dumps(RECIPE)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
+    assert json.loads(done.stdout.splitlines()[-1])[3] == [], done.stdout
+    append("rows.jsonl", '{"messages": [{"role": "bot", "content": "Hi"}]}\n')
+    for _ in range(2):
+        text, code, *_ = run(*RECIPE)
+        assert (code, "ML601" in text) == (1, True)
+
+
+def test_ci_and_no_cache_keep_nothing(folder: Path, mistral_lora: RunVerb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(verb, "_kept_folder", KEPT_FOLDER)
+    monkeypatch.delenv("CI", raising=False)
+    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3")
+    mistral_lora(*words, "--no-cache", folder=folder)
+    assert not (folder / "cache" / "results").exists()
+    monkeypatch.setenv("CI", "true")
+    assert KEPT_FOLDER() is None
+    monkeypatch.delenv("CI")
+    mistral_lora(*words, folder=folder)
+    assert "12 checks from the cache" in mistral_lora(*words, folder=folder).stdout
+    assert "from the cache" not in mistral_lora(*words, "--no-cache", folder=folder).stdout

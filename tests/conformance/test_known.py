@@ -7,8 +7,7 @@ import pytest
 from check_outcomes import outcome_of
 
 from pytest_mistral_lora.conformance.baseline import baseline_text
-from pytest_mistral_lora.conformance.checks import ROOT
-from pytest_mistral_lora.conformance.finding import FORMER_RULES, RULES, Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import (
     Xfail,
     finders_of,
@@ -184,40 +183,3 @@ def test_a_deviation_is_looked_for_by_the_checks_that_can_find_it(
 ) -> None:
     finders = finders_of(Xfail(name, "looked at", "known.txt:1"))
     assert (finders.have(subject, case), finders.are_at_home_in(subject, case)) == (finds, is_home)
-
-
-FORMER = {"ML558": "ML623", "ML562": "ML649", "ML563": "ML651", "ML564": "ML652", "ML566": "ML655"}
-
-
-@pytest.mark.parametrize(("former", "rule"), FORMER.items())
-def test_a_former_id_accepts_the_findings_of_its_rules_in_encoded_rows(former: str, rule: str, tmp_path: Path) -> None:
-    file = tmp_path / "known.txt"
-    file.write_text(f"{former}  # accepted long ago\n")
-    [xfail] = read_xfails(file)
-    finding = Finding(rule, "x")
-    for subject, is_known in (("encoded", True), ("runner", True), ("dataset", False)):
-        nodeid = f"{ROOT}::rows::{subject}::any"
-        assert known_among([finding], nodeid, [xfail]) == [xfail] * is_known
-        assert unknown_among([finding], nodeid, [xfail]) == [finding] * (not is_known)
-    # so does the node id of the check that reported it
-    node = Xfail(f"{ROOT}::rows::encoded::{FORMER_RULES[former].case}", "accepted", "known.txt:1")
-    assert known_among([finding], f"{ROOT}::rows::encoded::any", [node]) == [node]
-    assert known_among([Finding("ML608", "x")], f"{ROOT}::rows::encoded::any", [node, xfail]) == []
-
-
-def test_a_former_id_is_met_and_out_of_date_like_a_rule() -> None:
-    xfail = Xfail("ML562", "accepted", "known.txt:1")
-    finders = finders_of(xfail)
-    assert finders.are_at_home_in("encoded", "answers")
-    assert not finders.are_at_home_in("encoded", "ids")
-    assert not finders.have("dataset", "answers-are-read-back")
-    assert finders_of(Xfail("ML558", "x", "")).are_at_home_in("encoded", "tool-calls-fit-the-tools")
-    outcome = outcome_of("rows::encoded::answers", known=(xfail,), state="known")
-    assert outcome.meets(xfail)
-    assert outcome_of("rows::encoded::answers", Finding("ML650", "x")).meets(xfail)
-    assert not outcome_of("rows::encoded::answers", Finding("ML651", "x")).meets(xfail)
-
-
-def test_each_former_id_has_rules_and_a_check() -> None:
-    assert set(FORMER_RULES).isdisjoint(RULES)
-    assert all(rule in RULES for former in FORMER_RULES.values() for rule in former.rules)

@@ -1,4 +1,4 @@
-"""Merges are replayed in PEFT's order of roundings, and what is left is judged by a layer's numbers together."""
+"""A sound merge is base plus product in whichever order it rounds; a scale that is further off than rounding is not."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def merged_by_peft(
         adapted.merge_and_unload(safe_merge=safe).to(dtype).save_pretrained(folder / "merged")
 
 
-def product_of(folder: Path) -> tuple[Result, str]:
+def product_of(folder: Path) -> Result:
     adapter = AdapterFolder(folder / "merged", BaseFolder(folder / "base"))
     result = cases(adapter, (folder / "lora",))["adapter-product"]()
     assert not result.not_checked
-    return result, str(dict(result.facts)["rounding of"])
+    return result
 
 
 def merges() -> Iterator[Any]:
     """Yield dtype, settings, loaded, autocast and safe of each merge; the sweeps take the other kinds in each way."""
-    kinds = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+    kinds = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "small": {"std": 5e-4}}
     for dtype, kind, *way in itertools.product(DTYPES, kinds, ("own", "float32"), (False, True), (False, True)):
         quick = (kind == "plain" and dtype == torch.bfloat16) or way == ["own", False, False]
         name = "-".join(map(str, (dtype, kind, *way)))
@@ -83,32 +83,23 @@ def merges() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("dtype", "settings", "loaded", "autocast", "safe"), [*merges()])
-def test_each_merge_of_peft_is_replayed(
+def test_each_order_in_which_peft_rounds_is_no_finding(
     made: Made, dtype: torch.dtype, settings: dict[str, Any], loaded: str, autocast: bool, safe: bool
 ) -> None:
     folder = made(dtype, **settings)
     merged_by_peft(folder, dtype, loaded=dtype if loaded == "own" else torch.float32, autocast=autocast, safe=safe)
-    result, rounding = product_of(folder)
-    assert not result.findings
-    assert rounding.startswith("bit for bit PEFT's merge in ")
-    if settings == {} and loaded == "own" and dtype != torch.float32:
-        assert ("with the adapter in" in rounding) == (not autocast)
-        assert ("with safe_merge" in rounding) == (safe and autocast)
+    assert not product_of(folder).findings
 
 
-@pytest.mark.parametrize("factor", [1.001, 0.999])
-@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("factor", [1.05, 0.9])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["plain", "dora"])
 @pytest.mark.parametrize("dtype", sampled(DTYPES, ("torch.bfloat16",)))
-def test_a_factor_that_hides_in_the_rounding_of_a_number_shows_in_a_layer(
-    made: Made, dtype: torch.dtype, safe: bool, factor: float
+def test_a_scale_that_no_rounding_explains_is_found(
+    made: Made, dtype: torch.dtype, settings: dict[str, Any], factor: float
 ) -> None:
-    folder = made(dtype)
-    merged_by_peft(folder, dtype, loaded=dtype, safe=safe, factor=factor)
-    result, rounding = product_of(folder)
-    assert {finding.rule for finding in result.findings} == {"ML434"}
-    found = float(result.findings[0].found.partition("is merged ")[2].partition(" times")[0])
-    assert abs(found - factor) < 3e-4
-    assert rounding.startswith("not PEFT's")
+    folder = made(dtype, **settings)
+    merged_by_peft(folder, dtype, loaded=dtype, factor=factor)
+    assert {finding.rule for finding in product_of(folder).findings} == {"ML434"}
 
 
 def exact(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
@@ -144,18 +135,15 @@ def test_a_sound_merge_in_another_order_is_no_finding(
         if key in adapter:
             tensors[name] = add(tensors[name], adapter[key], adapter[key.replace("_A", "_B")], scale)
     save_file(tensors, folder / "merged" / WEIGHTS)
-    assert not product_of(folder)[0].findings
+    assert not product_of(folder).findings
 
 
 @pytest.mark.parametrize("dtype", sampled(DTYPES, ("torch.bfloat16",)))
-def test_our_own_merge_is_the_exact_sum_rounded_once(made: Made, dtype: torch.dtype) -> None:
+def test_our_own_merge_is_no_finding(made: Made, dtype: torch.dtype) -> None:
     folder = made(dtype, use_rslora=True)
     merged_by_peft(folder, dtype, loaded=dtype)
     base, adapter = BaseFolder(folder / "base"), AdapterFolder(folder / "lora")
     name = str(dtype).removeprefix("torch.")
     (folder / "merged" / WEIGHTS).unlink()
     write_weights(folder / "merged", base.weights, adapter.weights, plan_merge(adapter, base), name)
-    result, rounding = product_of(folder)
-    assert not result.findings
-    assert rounding.startswith("not PEFT's: ")
-    assert "rounded once" in rounding
+    assert not product_of(folder).findings

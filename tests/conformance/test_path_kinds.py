@@ -16,7 +16,6 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.formats.sources import row_files
-from pytest_mistral_lora.records.goldens import goldens_folder
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROW = {"messages": TURNS}
@@ -154,67 +153,42 @@ def test_with_a_base_full_weights_are_a_merged_model(tmp_path: Path) -> None:
     assert recognised(Path("spm-v3")).title.startswith("a tokenizer ")
 
 
-ANSWERED: list[tuple[str, Any, str, list[str]]] = [
-    ("accelerate.yaml", "compute_environment: LOCAL\n", "a configuration of accelerate", ["name those"]),
-    ("test_mine.py", "def test_a(): ...\n", "a pytest file", ["pytest {path}"]),
-    ("encode.py", "print(1)\n", "a Python script", ["mistral-lora audit --runner {path} --tokenizer PATH"]),
-    ("requirements.txt", "trl==1.0\n", "a list of packages", ["mistral-lora check"]),
-    ("pyproject.toml", "[project]\n", "a configuration of pytest", ["pytest --mistral-golden -c {path}"]),
-    ("README.md", "# Hello\n", "a text for people", []),
-    ("quantized", in_folder(model__gguf=b"GGUF"), "a folder of a GGUF file", ["mistral-lora check {path}/model.gguf"]),
-    ("adapter_config.json", "{}", "a part of an adapter or merged model", ["mistral-lora check {folder}"]),
-    ("tokenizer.json", "{}", "a part of a checkpoint", ["mistral-lora check {folder}"]),
-    ("model-00001-of-00002.safetensors", b"\0", "a part of a checkpoint", ["mistral-lora check {folder}"]),
-    ("pytorch_model.bin", b"PK\x03\x04", "a Python pickle, which can run code", ["safetensors"]),
-    ("rows.zip", b"PK\x03\x04", "a zip archive", ["Unpack it"]),
-    ("text.jsonl", '{"text": "a"}', "plain text (text)", ["write messages with roles"]),
-    ("segments.jsonl", '{"segments": []}', "a text in segments that are trained on or not (segments)", []),
-    ("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", ["git lfs pull"]),
-    (
-        "many",
-        in_folder(a__jsonl=LINE.encode(), b__jsonl=LINE.encode()),
-        "a folder with 2 data files",
-        ["mistral-lora check {path}/a.jsonl {path}/b.jsonl --tokenizer PATH"],
-    ),
-    (
-        "project",
-        in_folder(recipe__yaml=RECIPE.encode(), rows__jsonl=LINE.encode()),
-        "a folder with recipe.yaml",
-        ["mistral-lora check {path}/recipe.yaml"],
-    ),
-    ("trained", checkpoints, "a folder with 2 adapters below it", ["mistral-lora check {path}/checkpoint-100"]),
-    (
-        "goldens",
-        lambda path: (path / "templates").mkdir(parents=True),
-        "a folder of goldens",
-        ["pytest --mistral-golden --mistral-golden-dir={path}"],
-    ),
-    (
-        "single.json",
-        lambda path: shutil.copy(goldens_folder() / "templates" / "spm-v3" / "single.json", path),
-        "a golden of ids and labels",
-        ["pytest --mistral-golden --mistral-golden-dir="],
-    ),
-    (
-        "answer.json",
-        json.dumps({"case": "a", "row": ROW, "completion_ids": [1]}),
-        "a golden transcript",
-        ["--mistral-adapter=FOLDER"],
-    ),
-    ("report.json", json.dumps({"schema_version": 1, "checks": [], "causes": []}), "a report of this suite", []),
+ANSWERED: list[tuple[str, Any, str]] = [
+    ("rows.zip", b"PK\x03\x04", "a zip archive"),
+    ("text.jsonl", '{"text": "a"}', "plain text (text)"),
+    ("segments.jsonl", '{"segments": []}', "a text in segments that are trained on or not (segments)"),
+    ("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    ("axolotl.yaml", "base_model: mistralai/M\ndatasets: []\nadapter: lora\n", "a configuration of Axolotl"),
+    ("lf.json", '{"model_name_or_path": "m", "stage": "sft"}', "a configuration of LLaMA-Factory"),
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "title", "steps"), ANSWERED, ids=[one[0] for one in ANSWERED])
-def test_a_file_of_another_tool_is_named_with_the_command_that_reads_it(
-    name: str, content: Any, title: str, steps: list[str], tmp_path: Path, capsys: Any
+@pytest.mark.parametrize(("name", "content", "title"), ANSWERED, ids=[one[0] for one in ANSWERED])
+def test_data_that_is_no_rows_is_named(name: str, content: Any, title: str, tmp_path: Path, capsys: Any) -> None:
+    assert main(["check", str(write(tmp_path / name, content)), "--tokenizer", "spm-v3"]) == 2
+    assert f": this is {title}" in capsys.readouterr().err
+
+
+MEANT: list[tuple[str, Any, str]] = [
+    ("encode.py", "print(1)\n", "mistral-lora audit --runner {path} --tokenizer PATH"),
+    ("quantized", in_folder(model__gguf=b"GGUF"), "mistral-lora check {path}/model.gguf"),
+    ("many", in_folder(a__jsonl=LINE.encode(), b__jsonl=LINE.encode()), "mistral-lora check {path}/a.jsonl"),
+    (
+        "project",
+        in_folder(recipe__yaml=RECIPE.encode(), a__jsonl=LINE.encode(), b__jsonl=LINE.encode()),
+        "mistral-lora check {path}/recipe.yaml",
+    ),
+    ("trained", checkpoints, "mistral-lora check {path}/checkpoint-100"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "step"), MEANT, ids=[one[0] for one in MEANT])
+def test_a_script_and_a_folder_above_name_the_command(
+    name: str, content: Any, step: str, tmp_path: Path, capsys: Any
 ) -> None:
     path = write(tmp_path / name, content)
     assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 2
-    err = capsys.readouterr().err
-    assert f": this is {title}" in err
-    for step in steps:
-        assert step.format(path=path, folder=tmp_path) in err, err
+    assert step.format(path=path) in capsys.readouterr().err
 
 
 UNKNOWN: list[tuple[str, Any, str]] = [
@@ -225,6 +199,10 @@ UNKNOWN: list[tuple[str, Any, str]] = [
     ("bytes", b"\x00\x01\x02", ""),
     ("words.txt", "some words\n", ""),
     ("nothing", in_folder(), ""),
+    ("accelerate.yaml", "compute_environment: LOCAL\n", "it has the keys compute_environment"),
+    ("adapter_config.json", '{"peft_type": "LORA"}', "it has the keys peft_type"),
+    ("README.md", "# Hello\n", ""),
+    ("model.safetensors", b"\x02" + bytes(7) + b"{}", ""),
 ]
 
 
@@ -298,8 +276,8 @@ def test_a_fault_of_yaml_is_named_with_its_line(tmp_path: Path) -> None:
         (["rows.jsonl", "--tokenizer", "basse/my-base"], "(did you mean 'bases/my-base'?)"),
         (["rows.jsonl", "--tokenizer", "./bases/mybase"], "(did you mean 'bases/my-base'?)"),
         (["rows.jsonl", "--tokenizer", "spm-v33"], "(did you mean 'spm-v3'?)"),
-        (["runs"], "Check one: mistral-lora check runs/lora-out"),
-        (["bases"], "Check one: mistral-lora check bases/my-base"),
+        (["runs"], "Name what is in it: mistral-lora check runs/lora-out"),
+        (["bases"], "Name what is in it: mistral-lora check bases/my-base"),
     ],
 )
 def test_a_parent_and_a_misspelt_path_name_the_neighbour(

@@ -13,8 +13,6 @@ from continued_runs import CONFIGURATION, configuration, continued_runs
 
 from pytest_mistral_lora.conformance.adapter.continued_run import ContinuedRun
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.kept_results import INPUTS, _UnknownInputsError
-from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.runners.going_on import GoingOn
@@ -147,14 +145,6 @@ def test_a_start_without_a_log_is_not_checked(runs: Path) -> None:
     assert "which the run went on from" in judge(runs / "dropped" / "adapter").not_checked
     (runs / "dropped" / CONFIGURATION).unlink()
     assert not ContinuedRun(AdapterFolder(runs / "dropped" / "adapter")).is_known
-
-
-def test_the_result_of_a_folder_with_a_log_is_not_kept(runs: Path) -> None:
-    target = AdapterTarget("half", runs / "half" / "adapter", base=runs / "base")
-    with pytest.raises(_UnknownInputsError):
-        INPUTS["adapter"](target)
-    (runs / "half" / "adapter" / STATE).unlink()
-    assert runs / "half" / "adapter" in INPUTS["adapter"](target).content
 
 
 @pytest.mark.parametrize("trainer", [trainer for trainer in TRAINERS.of_this_package() if trainer.going_on is not None])

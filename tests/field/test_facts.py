@@ -28,7 +28,6 @@ from pytest_mistral_lora.programs.facts.entries import printed_versions
 from pytest_mistral_lora.programs.facts.reading import REPRODUCTIONS, folders
 from pytest_mistral_lora.runners.extract import Extraction
 
-ROOT = Path(__file__).parents[2]
 FOLDER = folders()[0]
 ENTRIES = [entry for program in programs().values() for entry in program.entries]
 SHIPPED = list(facts())
@@ -68,10 +67,8 @@ def one(path: Path) -> Fact:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.id)
-def test_a_shipped_fact_names_a_past_day_and_a_page_that_is_there(entry: Fact) -> None:
+def test_a_shipped_fact_names_a_past_day(entry: Fact) -> None:
     assert date(2026, 11, 24) <= entry.seen_on <= date.today()
-    is_path = entry.source.startswith(("docs/", "tests/"))
-    assert not is_path or (ROOT / entry.source).is_file()
 
 
 @pytest.mark.parametrize("known", SHIPPED, ids=lambda known: known.id)
@@ -154,13 +151,13 @@ def test_each_bad_value_of_a_file_is_named(written: Written) -> None:
     assert ["fault.a-fault." in line for line in caught.value.found.splitlines()] == [False, True, True]
 
 
-@pytest.mark.parametrize(("text", "words"), [("program = ", "not valid TOML"), ("\ufeff\x00", "not valid TOML")])
-def test_a_file_that_is_not_toml_is_an_error(text: str, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["program = ", "\ufeff\x00", f"a = {'[' * 5000}{']' * 5000}"], ids=range(3))
+def test_a_file_that_is_not_toml_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="not valid TOML"):
         read_facts(tmp_path / "x.toml")
     (tmp_path / "x.toml").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match="not valid TOML"):
         read_facts(tmp_path / "x.toml")
 
 

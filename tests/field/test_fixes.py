@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from jsonschema import Draft202012Validator
 from pytest_mistral_lora import audit
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.finding import RULES, Finding, in_words
+from pytest_mistral_lora.conformance.finding import RULES, Finding, in_words, with_paths
 from pytest_mistral_lora.guarding.forms import fixes_of
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.runners import TRAINERS
+from pytest_mistral_lora.runners import TRAINERS, find_runner
 
 FILE = shipped_tokenizer("spm-v3")
 SCHEMA = Draft202012Validator(
@@ -129,12 +130,25 @@ def test_other_trainers_keep_their_words() -> None:
     assert fixes_of(TRAINERS["axolotl"], "pairs") == TRAINERS["axolotl"].fixes("preferences")
 
 
-def test_annotations_and_logs_have_the_lines(
+def test_annotations_have_the_lines(
     lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{**line, "labels": line["input_ids"]} for line in lines]
     [annotation, *_] = _audited(tmp_path / "rows.jsonl", rows, capsys, "--output-format", "github")
     assert "%0ALLaMA-Factory: Set `train_on_prompt: false`." in annotation
-    log = json.loads("\n".join(_audited(tmp_path / "rows.jsonl", rows, capsys, "--output-format", "sarif")))
-    [rule] = log["runs"][0]["tool"]["driver"]["rules"]
-    assert "\nLLaMA-Factory: Set `train_on_prompt: false`." in rule["help"]["text"]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_fix_is_a_key_or_a_command_and_belongs_to_a_rule_of_rows(name: str) -> None:
+    for rule, fix in TRAINERS[name].fixes().items():
+        assert RULES[rule].subject in ("encoded", "dataset")
+        ways = r"mistral-lora .+|\w+: .+|\"\w+\": .+|content\.rstrip.*|dataset\.remove_columns.*|messages"
+        assert re.search(rf"`({ways})`", fix), rule
+        assert Finding(rule, "found", fix=fix).text().splitlines()[-1] == f"  fix:      {with_paths(fix)}"
+        assert Finding(rule, "found", fix=fix).to_json()["fix"] == with_paths(fix)
+
+
+def test_a_script_of_one_s_own_has_the_fixes_of_the_rules(tmp_path: Path) -> None:
+    (tmp_path / "my_runner.py").touch()
+    assert find_runner(str(tmp_path / "my_runner.py")).fixes() == {}
+    assert Finding("ML543", "found").to_json()["fix"] == RULES["ML543"].fix

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,3 +220,30 @@ def test_a_folder_of_facts_that_is_not_there_is_an_error(install: Install) -> No
             programs()
     finally:
         programs.cache_clear()
+
+
+@pytest.mark.parametrize("text", [b"[console_scripts]\nno equals sign\n", b"[\xff]\n"], ids=["no value", "no UTF-8"])
+def test_a_damaged_package_hides_no_other(
+    text: bytes, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    install("sound-server", "servers", "sound", "nothing:NOTHING")
+    install("damaged", "servers", "damaged", "nothing:NOTHING")
+    (tmp_path / "damaged" / "damaged-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+    assert [point.name for point in foreign_points(SERVERS_GROUP)] == ["sound"]
+    assert "warning: the entry points of the package damaged cannot be read: " in capsys.readouterr().err
+    # libraries that this package imports look for plugins, too
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}]})
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "damaged"))
+    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "check", rows, "--tokenizer", "spm-v3", "--no-cache"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_package_that_exits_makes_nothing_green(install: Install, tmp_path: Path, capsys: Capture) -> None:
+    install("leaving_server", "servers", "leaving", "leaves:LEAVES", leaves="raise SystemExit(0)")
+    install("leaving_trainer", "trainers", "leaving", "leaves:LEAVES")
+    assert main(["serve-check", "leaving=http://127.0.0.1:9", "--tokenizer", "spm-v3"]) == 1
+    assert "leaves:LEAVES of leaving_server does not import: SystemExit: 0" in capsys.readouterr().out
+    assert main(["audit", "--runner", "leaving", "--tokenizer", "spm-v3"]) == 2

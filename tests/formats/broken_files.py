@@ -278,7 +278,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
             partial(_saved, content="{}"),
         ],
     ),
-    "gzip and zstd": (
+    "compressed": (
         "import",
         "jsonl.gz",
         [

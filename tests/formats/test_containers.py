@@ -61,14 +61,11 @@ FORMS: list[tuple[str, Any, str]] = [
     ("a.json", "\n".join(json.dumps(one, indent=1) for one in RECORDS).encode(), "JSON objects over several lines"),
     ("a.jsonl.gz", gzip.compress(lines(RECORDS)), "gzip of JSON Lines"),
     ("a.jsonl.gz", gzip.compress(lines(RECORDS[:1])) + gzip.compress(lines(RECORDS[1:])), "gzip of JSON Lines"),
-    ("a.json.zst", lambda p: p.write_bytes(zstd(json.dumps(RECORDS).encode())), "zstd of a JSON array"),
-    ("a.json.bz2", bz2.compress(json.dumps(RECORDS).encode()), "bzip2 of a JSON array"),
-    ("a.csv.xz", lzma.compress(table(RECORDS)), "xz of CSV"),
+    ("a.csv.gz", gzip.compress(table(RECORDS)), "gzip of CSV"),
     ("a.jsonl", lines(RECORDS).decode().encode("utf-16"), "UTF-16 of JSON Lines"),
     ("a.json", json.dumps(RECORDS).encode("utf-16-be"), "UTF-16-BE of a JSON array"),
     ("a.jsonl", lines(RECORDS).decode().encode("utf-16-le"), "UTF-16-LE of JSON Lines"),
     ("a.jsonl", lines(RECORDS).decode().encode("utf-32"), "UTF-32 of JSON Lines"),
-    ("a.jsonl.gz", gzip.compress(lines(RECORDS).decode().encode("utf-16")), "gzip of UTF-16 of JSON Lines"),
     ("a.csv", table(RECORDS), "CSV"),
     ("a.csv", b"\xef\xbb\xbf" + table(RECORDS, ";"), "CSV"),
     ("a.csv", table(RECORDS).decode().encode("utf-16"), "UTF-16 of CSV"),
@@ -77,10 +74,6 @@ FORMS: list[tuple[str, Any, str]] = [
     ("a.arrow", write_arrow, "an Arrow stream"),
     ("a.arrow", lambda path: write_arrow(path, pa.ipc.new_file), "an Arrow file"),
 ]
-
-
-def zstd(data: bytes) -> bytes:
-    return bytes(pa.Codec("zstd").compress(data))
 
 
 @pytest.mark.parametrize(("name", "content", "title"), FORMS, ids=[f"{form[0]}-{form[2]}" for form in FORMS])
@@ -137,10 +130,10 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.jsonl.gz", gzip.compress(lines(RECORDS))[:-200], "the compressed data is damaged"),
     ("a.jsonl.gz", gzip.compress(lines(RECORDS))[:40] + b"x" * 99, "the compressed data is damaged"),
     ("a.jsonl.gz", b"\x1f\x8bno gzip at all", "the compressed data is damaged"),
-    ("a.jsonl.xz", lzma.compress(lines(RECORDS))[:-40], "the compressed data is damaged"),
-    ("a.jsonl.zst", b"\x28\xb5\x2f\xfdno zstd", "the compressed data is damaged"),
-    ("a.jsonl.zst", bytes(pa.Codec("zstd").compress(lines(RECORDS)))[:-30], "the compressed data is damaged"),
-    ("a.jsonl.bz2", b"BZh9no bzip", "the compressed data is damaged"),
+    ("a.jsonl.xz", lzma.compress(lines(RECORDS)), "this is xz; expected gzip, or no compression. Unpack it: xz -dc "),
+    ("a.jsonl.zst", bytes(pa.Codec("zstd").compress(lines(RECORDS))), "this is zstd; "),
+    ("a.jsonl.bz2", bz2.compress(lines(RECORDS)), "this is bzip2; "),
+    ("a.jsonl.gz", gzip.compress(lines(RECORDS).decode().encode("utf-16")), "this is gzip of UTF-16. Unpack it: "),
     ("a.jsonl", lines(RECORDS).decode().encode("utf-16")[:-1], "not valid utf-16"),
     ("a.parquet", b"PAR1nonsensePAR1", "cannot be read as Parquet"),
     ("a.arrow", b"ARROW1nonsense", "cannot be read as an Arrow file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.Cap
 def test_the_remains_of_a_killed_import_go_and_folders_are_made(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", GOOD)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".rows.jsonl.abcdefgh.unfinished").touch()
+    (left := tmp_path / "out" / ".rows.jsonl.abcdefgh.unfinished").touch()
+    os.utime(left, (0, 0))
     import_rows([Source(path)], tmp_path / "out" / "rows.jsonl")
     import_rows([Source(path)], tmp_path / "new" / "folder" / "rows.jsonl")
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["rows.jsonl"]

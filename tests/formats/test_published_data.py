@@ -70,7 +70,7 @@ def write_alpaca(path: Path) -> None:
 
 def write_messages(path: Path) -> None:
     data = [{"messages": [{"role": a, "content": b} for a, b in as_messages(one)]} for one in corpus()]
-    path.write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in data).encode("utf-16")))
+    path.write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in data).encode()))
 
 
 def write_csv(path: Path) -> None:

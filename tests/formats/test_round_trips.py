@@ -57,7 +57,7 @@ def test_the_tokens_of_an_export_are_named(tmp_path: Path) -> None:
 
 
 def as_lines(path: Path, data: list[dict[str, Any]]) -> None:
-    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in data).encode("utf-16")))
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in data).encode()))
 
 
 def as_array(path: Path, data: list[dict[str, Any]]) -> None:

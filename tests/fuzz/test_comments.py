@@ -168,7 +168,7 @@ def test_nothing_in_a_comment_or_a_summary_is_obeyed(
         groups.add(Finding("ML601", texts[0], Place.of(texts[1]), texts[2], row=texts[3]), texts[4])
         causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
         summary.unlink(missing_ok=True)
-        case = JudgedCase(texts[5], "x", "failed")
+        case = JudgedCase(texts[5], "failed")
         add_job_summary(Judged("mistral-lora check", causes, [case], texts[0], known=[texts[1]]))
         page = rendered(summary.read_text())
         assert page.faults() == [], number

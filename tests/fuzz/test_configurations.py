@@ -1,6 +1,6 @@
-"""Configurations of trainers and files of kept results, by chance: an error of ours or no code, and no traceback.
+"""Configurations of trainers by chance: an error of ours or no code, and no traceback.
 
-Each runs for `fuzzing.SECONDS`; the seed goes on from case to case.
+It runs for `fuzzing.SECONDS`; the seed goes on from case to case.
 """
 
 from __future__ import annotations
@@ -17,13 +17,7 @@ import pytest
 import yaml
 from fuzzing import SECONDS
 
-from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance import kept_results
-from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.kept_results import KeptResults
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records import trust
 from pytest_mistral_lora.runners import TRAINERS
 
 EVIL = "EVIL"
@@ -135,60 +129,3 @@ def test_no_configuration_carries_code_or_a_traceback(
     record_property("fuzz", f"fuzz: foreign configurations: {seed:,} cases, {seed - passed:,} refused")
     # not all are refused, so the invariant is tried
     assert passed > seed // 20
-
-
-JUNK: tuple[Any, ...] = (
-    *(None, True, -1, 0, 10**400, 1.5, "", "x", "\x00", "\ud800", [], {}, [[]], {"": None}, "a" * 5000, [None] * 50),
-    *("ML426", "ML999", "recipe", "error", {"columns": [[[0], "", 0, ""]]}, "/dev/zero", "/proc/self/mem", "~"),
-)
-
-
-def _changed(random_: random.Random, value: Any) -> Any:
-    """Return a JSON value with something in it replaced, removed or added."""
-    if isinstance(value, dict) and value and random_.random() < 0.9:
-        key = random_.choice([*value])
-        rest = {name: item for name, item in value.items() if name != key}
-        ways = (rest, {**rest, key: _changed(random_, value[key])}, {**value, random_.choice("abcx"): None})
-        return random_.choices(ways, (1, 8, 1))[0]
-    if isinstance(value, list) and value and random_.random() < 0.9:
-        at = random_.randrange(len(value))
-        ways = (value[:at] + value[at + 1 :], [*value[:at], _changed(random_, value[at]), *value[at + 1 :]], value * 2)
-        return random_.choices(ways, (1, 8, 1))[0]
-    return random_.choice(JUNK)
-
-
-def test_no_file_of_kept_results_is_believed_or_a_traceback(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CI", raising=False)
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    Path("rows.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
-    words = ["check", "rows.jsonl", "--tokenizer", str(tiny_base), "--examples", "1", "--cache", "kept"]
-    assert main(words) == 0
-    [entry] = [file for file in Path("kept").iterdir() if not file.name.startswith("green-")]
-    content = json.loads(entry.read_text())["content"]
-    content["checks"][0]["findings"] = [Finding("ML426", "a note", Place.of("rows.jsonl", record=1)).to_json()]
-    kept, tried = KeptResults(Path("kept")), entry
-    end, seed, read = time.monotonic() + SECONDS, 0, 0
-    while time.monotonic() < end or seed < 200:
-        random_ = random.Random(seed)
-        changed = content
-        for _ in range(random_.randint(1, 3)):
-            changed = _changed(random_, changed)
-        is_sealed = random_.random() < 0.7
-        mark = trust.seal(kept_results._framed(changed), trust.user_key()) if is_sealed else random_.choice(JUNK)
-        data = json.dumps({"content": changed, "seal": mark}).encode()
-        if random_.random() < 0.2:
-            at = random_.randrange(len(data))
-            data = data[:at] + bytes([random_.randrange(256)]) + data[at + random_.randrange(3) :]
-        tried.write_bytes(data)
-        found = kept._read(tried, content["key"])
-        assert found is None or is_sealed, seed
-        for _, case, result in found.results if found else ():
-            assert isinstance(case, str), seed
-            assert isinstance(result.not_checked, str), seed
-            assert all(isinstance(finding.text(), str) for finding in result.findings), seed
-        seed += 1
-        read += found is not None
-    record_property("fuzz", f"fuzz: files of kept results: {seed:,} cases, {read:,} read")

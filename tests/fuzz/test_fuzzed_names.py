@@ -79,7 +79,7 @@ VERBS = (
     "template --tokenizer NAME",
     "serve-check NAME --tokenizer spm-v3",
 )
-FORMATS = ("text", "json", "github", "junit", "sarif")
+FORMATS = ("text", "json", "github")
 
 
 def text_of(chance: random.Random, most: int) -> str:

@@ -48,7 +48,7 @@ LONGEST = 30.0
 """Longest time of one run: four requests in a row that are late end it, and what is slow is in the machine."""
 MOST_MEMORY = 1 << 30
 KINDS = ("llamacpp", "vllm", "openai", "sglang", "ollama", "auto")
-FORMATS = ("text", "json", "github", "junit", "sarif")
+FORMATS = ("text", "json", "github")
 ROWS = [
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
     {"messages": [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]},

@@ -32,6 +32,8 @@ from pytest_mistral_lora.programs.fixes import fixes_in
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Rows = list[dict[str, Any]]
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])]
 
 
 @pytest.fixture
@@ -66,11 +68,13 @@ def test_a_guard_judges_by_the_rules_of_a_version(
         MistralGuard(rules="0.9")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
 def test_a_sound_run_with_the_callback_alone_goes_on(
-    messages: bool, base: Path, oracle: Oracle, tmp_path: Path
+    messages: bool, device: str, base: Path, oracle: Oracle, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, max_steps=1)
+    settings: dict[str, Any] = {"max_steps": 1, "use_cpu": device == "cpu"}
+    trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, **settings)
     callback = MistralGuard()
     trainer.add_callback(callback)
     trainer.train()
@@ -83,18 +87,19 @@ def test_a_sound_run_with_the_callback_alone_goes_on(
     assert not any((tmp_path / name).exists() for name in REPORTS)
 
 
-def test_a_fault_stops_the_run_before_a_weight_moves(base: Path, rows: Rows, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_fault_stops_the_run_before_a_weight_moves(device: str, base: Path, rows: Rows, tmp_path: Path) -> None:
     rows[5]["labels"][-1] = -100
     model = lora_model(base)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trainer = make_trainer(base, rows, tmp_path, model=model)
+    trainer = make_trainer(base, rows, tmp_path, model=model, use_cpu=device == "cpu")
     callback = guard(trainer)
     with pytest.raises(GuardError, match="before a weight moves") as caught:
         trainer.train()
     assert caught.value.verdict is callback.verdict
     assert errors_of(callback.verdict) == {("ML546", "train_dataset[5]")}
     assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_warning_lets_the_run_go_on_and_writes_the_verdict(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bench_gguf import take_modelfile
+from bench_gguf import oracle, take_modelfile
 from gallery import Artifact, mutant
+
+from pytest_mistral_lora.field.servers.ollama.go_template import go_template
 
 CHATML = """TEMPLATE \"\"\"<|im_start|>user
 {{ .Prompt }}<|im_end|>
@@ -31,19 +33,33 @@ def quotes_left_open(artifact: Artifact) -> None:
     take_modelfile(artifact, template='TEMPLATE """{{ .Prompt }}')
 
 
-@mutant("ML934", says="ML533")
+@mutant("ML934", says="TEMPLATE writes '<|im_start|>'")
 def template_of_chatml(artifact: Artifact) -> None:
     """The template is that of another family."""
     take_modelfile(artifact, template=CHATML)
 
 
-@mutant("ML934", "I21", says="ML5")
+@mutant("ML934", "I21", says="does not write </s>")
 def template_of_an_older_version(artifact: Artifact) -> None:
     """The template has spaces around the user's text, and no end behind an answer."""
     take_modelfile(artifact, template=OLD)
 
 
-@mutant("ML934", says="is not rendered: template")
+@mutant("ML934", says="TEMPLATE writes '[INST] ")
+def template_with_one_more_space(artifact: Artifact) -> None:
+    """The template of the export has a space more behind [INST]."""
+    template = go_template(oracle()).replace('{{ "[INST]" }}', "[INST] ")
+    take_modelfile(artifact, template=f'TEMPLATE """{template}"""')
+
+
+@mutant("ML934", says="TEMPLATE writes '[SYSTEM_PROMPT]'")
+def template_of_a_newer_version(artifact: Artifact) -> None:
+    """The template writes the system prompt as version 7 does."""
+    template = go_template(oracle()) + "{{ if .System }}[SYSTEM_PROMPT] {{ .System }}[/SYSTEM_PROMPT]{{ end }}"
+    take_modelfile(artifact, template=f'TEMPLATE """{template}"""')
+
+
+@mutant("ML934", says="TEMPLATE is not read: an action")
 def template_that_is_none(artifact: Artifact) -> None:
     """The template cannot be parsed."""
     take_modelfile(artifact, template='TEMPLATE """{{ .Prompt }"""')
@@ -83,3 +99,21 @@ def penalty_left_to_the_server(artifact: Artifact) -> None:
 def system_prompt_of_its_own(artifact: Artifact) -> None:
     """Each request gets a system prompt."""
     take_modelfile(artifact, more='System """You are a pirate.\nBe brief."""')
+
+
+@mutant("ML937", says="num_predict is '16'")
+def answers_of_few_tokens(artifact: Artifact) -> None:
+    """Each answer ends after 16 tokens."""
+    take_modelfile(artifact, more="PARAMETER num_predict 16")
+
+
+@mutant("ML937", says="PARAMETER 'num_ctxt' is none")
+def parameter_misspelled(artifact: Artifact) -> None:
+    """A parameter has a name that Ollama does not know."""
+    take_modelfile(artifact, more="PARAMETER num_ctxt 4096")
+
+
+@mutant("ML937", says="MESSAGE is 'Hi'")
+def message_before_each_chat(artifact: Artifact) -> None:
+    """Each chat begins with a message of the Modelfile."""
+    take_modelfile(artifact, more="MESSAGE user Hi")

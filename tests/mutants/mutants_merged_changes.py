@@ -125,22 +125,16 @@ def merged_twice(artifact: Artifact) -> None:
         artifact["tensors"][name] = changed(artifact, name, 2)
 
 
-@mutant("ML434", "I61", says="the adapter is merged 1.00")
-def a_thousandth_too_much_in_bfloat16(artifact: Artifact) -> None:
-    """The scale was 1.001 times the adapter's, which is less than the rounding of most numbers."""
-    merge_in(artifact, torch.bfloat16, 1.001)
+@mutant("ML434", "I61", says="the adapter is merged 1.050 times")
+def a_twentieth_too_much_in_float16(artifact: Artifact) -> None:
+    """The scale was 1.05 times the adapter's."""
+    merge_in(artifact, torch.float16, 1.05)
 
 
-@mutant("ML434", "I61", says="the adapter is merged 1.00")
-def a_thousandth_too_much_in_float16(artifact: Artifact) -> None:
-    """The same in float16."""
-    merge_in(artifact, torch.float16, 1.001)
-
-
-@mutant("ML434", "I61", says="the adapter is merged 0.99900 times")
-def a_thousandth_too_little_in_float32(artifact: Artifact) -> None:
-    """The scale was 0.999 times the adapter's, in float32."""
-    merge_in(artifact, torch.float32, 0.999)
+@mutant("ML434", "I61", says="the adapter is merged 0.950 times")
+def a_twentieth_too_little_in_float32(artifact: Artifact) -> None:
+    """The scale was 0.95 times the adapter's, in float32."""
+    merge_in(artifact, torch.float32, 0.95)
 
 
 @mutant("ML430", says="the adapter does not change it")

@@ -15,7 +15,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "record_verdicts.py"
 
 
 def record(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, "encoded", "--every", "60", "--processes", "1", *words]
+    parts = ["encoded", "import", "guard", "serve-check"]
+    command = [sys.executable, SCRIPT, *parts, "--every", "60", "--processes", "1", *words]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
 
 
@@ -23,7 +24,10 @@ def test_a_changed_verdict_is_named(tmp_path: Path) -> None:
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     assert record("--output", before).returncode == 0
     entries = json.loads(before.read_text())
-    name = next(name for name, entry in entries.items() if entry["suite"])
+    assert {name.partition(":")[0] for name in entries} == {"encoded", "import", "guard", "serve-check"}
+    assert not entries["guard:sound"]["findings"]
+    assert entries["guard:end masked"]["findings"]
+    name = next(name for name, entry in entries.items() if entry.get("suite"))
     same = record("--output", after, "--against", before)
     assert (same.returncode, same.stdout) == (0, f"{len(entries)} cases, 0 differ\n")
 

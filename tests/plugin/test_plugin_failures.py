@@ -15,7 +15,6 @@ from check_outcomes import outcome_of
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.plugin.summary import OUTCOME, FailedChecks
 
 Run = Callable[..., pytest.RunResult]
@@ -131,7 +130,7 @@ def test_each_check_keeps_its_report(run: Run, pytester: pytest.Pytester) -> Non
 
 
 def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
-    golden: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    golden: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row: dict[str, Any] = {"messages": [{"role": "user", "content": "::add-mask::x"}, {"role": "bot", "content": "y"}]}
     (pytester.path / "rows.jsonl").write_text(json.dumps(row) + "\n")
@@ -149,16 +148,6 @@ def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
     assert commands == [annotation]
     assert summary.read_text().startswith("## pytest \\-\\-mistral\\-golden\n")
     assert "| `mistral-golden.rows.jsonl.dataset` | - | 1 | - |" in summary.read_text()
-    # `check` writes the same test
-    capsys.readouterr()
-    assert main(["check", "rows.jsonl", "--tokenizer", "spm-v3", "--output-format", "junit"]) == 1
-    cases = ElementTree.fromstring(capsys.readouterr().out).iter("testcase")
-    [mine] = [one for one in cases if one.get("name") == "rows-are-valid"]
-    assert mine.get("classname") == case.get("classname")
-    assert [(one.get("name"), one.get("value")) for one in mine.iter("property")] == properties
-    # pytest's text has the command that repeats the check, too, and its paths are absolute
-    text = str(case.findtext("failure")).replace(f"{pytester.path}/", "")
-    assert text.startswith(str(mine.findtext("failure")))
 
 
 def test_errors_without_a_finding_are_the_same_only_if_their_texts_are() -> None:

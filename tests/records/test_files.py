@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pytest_mistral_lora.records.files import (
     inside,
     put_text,
     remove_temporaries,
+    require_writable,
     unfinished_path,
     write_text,
 )
@@ -75,10 +78,30 @@ def test_the_remains_of_a_killed_process_go_and_files_of_the_user_stay(tmp_path:
     kept = [tmp_path / name for name in (".lora-out.previous", ".lora-out.20261231", ".lora-out.a.unfinished")]
     for folder in (*kept, unfinished_path(made), tmp_path / ".other.a1b2c3d4.unfinished"):
         folder.mkdir()
-    unfinished_path(made).touch()
+    for part, written in ((unfinished_path(made), 0), (at_work := unfinished_path(made), time.time())):
+        part.touch()
+        os.utime(part, (written, written))
     remove_temporaries(made)
-    assert sorted(tmp_path.iterdir()) == sorted((*kept, tmp_path / ".other.a1b2c3d4.unfinished"))
+    assert sorted(tmp_path.iterdir()) == sorted((*kept, at_work, tmp_path / ".other.a1b2c3d4.unfinished"))
     assert put_text(kept[0] / "a.txt", "a") == "created"
+
+
+def test_several_write_one_file_at_once(tmp_path: Path) -> None:
+    faults: list[Exception] = []
+
+    def write(number: int) -> None:
+        for time_ in range(100):
+            try:
+                put_text(require_writable(tmp_path / "x.json", lambda file: True), f"{number} {time_}" * 500)
+            except InputError as error:
+                faults.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert (faults, [path.name for path in tmp_path.iterdir()]) == ([], ["x.json"])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import TensorKindDiff
 from pytest_mistral_lora.records.verify import verify
 
-FORGED = "x\nmatch          signature: by author.pub\x1b[2J"
+FORGED = "x\nmatch          seal\x1b[2J"
 
 
 def written(folder: Path, **parts: Any) -> Path:
@@ -52,15 +52,15 @@ def test_no_name_of_a_file_makes_a_line_of_verify(tmp_path: Path, capsys: pytest
     folder = written(tmp_path / "run", base=FORGED)
     (folder / FORGED).touch()
     lines = lines_of(["verify", str(folder)], capsys)
-    assert not any(line.startswith("match          signature") for line in lines)
+    assert not any(line.startswith("match          seal") for line in lines)
     [unlisted] = [line for line in lines if "is not listed" in line]
-    assert unlisted.startswith("mismatch       files.x match signature: by author.pub\\x1b[2J: ")
+    assert unlisted.startswith("mismatch       files.x match seal\\x1b[2J: ")
 
 
 def test_no_value_makes_a_line_of_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = written(tmp_path / "a"), written(tmp_path / "b", base=FORGED)
     lines = lines_of(["diff", *(str(folder / "manifest.json") for folder in (one, other))], capsys)
-    assert "  $.base: mistralai/Mistral-7B-v0.3 → x match signature: by author.pub\\x1b[2J" in lines
+    assert "  $.base: mistralai/Mistral-7B-v0.3 → x match seal\\x1b[2J" in lines
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "model.safetensors"])

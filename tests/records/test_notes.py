@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_the_remains_of_a_killed_note_go(folder: Path) -> None:
     """Else `verify` would report a file that is not listed from then on."""
     left = unfinished_path(folder / "DECISION.md")
     left.touch()
+    os.utime(left, (0, 0))
     write_notes(folder)
     assert not left.exists()
     (folder / "README.md").unlink()

@@ -1,24 +1,21 @@
-"""Whether other users of the machine can write a path, by real owners and modes, and the key of the user's seals."""
+"""Whether other users of the machine can write a path, by real owners and modes."""
 
 from __future__ import annotations
 
 import os
 import stat
-import threading
 from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records import trust
-from pytest_mistral_lora.records.trust import is_sealed, key_file, seal, shared_by, user_key
+from pytest_mistral_lora.records.trust import shared_by
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without owners and modes")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def folder(tmp_path: Path) -> Path:
     made = tmp_path / "above" / "mine"
     made.mkdir(parents=True)
     return made
@@ -90,61 +87,3 @@ def test_a_folder_above_may_be_of_root_or_of_a_user_of_the_host(
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     assert (f"{folder.parent} belongs to another user (uid {owner})" == shared_by(folder)) is is_shared
     assert (shared_by(folder) == "") is not is_shared
-
-
-def test_the_key_is_made_once_and_for_its_user_alone(folder: Path) -> None:
-    found: list[bytes] = []
-    threads = [threading.Thread(target=lambda: found.append(user_key())) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
-    assert set(found) == {user_key()}
-    assert len(user_key()) == 32
-    assert stat.S_IMODE(key_file().stat().st_mode) == 0o600
-    assert [*key_file().parent.iterdir()] == [key_file()]
-
-
-def test_a_key_that_others_could_have_is_refused(folder: Path) -> None:
-    key = user_key()
-    for mode in (0o604, 0o640, 0o602):
-        key_file().chmod(mode)
-        with pytest.raises(InputError, match="other users can"):
-            user_key()
-    key_file().chmod(0o600)
-    assert user_key() == key
-    for broken in (b"", key[:-1], key + b"1"):
-        key_file().write_bytes(broken)
-        with pytest.raises(InputError, match="is not a key"):
-            user_key()
-    key_file().unlink()
-    key_file().symlink_to(folder / "elsewhere")
-    with pytest.raises(InputError, match="cannot be read or made"):
-        user_key()
-    key_file().unlink()
-    os.mkfifo(key_file(), 0o600)
-    with pytest.raises(InputError, match="is not a key"):
-        user_key()
-
-
-def test_a_folder_in_which_no_key_can_be_made_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "file").touch()
-    for name in (str(folder / "file"), "relative", "\0"):
-        if name != "\0":
-            monkeypatch.setenv("XDG_CONFIG_HOME", name)
-            with pytest.raises(InputError):
-                user_key()
-
-
-def test_a_seal_needs_the_key(folder: Path) -> None:
-    key = user_key()
-    assert is_sealed(b"data", seal(b"data", key), key)
-    for data, found, used in (
-        (b"date", seal(b"data", key), key),
-        (b"data", seal(b"data", b"other"), key),
-        (b"data", None, key),
-        (b"data", "\ud800", key),
-        (b"data", 3, key),
-    ):
-        assert not is_sealed(data, found, used)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.groups import FILE_WIDTH, FindingGroups, cause_texts
+from pytest_mistral_lora.conformance.groups import FILE_WIDTH, FindingGroups
 from pytest_mistral_lora.report.judged import Judged, JudgedCase
 
 HOSTILE = "a, b: 100% of\r\n::add-mask::x\n##[error]y\u2028::error::z `````\x1b[31m\x00\ud800 <script>|**"
@@ -20,15 +20,13 @@ def causes_of(*findings: Finding) -> list[dict[str, Any]]:
     return [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
 
 
-def judged(*findings: Finding, subject: str = "") -> Judged:
+def judged(*findings: Finding) -> Judged:
     cases = [
-        JudgedCase(
-            "mistral-golden.spm-v3.dataset", "rows", "failed", "\n\n".join(cause_texts(findings)), findings, 0.25
-        ),
-        JudgedCase("mistral-golden.spm-v3.dataset", "sound", "passed"),
-        JudgedCase("mistral-golden.spm-v3.train", "cuda", "skipped", "no CUDA device"),
+        JudgedCase("mistral-golden.spm-v3.dataset", "failed"),
+        JudgedCase("mistral-golden.spm-v3.dataset", "passed"),
+        JudgedCase("mistral-golden.spm-v3.train", "skipped"),
     ]
-    return Judged("mistral-lora check", causes_of(*findings), cases, "1 finding", subject)
+    return Judged("mistral-lora check", causes_of(*findings), cases, "1 finding")
 
 
 def write_file(folder: Path, name: str = "rows.jsonl") -> Path:

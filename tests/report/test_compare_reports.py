@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from github_markdown import rendered
-from judged_samples import HOSTILE, causes_of
+from judged_samples import HOSTILE
 
-from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.report.compare_reports import MARK, ReportComparison, read_report
 
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,16 +35,6 @@ def report(tmp_path: Path, mistral_lora: RunVerb) -> Callable[..., dict[str, Any
         return read_report(tmp_path / "report.json")
 
     return make
-
-
-def test_a_cause_of_a_former_id_is_unchanged() -> None:
-    [new] = causes_of(Finding("ML649", "the text reads as 'a'"))
-    [other] = causes_of(Finding("ML651", "the text reads as 'a'"))
-    old = new | {"rule": "ML562", "cause": new["cause"].replace("ML649", "ML562")}
-    del old["former_ids"]
-    reports = [{"checks": [], "causes": [cause]} for cause in (old, new, other)]
-    assert states(ReportComparison(reports[0], reports[1])) == [("unchanged", "ML649")]
-    assert states(ReportComparison(reports[0], reports[2])) == [("new", "ML651"), ("not judged", "ML562")]
 
 
 def states(comparison: ReportComparison) -> list[tuple[str, str]]:

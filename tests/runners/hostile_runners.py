@@ -47,48 +47,6 @@ GARBAGE = {
 CRASHES = "sys.stderr.write('first\\n\\x1b[31mValueError: no such template\\n'); sys.exit(7)"
 IS_KILLED = "os.kill(os.getpid(), 9)"
 
-TAKES_MEMORY = """\
-child = subprocess.Popen([sys.executable, "-c", "import time; taken = b'x' * (300 << 20); time.sleep(30)"])
-time.sleep(30)
-"""
-# each ends by itself, too: a limit that does not hold must not cost the machine that tests it
-PRINTS = "line = b'x' * (1 << 20)\nfor _ in range(3000): os.write(1, line)\n"
-WRITES = """\
-with open(given.output, "wb") as output:
-    for _ in range(2000): output.write(b'x' * (1 << 20))
-"""
-WRITES_ELSEWHERE = """\
-for number in range(2000):
-    with open(os.path.join(os.environ["TMPDIR"], str(number)), "wb") as file: file.write(b'x' * (1 << 20))
-    time.sleep(0.01)
-"""
-FORKS = """\
-for _ in range(150):
-    if not os.fork():
-        os.setsid()
-        time.sleep(20)
-        os._exit(0)
-    time.sleep(0.01)
-time.sleep(20)
-"""
-LEAVES_A_DAEMON = """\
-if not os.fork():
-    os.setsid()
-    if os.fork(): os._exit(0)
-    daemon = "import os, time; open(r'%s', 'w').write(str(os.getpid())); time.sleep(600)" % (given.config + ".child")
-    for handle in range(3): os.close(handle)
-    os.execve(sys.executable, [sys.executable, "-c", daemon], {})
-while not os.path.exists(given.config + ".child") or not open(given.config + ".child").read(): time.sleep(0.01)
-write(lines)
-"""
-ENDS_ITS_WATCHER = """\
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-open(given.config + ".child", "w").write(str(child.pid))
-os.kill(os.getppid(), 9)
-time.sleep(600)
-"""
-STOPS_ITS_WATCHER = ENDS_ITS_WATCHER.replace("9)", "19)")
-
 
 def script(folder: Path, body: str) -> Path:
     """Write a runner, and return its path."""

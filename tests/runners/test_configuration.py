@@ -169,6 +169,9 @@ def test_a_tag_that_names_code_is_refused(name: str, tag: str, given: Given, tmp
         f"a: {'[' * 40}{']' * 40}\n",
         f"a: {'[' * 9000}\n",
         f"a: {'9' * 5000}\n",
+        f"max_length: 1{':1' * 100_000}\n",
+        f"max_length: 1{':1' * 1000}.5\n",
+        f"a: 0x{'f' * 5000}\n",
         "a: \x00\n",
         "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)),

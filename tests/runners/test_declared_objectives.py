@@ -231,7 +231,7 @@ class Run:
         line: The line of the verdict.
         fault: Keys that plant a fault in a second run; empty for a message of weight 0 in its rows.
         rules: The rules that the second run breaks.
-        config: The packaged configuration; empty for the default one.
+        beside: Further keys of both runs, in place of those of the packaged configuration.
         tokenizer: A name of `derived_tekken`, or of a shipped tokenizer.
         has_system: Whether the rows have a system prompt: without one, a template of ms-swift invents one.
     """
@@ -241,10 +241,13 @@ class Run:
     line: str
     fault: dict[str, Any] = field(default_factory=dict)
     rules: frozenset[str] = frozenset({"ML549"})
-    config: str = ""
+    beside: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = "spm-v3"
     has_system: bool = False
 
+
+OF_SMALL_3 = {"model_type": "mistral_2501", "agent_template": "mistral"}
+"""ms-swift's template of Small 3, whose default system prompt has the date, and its tool format of Mistral."""
 
 RUNS = [
     Run("llamafactory", {"mask_history": True}, "objective: last-answer (mask_history: true)"),
@@ -253,7 +256,7 @@ RUNS = [
         "ms-swift",
         {"loss_scale": "last_round"},
         "objective: last-answer (loss_scale: last_round)",
-        config="ms-swift-2501",
+        beside=OF_SMALL_3,
         tokenizer="derived-v11",
         has_system=True,
     ),
@@ -261,7 +264,7 @@ RUNS = [
         "ms-swift",
         {"loss_scale": "all"},
         "objective: everything (loss_scale: all)",
-        config="ms-swift-2501",
+        beside=OF_SMALL_3,
         tokenizer="derived-v11",
         has_system=True,
     ),
@@ -281,10 +284,9 @@ Audit = Callable[..., tuple[int, str]]
 def audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Audit:
     def audit(run: Run, rows: Rows, **settings: Any) -> tuple[int, str]:
         trainer = TRAINERS[run.name]
-        packaged = trainer.config.with_name(f"{run.config}.yaml") if run.config else trainer.config
-        config = yaml.safe_load(packaged.read_text(encoding="utf-8"))
+        config = yaml.safe_load(trainer.config.read_text(encoding="utf-8")) | run.beside
         if "dataset_dir" in config:
-            config["dataset_dir"] = str(packaged.parent / config["dataset_dir"])
+            config["dataset_dir"] = str(trainer.config.parent / config["dataset_dir"])
         file, data = _written(tmp_path, {**config, **settings}), tmp_path / "rows.jsonl"
         data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         tokenizer = run.tokenizer

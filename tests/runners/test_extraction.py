@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,6 +126,23 @@ def test_a_runner_that_hangs_is_ended_with_its_children(run: Extract, tmp_path: 
 def test_a_child_that_a_runner_leaves_behind_is_ended(run: Extract, tmp_path: Path) -> None:
     assert run(hostile.LEAVES_A_CHILD).refused == 0
     assert not _is_alive(int((tmp_path / "config.yaml.child").read_text()))
+
+
+def test_a_runner_is_ended_by_ctrl_c(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    body = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid()) + chr(10)); time.sleep(600)"
+    program = f"""
+import sys
+from pathlib import Path
+from pytest_mistral_lora.runners.process import run_limited
+run_limited([sys.executable, "-c", {body!r}], seconds=600, folder=Path.cwd(), environment={{}})
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while not (started.is_file() and started.read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    assert not _is_alive(int(started.read_text()))
 
 
 def test_what_a_runner_that_fails_said_last_is_shown(run: Extract) -> None:

@@ -14,7 +14,7 @@ from preference_records import Data
 from preference_rows import EMPTY, ROWS, SIDES, rated
 
 from pytest_mistral_lora import audit
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
@@ -23,8 +23,6 @@ from pytest_mistral_lora.conformance.collection import NamedPaths, collect
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import RunnerChoice, RunnerTarget
 from pytest_mistral_lora.runners import TRAINERS
-from pytest_mistral_lora.runners.extract import extract
-from pytest_mistral_lora.runners.given_rows import GivenRows
 
 trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
@@ -174,22 +172,3 @@ def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "ML568" in out
     assert "Set `max_length: null`, or leave out pairs" in out
-
-
-def test_what_is_recorded_of_pairs_on_the_scoreboard_comes_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    from boards.trainer_runs import judged_pairs
-    from boards.trainers import PAIR_CONFIGURATIONS
-
-    [column] = [column for column in PAIR_CONFIGURATIONS if column.name == "trl-dpo-own-length"]
-    recorded = column.recorded["spm-v3"]
-    tokenizer = shipped_tokenizer("spm-v3")
-    rows = GivenRows.packaged(column.runner, Oracle(tokenizer), column.task).rows
-    made = extract(column.runner, rows, tokenizer, tmp_path / "out.jsonl", config=column.config, task=column.task)
-    versions = {name: made.environment[name] for name in ("trl", "transformers", "tokenizers")}
-    if versions != {name: recorded.environment[name] for name in versions}:
-        pytest.skip(f"recorded with other versions than {versions}")
-    verdicts = judged_pairs(made.file, "spm-v3")["verdicts"]
-    assert {name: rules.split() for name, rules in verdicts.items()} == recorded.verdicts

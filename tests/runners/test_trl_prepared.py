@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boards.prepared import prepared_and_judged
-from boards.trainers import CONFIGURATIONS
 from datasets import Dataset
 
 from pytest_mistral_lora import training_template
@@ -104,13 +102,3 @@ def test_packed_rows_are_judged_conversation_by_conversation(base: Path, tmp_pat
     packed = rules_of_rows(made, tmp_path / "packed")
     # a <s> of the template at a wrong place cuts a conversation in two, of which the first has no EOS
     assert set.union(*packed.values()) - {"ML522"} == set.union(*wrong.values())
-
-
-def test_the_folder_that_the_command_prepares_is_recorded_for_the_scoreboard() -> None:
-    rows = {case.name: case.row for case in packaged_cases() if case.name in ("single", "multi-turn", "weight-zero")}
-    [configuration] = [one for one in CONFIGURATIONS if one.name == "trl-training-template"]
-    found = prepared_and_judged(configuration, SPM, rows)
-    assert found["version"] == trl.__version__
-    counts = {key: found[key] for key in ("rows", "prepared", "sound", "same", "other", "not_checked")}
-    assert counts == {"rows": 3, "prepared": 3, "sound": 2, "same": 2, "other": 1, "not_checked": 0}
-    assert found["differences"] == {"ML549 → sound": [1, "weight-zero"]}

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from proposed_template import proposed_template
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -79,10 +78,6 @@ TRL = {
     "another version's template": Fault(
         {"test_template": {"ML004"}, "test_labels": {"ML526", "ML530"}, "test_padded_batches": {"ML560"}},
         edits=((_TRL_TEMPLATE, 'training_template(Oracle.load("spm-v7").path)'),),
-    ),
-    "the template of huggingface/trl#6689": Fault(
-        {"test_template": {"ML004"}, "test_labels": {"ML525", "ML530"}, "test_padded_batches": {"ML560"}},
-        edits=((_TRL_TEMPLATE, repr(proposed_template())),),
     ),
     "padding masked by its id": Fault(
         {"test_labels": {"ML546"}, "test_padded_batches": {"ML546"}},

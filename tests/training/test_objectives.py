@@ -484,21 +484,6 @@ def test_the_tokens_of_a_finding_have_the_labels_of_its_file(base: Path, tmp_pat
     assert found == {"chat": 4, "tools": 2}
 
 
-def test_a_kept_result_is_not_that_of_another_objective(
-    base: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def from_cache(**entry: str) -> int:
-        path = recipe_file(tmp_path, base, **entry)
-        assert main(["check", str(path), "--examples", "1", "--cache", str(tmp_path / "kept")]) == 0
-        found = re.search(r"(\d+) checks from the cache", capsys.readouterr().out)
-        return int(found[1]) if found else 0
-
-    assert from_cache() == 0
-    assert from_cache() > 100
-    assert from_cache(objective="last-answer") == 0
-    assert from_cache(objective="last-answer") > 100
-
-
 def test_render_and_stats_show_the_objective_that_is_declared(base: Path, tmp_path: Path, capsys: Any) -> None:
     path = recipe_file(tmp_path, base, objective="last-answer")
     rows, page = tmp_path / "chat.jsonl", tmp_path / "page.html"

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from pytest_mistral_lora.chat.container import LINES, Container, container_of
 from pytest_mistral_lora.chat.fields import is_utf8
 from pytest_mistral_lora.chat.reading import limits
-from pytest_mistral_lora.chat.remedies import encoded_step, import_step, json_step, utf8_step
+from pytest_mistral_lora.chat.remedies import container_step, encoded_step, import_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, did_you_mean, in_brackets, one_line
 from pytest_mistral_lora.places import NOWHERE, Place
 
@@ -260,7 +260,7 @@ def read_toml(path: Path, error: type[InputError] = InputError) -> dict[str, Any
     try:
         with opened(path) as file:
             return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"not valid TOML: {reason}", place=str(path)) from reason
     except OSError as reason:
         raise error(f"cannot be read: {reason.strerror}", place=str(path)) from reason
@@ -384,7 +384,7 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
                 f"this is {container.title}",
                 place=str(path),
                 expected="JSON Lines in UTF-8: one object a line",
-                next_step=encoded_step(container, path) if encoded else import_step(str(path)),
+                next_step=(encoded_step if encoded else container_step)(container, path),
             )
         yield from lines_of(file)
 

@@ -102,11 +102,6 @@ class ContinuedRun:
         return None
 
     @property
-    def has_log(self) -> bool:
-        """Whether the run has a log."""
-        return self._curve is not None
-
-    @property
     def is_known(self) -> bool:
         """Whether the run has a log, and went on from an adapter."""
         return self._found is not None

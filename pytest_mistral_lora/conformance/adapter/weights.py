@@ -58,13 +58,15 @@ def summarize_tensors(weights: Weights) -> dict[str, TensorSummary]:
     """
     import numpy as np
 
-    found = {}
+    # a file may have a hundred thousand of them, none with a byte
+    empty = TensorSummary(True, 0.0, hashlib.sha256().hexdigest())
+    found = {name: empty for name, info in weights.infos.items() if info.size == 0}
     with weights.held_open():
-        for name in weights:
+        for name in [name for name in weights if name not in found]:
             tensor = weights.array(name)
             digest = hashlib.sha256(tensor.tobytes()).hexdigest()
-            if not is_floating(tensor) or tensor.size == 0:
-                found[name] = TensorSummary(True, float(tensor.size > 0), digest)
+            if not is_floating(tensor):
+                found[name] = TensorSummary(True, 1.0, digest)
                 continue
             # a NaN among the numbers makes both ends NaN
             wide = tensor.astype(np.float32) if tensor.itemsize < 4 else tensor
@@ -81,15 +83,17 @@ def is_floating(tensor: np.ndarray[Any, Any]) -> bool:
 def finite_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
     """Yield tensors with NaN, infinity or too large a number, and dtypes that adapters are never trained in."""
     place = Place.of(folder.tensors_file)
-    for name, summary in sorted(summaries.items()):
+    unusual = {name: item for name, item in summaries.items() if not item.finite or item.largest > LARGEST}
+    for name, summary in sorted(unusual.items()):
         if not summary.finite:
             yield Finding("ML402", f"{name} is not finite", place, "finite numbers")
-        elif summary.largest > LARGEST:
+        else:
             found = f"{name} has a number of {summary.largest:.3g}"
             yield Finding("ML416", found, place, f"none above {LARGEST:g}")
-    for name, info in sorted(folder.tensors.items()):
-        if info.dtype not in _TRAINED:
-            yield Finding("ML414", f"{name} is {info.dtype}", place, "F32, BF16 or F16")
+    for name, dtype in sorted(
+        (name, info.dtype) for name, info in folder.tensors.items() if info.dtype not in _TRAINED
+    ):
+        yield Finding("ML414", f"{name} is {dtype}", place, "F32, BF16 or F16")
     dtypes = sorted({info.dtype for info in folder.tensors.values() if info.dtype in _TRAINED})
     if len(dtypes) > 1 or dtypes == ["F64"]:
         yield Finding("ML415", f"tensors of {' and '.join(dtypes)}", place, "one dtype: F32, BF16 or F16")
@@ -99,10 +103,10 @@ def trained_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummar
     """Yield each LoRA tensor that is zero, and layers that share their numbers."""
     place = Place.of(folder.tensors_file)
     same: dict[str, list[str]] = defaultdict(list)
-    for name, summary in sorted(summaries.items()):
-        shape = folder.tensors[name].shape
-        if 0 in shape or not any(side in name for side in _TRAINED_PARTS):
-            continue
+    tensors = folder.tensors
+    trained = [name for name in summaries if tensors[name].size and any(side in name for side in _TRAINED_PARTS)]
+    for name in sorted(trained):
+        shape, summary = tensors[name].shape, summaries[name]
         if summary.largest == 0 and TOWER.search(name):
             continue  # rows without images cannot train it: the check `placement` reports that it is adapted
         if summary.largest == 0:

@@ -152,7 +152,8 @@ def _judged(
     found = scan(plan, files, tokenizer=target.tokenizer, **how)
     if plan.alone:
         _note_columns(found, files)
-    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison)
+    prompts = found.compare_prompts(target.tokenizer) if plan.compares else {}
+    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison, prompts=prompts)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
@@ -162,7 +163,7 @@ def _judged(
 
 def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
     """Note the columns of converted files that another trainer reads otherwise, as the import has counted them."""
-    from pytest_mistral_lora.conformance.dataset.every_side import letters_finding
+    from pytest_mistral_lora.conformance.dataset.declared_answers import letters_finding
     from pytest_mistral_lora.conformance.dataset.row_findings import column_finding
     from pytest_mistral_lora.formats.sources import ConvertedSource
 
@@ -232,6 +233,8 @@ def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
 
 def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[str, Result]:
     """Return the results of a pass by this process or by another worker of the session."""
+    if settings.shared_folder is None:
+        return dataset_results(target, progress=sys.__stderr__)
     # workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file
     from filelock import FileLock
 
@@ -256,7 +259,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
         states.append((str(path), status.st_size if status else -1, status.st_mtime_ns if status else -1))
     # in ASCII, here and below: the name of a file may have bytes that are not UTF-8
     identity = sha256_bytes(json.dumps([str(target.path), *settled, states], sort_keys=True).encode())[:16]
-    file = settings.work_folder / f"dataset-{identity}.json"
+    file = settings.shared_folder / f"dataset-{identity}.json"
     with FileLock(f"{file}.lock"):
         if not file.is_file():
             results = dataset_results(target, progress=sys.__stderr__)

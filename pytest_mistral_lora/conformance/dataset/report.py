@@ -111,7 +111,13 @@ def _chunks_of(index: int, file: DataFile, found: DatasetPass) -> Iterator[Chunk
 
 
 def report(
-    found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan, *, recipe: Place, no_comparison: str = ""
+    found: DatasetPass,
+    files: Sequence[DataFile],
+    plan: ScanPlan,
+    *,
+    recipe: Place,
+    no_comparison: str = "",
+    prompts: Mapping[str, int] | None = None,
 ) -> dict[str, Result]:
     """Return the result of each check, by case.
 
@@ -121,6 +127,7 @@ def report(
         plan: The settings by which rows were judged.
         recipe: The place of the recipe, or of the rows alone.
         no_comparison: Why the two backends were not compared, if they were not.
+        prompts: The numbers of prompts that were compared, refused and left out; None if none were to be compared.
     """
     found.put_in_order()
     for finding in _settings_findings(found, files, plan, recipe):
@@ -132,7 +139,10 @@ def report(
         for counts in (found.lengths.beyond, found.lengths.changed)
     )
     facts: dict[str, dict[str, Any]] = {
-        "backends-agree": {"deviations": found.deviations.counts()},
+        "backends-agree": {
+            "deviations": found.deviations.counts(),
+            **({"prompts": dict(prompts)} if prompts else {}),
+        },
         "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
         "statistics": _statistics(found, files, plan),
     }

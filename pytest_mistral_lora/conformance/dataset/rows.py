@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.kinds.records import trained_row
+from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.reading.chunks import Chunk
-from pytest_mistral_lora.chat.row_files import read_record
+from pytest_mistral_lora.chat.row_files import record_rows
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -20,18 +21,22 @@ from pytest_mistral_lora.conformance.dataset.deviations import Deviations
 from pytest_mistral_lora.conformance.dataset.lengths import Lengths
 from pytest_mistral_lora.conformance.dataset.observers import RowRules
 from pytest_mistral_lora.conformance.dataset.pairs import empty_side
+from pytest_mistral_lora.conformance.dataset.prompts import PromptRows
 from pytest_mistral_lora.conformance.dataset.row_findings import (
+    backend_findings,
     beyond,
     changes,
-    column_findings,
+    column_finding,
     fault_finding,
-    label_letters,
     law_findings,
+    printed_row,
 )
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
-from pytest_mistral_lora.conformance.template import difference_words
-from pytest_mistral_lora.errors import NoOracleError, RowError
+from pytest_mistral_lora.conformance.row_table import unpacked_place
+from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError
+from pytest_mistral_lora.formats.declared_keys import declared_values
+from pytest_mistral_lora.formats.recognition import unread_columns
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import is_held_out
 
@@ -39,8 +44,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
 _NAMES = ("mistral-common", "chat template")
-_ROW_CHARACTERS = 2000
-"""Longest row that is printed with its finding: the place is enough to find longer ones."""
+_PROMPT_SHARE = 24
+"""One token of prompts is compared for so many tokens of rows, so that a pass takes hardly longer."""
+_PROMPTS_IN_ANY_CASE = 8_000
+"""Tokens of prompts that are compared in any case: these take a small part of the time of the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +88,16 @@ class _Record(NamedTuple):
         rows: The rows; empty if it cannot be read.
         expected: The encoding of each row, or the error; None without a Mistral tokenizer.
         error: Why it cannot be read.
-        label: What it has under `label`, if that is letters.
+        columns: Its columns that another trainer may train on.
+        declared: What its keys of `DECLARED_KEYS` have.
     """
 
     place: Place
     rows: tuple[Row, ...]
     expected: tuple[EncodedRow | RowError | None, ...]
     error: RowError | None = None
-    label: str = ""
+    columns: tuple[str, ...] = ()
+    declared: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass
@@ -102,11 +111,13 @@ class DatasetPass(RowPass):
         lengths: The lengths of rows before the policies.
         deviations: The named deviations of the chat template.
         other_kinds: The judged records that are no conversations, by their kind in words.
+        prompts: The rows whose prompts are compared with the template, once all rows are known.
     """
 
     lengths: Lengths = field(default_factory=Lengths)
     deviations: Deviations = field(default_factory=Deviations)
     other_kinds: Counter[str] = field(default_factory=Counter)
+    prompts: PromptRows = field(default_factory=PromptRows)
 
     def extend(self, other: RowPass) -> None:
         """Add the rows, counts and findings of another part of the files."""
@@ -115,6 +126,43 @@ class DatasetPass(RowPass):
             self.lengths.extend(other.lengths)
             self.deviations.extend(other.deviations)
             self.other_kinds.update(other.other_kinds)
+            self.prompts.extend(other.prompts)
+
+    def compare_prompts(self, tokenizer: CheckpointTokenizer) -> dict[str, int]:
+        """Compare prompts of the rows, once all rows are known, and add the differences; of each cause the first.
+
+        Args:
+            tokenizer: The tokenizer that judged the rows, with a chat template.
+
+        Returns:
+            The number of prompts that were compared, that mistral-common refuses, and that are left out for their
+            length.
+        """
+        from pytest_mistral_lora.chat.templates.compare import compare
+
+        counts = {"compared": 0, "refused": 0, "left_out": 0}
+        of_rows = sum(tokens * rows for tokens, rows in self.lengths.tokens.items())
+        tokens = max(_PROMPTS_IN_ANY_CASE, of_rows // _PROMPT_SHARE)
+        causes: set[str] = set()
+        for at, prompt in self.prompts.prompts():
+            if tokens <= 0:
+                counts["left_out"] += 1
+                continue
+            try:
+                comparison = compare(prompt, tokenizer.oracle, tokenizer.template)
+            except OracleRejection:
+                counts["refused"] += 1
+                continue
+            counts["compared"] += 1
+            tokens -= len(comparison.oracle.input_ids)
+            self.look_at(unpacked_place(at)[0], prompt.place)
+            self.findings.at = at
+            for finding in backend_findings(prompt, comparison, tokenizer.oracle):
+                cause = finding.shape or finding.found
+                if cause not in causes:
+                    causes.add(cause)
+                    self.findings.add(finding)
+        return counts
 
 
 class RowJudge:
@@ -148,30 +196,29 @@ class RowJudge:
                 if not isinstance(expected, RowError)
             ]
         )
-        for number, line in chunk.lines if self.plan.alone else ():
-            for finding in column_findings(chunk, number, line):
-                part.look_at(chunk.file, finding.place)
-                part.findings.add(finding)
         for record in records:
             part.look_at(chunk.file, record.place)
+            if self.plan.alone and record.columns:
+                part.findings.add(column_finding(record.columns, record.place, chunk.path))
             self._judge_record(record, by_template, part, chunk)
         return part
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
         for number, line in chunk.lines:
-            place = chunk.place(number)
-            rows = read_record(chunk.path, number, line, chunk.objective, place=place)
+            place, item = chunk.place(number), read_line(chunk.path, number, line)
+            rows = record_rows(item, chunk.objective, place=place)
+            data = item[1] if isinstance(item, tuple) else None
+            columns, declared = unread_columns(data), declared_values(data)
             if isinstance(rows, tuple) and not self.plan.alone:
                 try:
                     rows = (trained_row(rows),)
                 except RowError as refusal:
                     rows = refusal
             if isinstance(rows, RowError):
-                yield _Record(place, (), (), rows)
+                yield _Record(place, (), (), rows, columns=columns)
             elif rows is not None:
-                label = label_letters(chunk, number, line) if self.plan.alone else ""
-                yield _Record(place, rows, tuple(map(self._expected, rows)), label=label)
+                yield _Record(place, rows, tuple(map(self._expected, rows)), columns=columns, declared=declared)
 
     def _judge_record(
         self, record: _Record, by_template: Iterator[_ByTemplate], part: DatasetPass, chunk: Chunk
@@ -223,7 +270,7 @@ class RowJudge:
             tuple(judged),
             tuple(kept),
             is_held_out=held_out,
-            label=record.label,
+            declared=record.declared,
             file=chunk.file,
         )
         self.rules.observe_record(judged_record, part)
@@ -295,20 +342,21 @@ class RowJudge:
     ) -> bool:
         """Return whether the encoding that is trained on has mistral-common's labels; report a difference."""
         # a row that the template refuses has no ids, and is explained like a row with other ids
-        if template_ids != expected.input_ids:
-            self._explain(row, expected, template_ids, part)
-            return True
-        if encoded.labels in (None, expected.labels):
+        same_ids = template_ids == expected.input_ids
+        if same_ids or self._explain(row, template_ids, part):
+            part.prompts.note(row, part.findings.at)
+        if not same_ids or encoded.labels in (None, expected.labels):
             return True
         oracle: Any = self._oracle
         sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         parts = shown_difference(difference, row.place)
         found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
-        self.rules.note(part, Finding("ML606", found, row.place, row=_printed_row(row), **parts), row)
+        self.rules.note(part, Finding("ML606", found, row.place, row=printed_row(row), **parts), row)
         return False
 
-    def _explain(self, row: Row, expected: EncodedRow, template_ids: tuple[int, ...] | None, part: DatasetPass) -> None:
+    def _explain(self, row: Row, template_ids: tuple[int, ...] | None, part: DatasetPass) -> bool:
+        """Return whether named deviations explain the template's ids; report what they do not explain."""
         from pytest_mistral_lora.chat.templates.compare import compare
         from pytest_mistral_lora.chat.templates.faults import OWN_PROMPT
 
@@ -319,31 +367,18 @@ class RowJudge:
             if behind is not row and oracle.encode(behind).input_ids == template_ids:
                 # most rows of a template with its own system prompt: there is nothing else to explain
                 part.deviations.note(OWN_PROMPT, row.place, part.findings.at)
-                return
+                return True
             comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
-            self.rules.note(part, Finding("ML603", text, row.place, row=_printed_row(row)), row)
-            return
+            self.rules.note(part, Finding("ML603", text, row.place, row=printed_row(row)), row)
+            return False
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             part.deviations.note(name, row.place, part.findings.at)
-        for difference in comparison.differences:
-            sides = comparison.sides_of(difference)
-            # the labels are compared once the ids are equal
-            parts: dict[str, Any] = {"detail": ""}
-            if sides is not None:
-                diff = TokenDiff.of((sides[0][0], None), (sides[1][0], None), oracle.piece, _NAMES)
-                parts = shown_difference(diff, row.place)
-            text, ids = difference_words(difference)
-            detail = "\n".join(filter(None, (ids, parts["detail"])))
-            parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
-            self.rules.note(part, Finding("ML603", text, row.place, row=_printed_row(row), **parts), row)
+        for finding in backend_findings(row, comparison, oracle):
+            self.rules.note(part, finding, row)
+        return not comparison.differences
 
 
 class _LiteralError(RowError):
     """A row whose text the chat template would encode as control tokens."""
-
-
-def _printed_row(row: Row) -> str:
-    text = row.to_jsonl()
-    return text if len(text) <= _ROW_CHARACTERS else ""

@@ -32,6 +32,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     RowText,
     is_log_or_source,
     texts_of,
+    tool_texts,
     without_code,
     without_quotations,
 )
@@ -96,15 +97,17 @@ _FORMULA = re.compile(
     r"e|eq|eg|u|abla|atural|i|ot|otin|mid|exists|ode|sim|cong|parallel|[vV][dD]ash|[A-Za-z]*arrow|triangle\w*"
     r"|ormal\w*|onumber|oindent|olimits|obreak|ew(?:line|command|page)|(?:leq|geq|less|gtr|prec|succ|sub|sup)\w*"
 )
-_MARKER = (
+MARKER = (
     r"<\|/?[^\W\d]\w*(?: \w+)*\|>|\[\|[^\W\d]\w*\|\]|<\uff5c[^\uff5c\n]{1,30}\uff5c>"
     r"|<(?:start|end)_of_turn>|<</?SYS>>|<(?:bos|eos|sop|eop|eoh|eoa|eom|AI|用户)>|<(?:reserved_|extra_id_|unused)\d+>"
     r"|\[gMASK\]|</?(?:tool_calls?|tool_response|function_calls|function_results)>|<function=[\w.-]+>"
     r"|### (?:Instruction|Response|Human|Assistant|User):"
 )
+"""A marker of a turn, a call or a text by which another family's models are trained, as a regular expression."""
+
 # at an end of a text, or twice at an end of a line
 _MARKERS = re.compile(
-    rf"\A\s*({_MARKER})|({_MARKER})\s*\Z|(?:^({_MARKER})|({_MARKER})$)(?=[\s\S]*(?:^(?:{_MARKER})|(?:{_MARKER})$))",
+    rf"\A\s*({MARKER})|({MARKER})\s*\Z|(?:^({MARKER})|({MARKER})$)(?=[\s\S]*(?:^(?:{MARKER})|(?:{MARKER})$))",
     re.MULTILINE,
 )
 _SPEAKER = r"(?:system|user|human|assistant|model|bot|chatbot|gpt|tool|ipython|developer)"
@@ -193,6 +196,12 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     for index, role in _roles_in_letters(row, texts):
         marked = Finding("ML628", f"the text is marked up with {role}", row.content_place(index))
         seen.setdefault("ML628", marked)
+    # those of tools come from other programs: they are no evidence of how the file was written
+    for part, said in tool_texts(row) if not {"ML624", "ML625"} & seen.keys() else ():
+        text = said.text
+        if "\\" in text and not (_is_json(text) or is_log_or_source(text)) and (found := _escaped_letter(said)):
+            seen["ML625"] = Finding("ML625", f"{part} has {found!r} as letters", row.place)
+            break
     # a row with both is no evidence for the other side
     for rule, plain in (("ML624", "rows_with_letters_beyond_ascii"), ("ML626", "rows_with_newlines")):
         if rule in seen:
@@ -351,7 +360,7 @@ def _is_markup_asked_for(said: RowText, marker: str) -> bool:
     if said.is_answer:
         return said.is_asked_for(_TURNS if _has_turn(said) else FORMATS) or said.repeats(marker)
     # in front of what is marked up, or behind it, a prompt may ask about it; behind a system prompt stands a question
-    marks = [*re.finditer(_MARKER, said.text)]
+    marks = [*re.finditer(MARKER, said.text)]
     before, after = said.text[: marks[0].start()], said.text[marks[-1].end() :]
     if before.rstrip().endswith(("?", ":", "\uff1f", "\uff1a")):
         return True

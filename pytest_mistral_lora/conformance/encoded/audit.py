@@ -44,7 +44,6 @@ from pytest_mistral_lora.conformance.finding import (
     Finding,
     Result,
     rest_of_findings,
-    version_key,
 )
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import InputError, RowError, RowsError, counted
@@ -480,13 +479,11 @@ class AuditReport:
         audit: The audit.
         most: Most findings of a rule to keep; more are counted.
         kept: The first findings of each rule.
-        oldest: The oldest version that finds one of the findings of a rule.
     """
 
     audit: Audit
     most: int = KEPT
     kept: dict[str, list[Finding]] = field(default_factory=dict)
-    oldest: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -526,8 +523,6 @@ class AuditReport:
                 kept = self.kept.setdefault(finding.rule, [])
                 if len(kept) < self.most:
                     kept.append(finding)
-                oldest = self.oldest.setdefault(finding.rule, finding.since)
-                self.oldest[finding.rule] = min(oldest, finding.since, key=version_key)
             yield verdict
 
     def findings_of(self, rule: str) -> Iterator[Finding]:
@@ -536,7 +531,7 @@ class AuditReport:
         yield from kept
         more = self.audit.counts[rule] - sum(finding.more or 1 for finding in kept)
         if more > 0:
-            yield rest_of_findings(rule, more, self.audit.rows.place, self.oldest.get(rule, ""))
+            yield rest_of_findings(rule, more, self.audit.rows.place)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class EncodedRowComparison:
             if fault.rule == "ML543" and self.row.kind.takes_objective and self.row.objective.is_default:
                 expected += ", or, if you mean it, a declaration (--objective everything)"
             fix = fault.fix or (_fix_by(self.row.objective) if fault.rule in _OF_OBJECTIVE else "")
-            yield Finding(fault.rule, fault.found, self.place, expected, row=row, since=fault.since, fix=fix, **parts)
+            yield Finding(fault.rule, fault.found, self.place, expected, row=row, fix=fix, **parts)
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,7 @@ class EncodedLineComparison:
     def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
         for fault in faults:
             found, place = fault.found, self.line.place
-            yield Finding(
-                fault.rule, found, place, fault.expected, row=self._shown_row, since=fault.since, fix=fault.fix
-            )
+            yield Finding(fault.rule, found, place, fault.expected, row=self._shown_row, fix=fault.fix)
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

@@ -13,12 +13,10 @@ class EncodingFault:
         rule: Id of the rule.
         found: The value or tokens that break it.
         expected: The value that satisfies it; empty if the rule's title is enough.
-        since: As for `Finding`.
         fix: The way to mend this cause; empty for the rule's own.
     """
 
     rule: str
     found: str
     expected: str = ""
-    since: str = ""
     fix: str = ""

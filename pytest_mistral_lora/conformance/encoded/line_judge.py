@@ -355,9 +355,7 @@ class LineJudge:
             return LineVerdict(line.index, line.place, "wrong", asked)
         findings += asked
         shown = line.rows[0].to_jsonl() if line.rows and line.faults else ""
-        findings += (
-            Finding(one.rule, one.found, line.place, one.expected, row=shown, since=one.since) for one in line.faults
-        )
+        findings += (Finding(one.rule, one.found, line.place, one.expected, row=shown) for one in line.faults)
         self._state.figures.masked += line.masked
         self._state.figures.columns.update(() if line.error else line.columns)
         is_empty = line.side is not None and self._sides.is_empty(line.side)
@@ -540,7 +538,7 @@ class LineJudge:
             given=given,
             is_exact=is_exact,
             joins_system=self._oracle.facts.system_in != "own-turn",
-            label=line.label,
+            declared=line.declared,
             file=self._state.rows.file,
         )
         self._rules.observe_record(record, self._state.rows)

@@ -357,5 +357,4 @@ class MergedChecks:
         adapter = self._adapter
         if adapter is None or adapter.missing:
             return Result(not_checked=adapter.missing if adapter else "no adapter")
-        facts = (("adapter", str(adapter.folder.path)), ("rounding of", adapter.rounding))
-        return Result(adapter.findings, facts=facts)
+        return Result(adapter.findings, facts=(("adapter", str(adapter.folder.path)),))

@@ -1,8 +1,7 @@
 """The adapter at hand: whether a merged model's difference from the base is the adapter's own product.
 
-First PEFT's merge is replayed, in its own order of roundings. What no order explains is compared with the sum in
-float64, by the names of the adapter's tensors, and not by the merging code: number by number within the bound of
-rounding, and then all together, for a factor that is too small for the bound.
+It is compared with the sum in float64, by the names of the adapter's tensors and not by the merging code: each number
+within what rounding explains, in whichever order the merge rounded.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,8 +20,6 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.configuration import configuration_findings
 from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
-from pytest_mistral_lora.conformance.merged.factor import FactorSums, MergeFactor
-from pytest_mistral_lora.conformance.merged.replay import MergeReplay, rounding_orders
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound, row_blocks
 from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more
 from pytest_mistral_lora.places import Place
@@ -118,59 +114,20 @@ class AdapterAtHand:
         """The merged tensors that the adapter changes, and whether each is a change of low rank."""
         return {self.pairs.get(name, name): delta.is_low_rank for name, delta in self._plan[0].items()}
 
-    @property
+    @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """ML434 for each tensor that is not base plus adapter, up to rounding."""
-        return self._judged[0]
-
-    @property
-    def rounding(self) -> str:
-        """The order in which the merge rounded, if it is a known one, or else how far it is from the exact sum."""
-        return self._judged[1]
-
-    @cached_property
-    def _judged(self) -> tuple[tuple[Finding, ...], str]:
         place, found = Place.of(self.own.files[0].parent), list[Finding]()
-        replay, factor, sums, together = self._replay(), MergeFactor(), FactorSums(), FactorSums()
         for name, delta in sorted(self._plan[0].items()):
             merged_name = self.pairs.get(name)
             if merged_name is None:
                 continue  # of another shape or missing: a finding of the check `names-and-shapes`
-            if replay.orders and replay.explains(self.own[merged_name], self.before[name], delta):
-                continue
             apart = self._distance(merged_name, name, delta)
-            text = ""
             if apart > 2:
                 text = self._described(merged_name, name, delta)
                 expected = f"base plus scaling · B A of {self.folder.path}: {apart:.3g} times what rounding explains"
-            elif delta.is_low_rank and not delta.has_magnitude:
-                of_layer = factor.sums(self.own.array(merged_name), self.before.array(name), delta)
-                sums += of_layer
-                together += of_layer if of_layer.slope else FactorSums()
-                if of_layer.is_wrong:
-                    text, expected = _factor_texts(of_layer, self.folder.path)
-            if text:
                 found.append(Finding("ML434", f"{merged_name}: {text}", place, expected))
-        if not found and together.is_wrong:  # small layers have too few numbers by themselves
-            text, expected = _factor_texts(together, self.folder.path)
-            found.append(Finding("ML434", f"in all layers together, {text}", place, expected))
-        if replay.orders:
-            rounding = f"bit for bit PEFT's merge {replay.orders[0]}"
-        elif not sums.numbers:
-            rounding = "not PEFT's"
-        elif not sums.different:
-            rounding = "not PEFT's: each number is the exact sum, rounded once"
-        else:
-            rounding = f"not PEFT's: {sums.different:,} of {sums.numbers:,} numbers differ from the rounded sum"
-        return tuple(first_findings(found, _SHOWN, place)), rounding
-
-    def _replay(self) -> MergeReplay:
-        """Return the replay of PEFT's merge, for the dtypes of the first tensor that changes."""
-        changed = ((self.pairs[name], name) for name in sorted(self._plan[0]) if name in self.pairs)
-        names = next(changed, None)
-        if names is None:
-            return MergeReplay([])
-        return MergeReplay(rounding_orders(self.before[names[1]].dtype, self.own[names[0]].dtype))
+        return tuple(first_findings(found, _SHOWN, place))
 
     def _distance(self, merged_name: str, name: str, delta: LoraDelta) -> float:
         """Return the largest distance of a number from base plus adapter, in units of the rounding bound."""
@@ -210,12 +167,6 @@ class AdapterAtHand:
             if other != name and another.is_low_rank and _fit(difference, another)[1] > _ALIKE:
                 return f"has the change of {other}"
         return f"the change is another than the adapter's (cosine {cosine:.2f})"
-
-
-def _factor_texts(sums: FactorSums, adapter: Path) -> tuple[str, str]:
-    """Return what is found and what is expected of a factor that rounding does not explain."""
-    found = f"the adapter is merged {sums.factor:.5f} times: {sums.different:,} of {sums.numbers:,} numbers show it"
-    return found, f"base plus scaling · B A of {adapter}: they differ as often with the change as against it"
 
 
 def _require_tensors(folder: AdapterFolder, layout: AdapterLayout) -> None:

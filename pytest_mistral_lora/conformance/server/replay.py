@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.conformance.answer.comparison import is_same_message, shown_pair, told_apart
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause
@@ -253,8 +253,8 @@ class ReplayChecks:
             return None
         changed = self._judge.changed_message(golden, stream)
         found, expected = told_apart(stream, whole) if changed is None else (changed.found, changed.expected)
-        finding = self._finding("ML909", golden, f"as a stream the client gets {found}", STREAM_ALONE)
-        return replace(finding, expected=expected, shape=STREAM_ALONE, fix=STREAM_FIX)
+        words = f"as a stream the client gets {found}"
+        return self._finding("ML909", golden, words, STREAM_ALONE, expected, shape=STREAM_ALONE, fix=STREAM_FIX)
 
     @property
     def _leaves_calls(self) -> bool:
@@ -296,11 +296,14 @@ class ReplayChecks:
         if outcome is not None and not isinstance(outcome, InputError) and outcome.failed:
             return failure_finding(golden.case, outcome.failed, self._place, row)
         fix = fix_of_refusal(self._target, reason)
-        return replace(self._finding(rule, golden, reason), shape=cause_of(reason), fix=fix)
+        return self._finding(rule, golden, reason, shape=cause_of(reason), fix=fix)
 
-    def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
-        expected, row = shown_pair("", golden.text)[1], golden.row.to_jsonl()
-        return Finding(rule, f"{golden.case}: {found}", self._place, expected, detail, row)
+    def _finding(
+        self, rule: str, golden: Transcript, found: str, detail: str = "", expected: str | None = None, **rest: Any
+    ) -> Finding:
+        if expected is None:
+            expected = shown_pair("", golden.text)[1]
+        return Finding(rule, f"{golden.case}: {found}", self._place, expected, detail, golden.row.to_jsonl(), **rest)
 
     def _different(self, rule: str, replayed: Replayed, judged: AnswerJudgement) -> Finding:
         text, expected = shown_pair(judged.text, judged.golden_text)
@@ -325,8 +328,8 @@ class ReplayChecks:
             if CONSTRAINED in causes_of_prompt and (marker := self._causes.refused_marker(judged.difference)):
                 found += f", because the grammar refuses {marker}"
             lines, shape = [*causes_of_prompt, *lines], cause_of(" ".join(causes_of_prompt))
-        finding = self._finding(rule, replayed.transcript, found, "\n".join(lines))
-        return replace(finding, expected=expected, fix=fix, shape=shape, effect_of=_effect_of(rule, replayed))
+        rest = {"fix": fix, "shape": shape, "effect_of": _effect_of(rule, replayed)}
+        return self._finding(rule, replayed.transcript, found, "\n".join(lines), expected, **rest)
 
     def _changed(self, replayed: Replayed, judged: AnswerJudgement) -> ChangedMessage | None:
         """Return how the message of an answer was changed whose ids are as recorded; None if the ids differ, too."""

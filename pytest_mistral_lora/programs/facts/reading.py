@@ -68,11 +68,6 @@ def find_fact(id_: str) -> Fact | None:
     return _by_id().get(id_)
 
 
-def fact_ids() -> frozenset[str]:
-    """Return the id of each known fault."""
-    return frozenset(_by_id())
-
-
 @cache
 def works(id_: str) -> Works:
     """Return versions that work, by their id.

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.chat.reading import opened
+from pytest_mistral_lora.chat.reading.plain_yaml import PlainLoader
 from pytest_mistral_lora.errors import RecipeError, did_you_mean
 from pytest_mistral_lora.places import NOWHERE, Place
 
@@ -90,7 +91,7 @@ def _error(path: Path, at: Any, found: str, field: Field = (), expected: str = "
     return RecipeError(found, place=at_field(Place.of(path, line=at.start_mark.line + 1), field), expected=expected)
 
 
-class _Reader(yaml.SafeLoader):
+class _Reader(PlainLoader):
     """Makes plain data of YAML nodes."""
 
     def __init__(self, text: str, path: Path) -> None:
@@ -153,7 +154,7 @@ class _Reader(yaml.SafeLoader):
         try:
             value = self.construct_object(node)
         # an explicit tag on another text, such as `!!bool x`; and int() refuses thousands of digits
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, yaml.MarkedYAMLError) as error:
             kind = node.tag.rpartition(":")[2]
             raise _error(self._path, node, f"{shown(node.value)} cannot be read as {kind}", field) from error
         found = unusable(value)

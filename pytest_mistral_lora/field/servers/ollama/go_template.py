@@ -1,4 +1,4 @@
-"""A Modelfile's TEMPLATE: mistral-common's prompt of rows of texts, in Go's template language.
+"""A Modelfile's TEMPLATE: mistral-common's prompt of rows of texts in Go's template language, and how to compare it.
 
 A prompt with tools has no exact template: Ollama hands templates a tool as JSON with its keys in another order and
 without spaces, or as values whose order is lost. The template therefore names no tools, so that Ollama either refuses a
@@ -6,6 +6,11 @@ request with tools, or (from 2026 on) renders it by the Jinja template in the GG
 """
 
 from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS
@@ -79,3 +84,83 @@ def _spaced(value: str, space: str) -> str:
 def _text(value: str, space: str) -> str:
     # an empty text has no token, and so no space before it
     return f"{{{{ if {value} }}}}{_spaced(value, space)}{{{{ end }}}}"
+
+
+_SPACES = " \t\r\n"
+_BEGIN = re.compile(rf"\{{\{{(?:-(?=[{_SPACES}]))?")
+_END = re.compile(rf"[{_SPACES}]*+(?:(?<=[{_SPACES}])-)?\}}\}}")
+# operands that touch, such as $m.Content, are one token
+_TOKEN = re.compile(
+    rf"[{_SPACES}]*+(?P<token>\"(?:[^\"\\\n]|\\.)*+\"|`[^`]*+`|'(?:[^'\\\n]|\\.)++'|/\*.*?\*/|:=|[=|(),]|[-+]?[$.\w]++)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GoTemplate:
+    """A template as what it writes between its actions; white space in actions, and what a `-` eats, is no part of it.
+
+    Attributes:
+        texts: What is written before each action, and behind the last one: text, and strings between quotes.
+        actions: The tokens of each other action, joined by a space, such as `if $m.Content`.
+    """
+
+    texts: tuple[str, ...]
+    actions: tuple[str, ...]
+
+    def without_tests_of_empty_texts(self) -> GoTemplate:
+        """Return the template with each `{{ if .X }} {{ .X }}{{ end }}` as ` {{ .X }}`: other for empty texts alone."""
+        texts, actions, at = [self.texts[0]], list[str](), 0
+        while at < len(self.actions):
+            value, steps = self.actions[at].removeprefix("if "), 1
+            is_test = self.actions[at : at + 3] == (f"if {value}", value, "end")
+            if is_test and not self.texts[at + 1].strip() and not self.texts[at + 2]:
+                texts[-1] += self.texts[at + 1]
+                steps = 3
+            actions.append(value if steps > 1 else self.actions[at])
+            at += steps
+            texts.append(self.texts[at])
+        return GoTemplate(tuple(texts), tuple(actions))
+
+
+def read_go_template(template: str) -> GoTemplate:
+    """Return the texts and actions of a template.
+
+    Raises:
+        InputError: If an action is not closed, or has what is no token of the language.
+    """
+    texts, actions, at, eats = [""], list[str](), 0, False
+    while True:
+        begin = template.find("{{", at)
+        text = template[at:] if begin < 0 else template[at:begin]
+        text = text.lstrip(_SPACES) if eats else text
+        opened = _BEGIN.match(template, begin) if begin >= 0 else None
+        texts[-1] += text.rstrip(_SPACES) if opened and opened[0].endswith("-") else text
+        if opened is None:
+            return GoTemplate(tuple(texts), tuple(actions))
+        at, tokens = opened.end(), list[str]()
+        while not (closed := _END.match(template, at)):
+            token = _TOKEN.match(template, at)
+            if token is None:
+                near = template[begin : at + 10]
+                raise InputError(f"an action is not closed, or is none: {near!r}", expected="{{ an action }}")
+            at = token.end()
+            tokens += [token["token"]] if not token["token"].startswith("/*") else []
+        at, eats = closed.end(), closed[0].startswith(("-", *_SPACES)) and closed[0].endswith("-}}")
+        if (written := _written(tokens)) is not None:
+            texts[-1] += written
+        else:
+            actions.append(" ".join(tokens))
+            texts.append("")
+
+
+def _written(tokens: list[str]) -> str | None:
+    """Return the text that an action writes by itself, a string or a comment; None for another action."""
+    if not tokens:
+        return ""
+    if len(tokens) == 1 and tokens[0].startswith("`"):
+        return tokens[0][1:-1]
+    if len(tokens) == 1 and tokens[0].startswith('"'):
+        with suppress(ValueError):  # an escape that JSON does not have
+            return str(json.loads(tokens[0], strict=False))
+    return None

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from itertools import pairwise
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.chat.diff import TokenDiff
+from pytest_mistral_lora.chat.oracle.versions import VERSIONS
 from pytest_mistral_lora.chat.reading import read_bounded
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_of_each_cause, shown_difference
+from pytest_mistral_lora.conformance.dataset.texts import MARKER
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, RowError, shortened
+from pytest_mistral_lora.field.servers.ollama.go_template import GoTemplate, go_template, read_go_template
 from pytest_mistral_lora.field.servers.ollama.modelfile import Command, Modelfile, read_modelfile
-from pytest_mistral_lora.field.servers.ollama.rendered import rendered
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.serving.server import chat_request
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.conformance.model_targets import ModelFileTarget
 
-_SHOWN = 3
-_NUM_CTX, _PENALTY = "num_ctx", "repeat_penalty"
+_NUM_CTX, _NUM_PREDICT, _PENALTY = "num_ctx", "num_predict", "repeat_penalty"
 _GREEDY: Mapping[str, float] = {_PENALTY: 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Parameters that change greedy answers, with the value that does not."""
+
+_KNOWN = re.compile(
+    "stop|seed|temperature|(?:top|min|typical)_[kp]|repeat_last_n|(?:repeat|presence|frequency)_penalty|(?:main|num)_gpu"
+    "|num_(?:ctx|predict|keep|batch|thread)|use_mmap|draft_num_predict"
+    # no longer used, and taken
+    "|penalize_newline|low_vram|f16_kv|logits_all|vocab_only|use_mlock|mirostat(?:_tau|_eta)?|numa|tfs_z",
+    re.IGNORECASE,
+)
+"""The parameters of Ollama (api/types.go, parser/parser.go; 2026)."""
+
+_WRITTEN = re.compile(r"\[/?[A-Z_]+\]|</s>")
+_ASK = "; ask the server what it feeds the model: mistral-lora serve-check"
 
 
 def model_file_cases(target: ModelFileTarget) -> Mapping[str, Callable[[], Result]]:
@@ -101,33 +112,47 @@ class ModelfileChecks:
         return Result(tuple(findings), facts=tuple(facts))
 
     def template(self) -> Result:
-        """ML934: TEMPLATE renders each packaged row of texts with the ids of mistral-common."""
+        """ML934: TEMPLATE writes what the one of the export writes for this tokenizer."""
         command, oracle = self._modelfile.last("template"), self._oracle
+        if renderer := self._modelfile.last("renderer"):
+            return Result(not_checked=f"RENDERER {shortened(renderer.value)} writes the prompts{_ASK}")
         if command is None:
             return Result(not_checked="there is no TEMPLATE: the template of the model is taken; check its file")
         if isinstance(oracle, str):
             return Result(not_checked=oracle)
-        rows = {name: row for name, row in plain_rows(oracle).items() if not _deviates(row, oracle)}
+        place = self._modelfile.place(command)
         try:
-            texts = rendered(command.value, [_messages(row) for row in rows.values()])
-            fast = self._target.tokenizer.fast
-        except MistralLoraError as error:
-            return Result(not_checked=f"{error.found}{error.next_step and f': {error.next_step}'}")
-        place, findings, right = self._modelfile.place(command), [], 0
-        for (name, row), text in zip(rows.items(), texts, strict=True):
-            if isinstance(text, InputError):
-                findings.append(Finding("ML934", f"is not rendered: {text.found}", place, "a Go template"))
-                break
-            expected = oracle.encode_prompt(row)
-            ids = (oracle.bos_id, *fast(text, add_special_tokens=False)["input_ids"])
-            right += ids == expected
-            if ids != expected:
-                findings += _differences(name, row, oracle, expected, ids, place)
-        text = f"{right} of {len(rows)} prompts of texts have the ids of mistral-common"
-        thinks = oracle.facts.thinking and "[THINK]" in oracle.control_ids
-        text += "; thoughts of a history are not compared" if thinks else ""
-        kept = first_of_each_cause(findings, _SHOWN, place)
-        return Result(tuple(kept), facts=(("prompts of", text),))
+            template = read_go_template(command.value)
+        except InputError as error:
+            return Result((Finding("ML934", f"TEMPLATE is not read: {error.found}", place, error.expected),))
+        try:
+            wanted = read_go_template(go_template(oracle))
+        except InputError as error:
+            return Result(not_checked=f"{error.found}{_ASK}")
+        markers = sorted({*_WRITTEN.findall("".join(wanted.texts))})
+        expected = f"the markers of version {oracle.facts.name}: {', '.join(markers)}"
+        others = {*VERSIONS[-1].control_tokens} - {*oracle.control_tokens.values(), *markers}
+        written = "".join(template.texts)
+        if foreign := [one for one in (*re.findall(MARKER, written), *others) if one in written]:
+            found = f"TEMPLATE writes {min(foreign, key=written.find)!r}, which is text to this model"
+            return Result((Finding("ML934", found, place, expected),))
+        if missing := [one for one in markers if one not in written and one not in command.value]:
+            return Result((Finding("ML934", f"TEMPLATE does not write {', '.join(missing)}", place, expected),))
+        return self._compared(template, wanted, place)
+
+    def _compared(self, template: GoTemplate, wanted: GoTemplate, place: Place) -> Result:
+        fact = "TEMPLATE", "writes what that of the export writes"
+        if template == wanted:
+            return Result(facts=(fact,))
+        template, wanted = (one.without_tests_of_empty_texts() for one in (template, wanted))
+        if template == wanted:
+            return Result(facts=((fact[0], f"{fact[1]}, but for empty texts (empty-text-space)"),))
+        parts = [list(zip_longest(one.texts, one.actions, fillvalue="")) for one in (template, wanted)]
+        differing = next(pair for pair in zip_longest(*parts, fillvalue=("", "")) if pair[0] != pair[1])
+        found, expected = (shortened(f"{text}{{{{ {action} }}}}" if action else text) for text, action in differing)
+        if template.actions == wanted.actions:
+            return Result((Finding("ML934", f"TEMPLATE writes {found}", place, expected),))
+        return Result(not_checked=f"TEMPLATE has {found} where that of the export has {expected}{_ASK}")
 
     def stops(self) -> Result:
         """ML935 and ML936: no stop string cuts an answer, and each can be reached."""
@@ -151,9 +176,9 @@ class ModelfileChecks:
         return Result(tuple(findings))
 
     def parameters(self) -> Result:
-        """ML937: the parameters leave prompts and greedy answers as they are."""
+        """ML937: the parameters and messages leave prompts and greedy answers as they are."""
         findings: list[Finding] = []
-        findings += self._context_findings()
+        findings += self._length_findings()
         for name, neutral in _GREEDY.items():
             given = self._modelfile.parameters(name)
             command = given[-1] if given else None
@@ -164,13 +189,21 @@ class ModelfileChecks:
             elif command is None and name == _PENALTY:
                 found = f"{name} is missing, and Ollama takes 1.1: greedy answers change"
                 findings.append(Finding("ML937", found, self._modelfile.place(None), "PARAMETER repeat_penalty 1"))
-        if (system := self._modelfile.last("system")) is not None and system.value:
-            found = f"SYSTEM is {shortened(system.value)}: each request without a system prompt gets it"
-            expected = "no SYSTEM, unless the model was trained with it"
-            findings.append(Finding("ML937", found, self._modelfile.place(system), expected))
+        for command in self._modelfile.commands:
+            if command.name == "parameter" and not _KNOWN.fullmatch(command.word):
+                found = f"PARAMETER {shortened(command.word)} is none of Ollama's"
+                findings.append(Finding("ML937", found, self._modelfile.place(command), "a parameter that it has"))
+        for name, effect in (
+            ("system", "each request without a system prompt gets it"),
+            ("message", "it is put before each chat"),
+        ):
+            if (command := self._modelfile.last(name)) is not None and command.value:
+                found = f"{name.upper()} is {shortened(command.value)}: {effect}"
+                expected = f"no {name.upper()}, unless the model was trained with it"
+                findings.append(Finding("ML937", found, self._modelfile.place(command), expected))
         return Result(tuple(findings))
 
-    def _context_findings(self) -> Iterator[Finding]:
+    def _length_findings(self) -> Iterator[Finding]:
         given = self._modelfile.parameters(_NUM_CTX)
         command = given[-1] if given else None
         value, longest = _number(command), self._longest
@@ -182,6 +215,12 @@ class ModelfileChecks:
             yield Finding("ML937", f"num_ctx is {shortened(command.value)}", place, "a number of tokens")
         elif longest and value > longest:
             yield Finding("ML937", f"num_ctx is {value:g}", place, f"at most {longest}, the model's own context")
+        limits = self._modelfile.parameters(_NUM_PREDICT)
+        most = _number(limits[-1]) if limits else -1
+        # Ollama takes zero and less for no limit
+        if most is None or 0 < most < (value or math.inf):
+            found = f"num_predict is {shortened(limits[-1].value)}: answers end after as many tokens, without a word"
+            yield Finding("ML937", found, self._modelfile.place(limits[-1]), "no num_predict, or -1")
 
     @property
     def _longest(self) -> int | None:
@@ -204,26 +243,6 @@ def _number(command: Command | None) -> float | None:
         return None
 
 
-def _messages(row: Row) -> list[dict[str, str]]:
-    """Return the messages of a request: the prompt alone, as text."""
-    return [{"role": one["role"], "content": one["content"]} for one in chat_request(row)["messages"]]
-
-
-def _deviates(row: Row, oracle: Oracle) -> bool:
-    """Return whether no TEMPLATE can be exact for a row.
-
-    Text of a prompt can spell a control token; Ollama joins system messages that follow each other; and a template
-    keeps the spaces at the end of an answer, which mistral-common takes away.
-    """
-    prompt = row.messages[: row.assistant_groups()[-1][0]]
-    texts = [str(one["content"]) for one in prompt]
-    spelled = any(literal in text for literal in oracle.control_tokens.values() for text in texts)
-    roles = [one["role"] for one in prompt]
-    joined = any(first == second == "system" for first, second in pairwise(roles))
-    padded = any(text != text.rstrip() for text, role in zip(texts, roles, strict=True) if role == "assistant")
-    return spelled or joined or padded
-
-
 def _answers(oracle: Oracle) -> list[tuple[str, str]]:
     """Return the answers of the packaged rows: each text with the name of its row."""
     return [
@@ -232,15 +251,3 @@ def _answers(oracle: Oracle) -> list[tuple[str, str]]:
         for one in row.messages
         if one["role"] == "assistant"
     ]
-
-
-def _differences(
-    name: str, row: Row, oracle: Oracle, expected: Sequence[int], ids: Sequence[int], place: Place
-) -> Iterator[Finding]:
-    """Yield ML934 for each class of a prompt's difference."""
-    difference = TokenDiff.of((tuple(expected), None), (tuple(ids), None), oracle.piece, ("mistral-common", "TEMPLATE"))
-    prompt = replace(row, messages=row.messages[: row.assistant_groups()[-1][0]])
-    for fault in id_faults(prompt, tuple(expected), tuple(ids), oracle):
-        parts = shown_difference(difference, Place.of(name))
-        found = f"{name}: {fault.found} ({fault.rule})"
-        yield Finding("ML934", found, place, fault.expected, row=row.to_jsonl(), **parts)

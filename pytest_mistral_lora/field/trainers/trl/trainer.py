@@ -37,7 +37,6 @@ TRL = Trl.packaged(
     tasks=PreferenceTasks(("dpo", "reward", "kto"), ("kto",)),
     importer="pytest_mistral_lora.field.trainers.trl.importer:TRL",
     exporter="pytest_mistral_lora.field.trainers.trl.export:TRL",
-    timed="pytest_mistral_lora.field.trainers.trl.timed:training_loop",
     label_losses=frozenset({"SFTTrainer"}),
     is_library=True,
     observers=("pytest_mistral_lora.field.trainers.trl.cut_pairs:CUT_PAIRS",),
