@@ -67,7 +67,7 @@ class ML105(OfPlainRow):
 
 
 class ML106(Example):
-    also = "ML109 ML117 ML119"
+    also = "ML107 ML109 ML117"
 
     def broken(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -80,12 +80,11 @@ class ML106(Example):
         artifact["row"]["messages"][-1]["content"] = "</s>"
 
 
-class ML107(OfPlainRow):
-    mutant = encodings._a_mask_of_zeros
+class ML107(Example):
+    mutant = rows._the_encoders_have_moved
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+        artifact["tokenizer"] = artifact["newer_tokenizer"]
 
 
 class ML108(Example):
@@ -178,34 +177,6 @@ class ML118(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["before"] = lambda row: row | {"messages": [*row["messages"]]}
-
-
-class ML119(Example):
-    also = "ML109 ML112"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["before"] = lambda row: said(row, str.lower)
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["before"] = lambda row: said(row, str)
-
-
-class ML120(Example):
-    mutant = rows._any_call_id_is_accepted
-
-    def sound(self, artifact: Artifact) -> None:
-        # it is refused
-        messages = artifact["row"]["messages"]
-        messages[4]["tool_calls"][0]["id"] = messages[6]["tool_call_id"] = "call_1"
-
-
-class ML121(Example):
-    mutant = rows._the_encoders_have_moved
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["tokenizer"] = artifact["newer_tokenizer"]
 
 
 class ML122(Example):
