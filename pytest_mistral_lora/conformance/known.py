@@ -160,8 +160,8 @@ def finders_of(xfail: Xfail) -> Finders:
 def read_xfails(path: Path) -> tuple[Xfail, ...]:
     """Read a file of known deviations, one a line: `ID  # reason`, or `ID  # reason  # until 2027-06-30`.
 
-    The id is a rule's, a name within a rule, a check's or a known fault's, or the name of a cause. From the date on, the deviation is no
-    longer accepted. Blank lines and lines that begin with `#` are skipped.
+    The id is a rule's, a name within a rule, a check's or a known fault's, or the name of a cause. From the date on,
+    the deviation is no longer accepted. Blank lines and lines that begin with `#` are skipped.
 
     Raises:
         InputError: If the path is a pipe or a device.

@@ -82,7 +82,6 @@ class MaskBench:
             expected = artifact["tokenizer"].encode(row)
         except MistralLoraError:
             return ""
-        changed.encode(row)  # ML111 changes the second encoding of a row
         found = changed.encode(row)
         sides = [(one.input_ids, one.labels) for one in (expected, found)]
         return TokenDiff.of(*sides, artifact["tokenizer"].piece).table()

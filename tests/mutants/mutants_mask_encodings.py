@@ -125,7 +125,7 @@ def _weights_are_ignored(artifact: Artifact) -> None:
     artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
 
 
-@mutant("ML103 ML107 ML117")
+@mutant("ML103 ML107")
 def _only_the_last_answer(artifact: Artifact) -> None:
     """Only the last answer is supervised, though every one has weight 1."""
     artifact["after"] = lambda made: supervised(made, lambda span: span["turn"] == made["spans"][-1]["turn"])
@@ -137,7 +137,7 @@ def _eos_is_masked(artifact: Artifact) -> None:
     artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"] and span["kind"] != "eos")
 
 
-@mutant("ML104 ML107 ML117", "I02")
+@mutant("ML104 ML107", "I02")
 def _eos_is_missing(artifact: Artifact) -> None:
     """The row ends without EOS."""
 
@@ -184,7 +184,7 @@ def _a_turn_is_taken_for_another(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML107 ML109 ML117")
+@mutant("ML107 ML109")
 def _another_answer(artifact: Artifact) -> None:
     """Another word is supervised than the assistant's text has."""
     never = artifact["tokenizer"].encode_text("Never")[:1]
@@ -195,12 +195,3 @@ def _another_answer(artifact: Artifact) -> None:
 def _a_call_without_its_marker(artifact: Artifact) -> None:
     """The marker of a tool call carries no loss."""
     artifact["after"] = marker_apart
-
-
-@mutant("ML111 ML116 ML117")
-def _another_encoding_each_time(artifact: Artifact) -> None:
-    """Every second encoding is another one."""
-    seen: list[Made] = []
-    artifact["after"] = lambda made: (
-        seen.append(made) or (made if len(seen) % 2 else supervised(made, lambda span: False))
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from bench_mask import Made
 from gallery import Artifact, mutant
@@ -47,7 +47,7 @@ def renamed(row: Made) -> Made:
     return row | {"messages": messages}
 
 
-@mutant("ML107 ML108 ML109 ML112 ML116")
+@mutant("ML107 ML108 ML109 ML112")
 def _weights_in_the_text(artifact: Artifact) -> None:
     """The weight of an answer is written into the prompt."""
     question, answer = artifact["question"], artifact["answer"]
@@ -57,7 +57,7 @@ def _weights_in_the_text(artifact: Artifact) -> None:
     )
 
 
-@mutant("ML107 ML109 ML116", "I59")
+@mutant("ML107 ML109", "I59")
 def _answers_are_stripped(artifact: Artifact) -> None:
     """White space around an answer is stripped; Mistral strips spaces at its end only."""
     artifact["row"]["messages"][-1]["content"] = "\n  It is mild.\n"
@@ -70,13 +70,13 @@ def _another_prompt(artifact: Artifact) -> None:
     artifact["prompt"] = lambda row, tokenizer: tokenizer.encode_prompt(row)[1:]
 
 
-@mutant("ML107 ML110 ML112 ML113")
+@mutant("ML107 ML110 ML112")
 def _arguments_are_pasted(artifact: Artifact) -> None:
     """Arguments that are a string are encoded as the text that they are."""
     artifact["before"] = pasted
 
 
-@mutant("ML107 ML112 ML114")
+@mutant("ML107 ML112")
 def _strict_is_shown(artifact: Artifact) -> None:
     """The model is shown whether a tool is strict."""
     artifact["before"] = lambda row: (
@@ -84,26 +84,11 @@ def _strict_is_shown(artifact: Artifact) -> None:
     )
 
 
-@mutant("ML107 ML112 ML115")
+@mutant("ML107 ML112")
 def _results_are_paired_by_place(artifact: Artifact) -> None:
     """Results are paired with calls by their place instead of their id."""
     artifact["tokenizer"] = artifact["newer_tokenizer"]
     artifact["before"] = renamed
-
-
-@mutant("ML116", "I48")
-def _neighbours_are_joined_by_a_line(artifact: Artifact) -> None:
-    """Neighbouring messages are joined by one line break instead of two."""
-    artifact["before"] = lambda row: row | {"messages": list(_joined(row["messages"], "\n"))}
-
-
-def _joined(messages: list[Made], joint: str) -> Iterator[Made]:
-    for role, run in itertools.groupby(messages, key=lambda message: message["role"]):
-        group = list(run)
-        if role in ("user", "assistant") and len(group) > 1:
-            yield group[0] | {"content": joint.join(message["content"] for message in group)}
-        else:
-            yield from group
 
 
 @mutant("ML107", "I48", says="mistral-common raises nothing")

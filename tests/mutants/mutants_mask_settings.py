@@ -72,7 +72,7 @@ def without(row: Made, key: str) -> Made:
     return {name: value for name, value in row.items() if name != key}
 
 
-@mutant("ML107 ML112 ML122", says="the tool calls have other ids")
+@mutant("ML107 ML112")
 def _ids_of_calls_are_written(artifact: Artifact) -> None:
     """The id of each call is written behind its name, as version 11 has it in a place of its own."""
     of_newest(artifact, with_ids_in_names)
@@ -84,19 +84,19 @@ def _the_first_chunk_of_a_result(artifact: Artifact) -> None:
     of_newest(artifact, first_chunks)
 
 
-@mutant("ML107 ML112 ML124", says="the settings show reasoning_effort 'none'; the row has 'high'")
+@mutant("ML107 ML112")
 def _the_effort_is_left_out(artifact: Artifact) -> None:
     """A trainer knows messages and tools, and leaves the other keys of a row out."""
     of_newest(artifact, lambda row: without(row, "reasoning_effort"))
 
 
-@mutant("ML107 ML112 ML124", says="the settings show json_schema None")
+@mutant("ML107 ML112")
 def _the_schema_is_left_out(artifact: Artifact) -> None:
     """The response format of a row is left out."""
     of_newest(artifact, lambda row: without(row, "response_format"))
 
 
-@mutant("ML107 ML116 ML125", says="has the markers none")
+@mutant("ML107 ML125", says="has the markers none")
 def _thinking_is_text(artifact: Artifact) -> None:
     """Thinking is encoded as the beginning of the answer."""
     of_newest(artifact, thinking_as_text)
