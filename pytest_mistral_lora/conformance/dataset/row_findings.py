@@ -152,7 +152,7 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
         if law.rule not in rules or (weights and law.rule == "ML107"):
             continue
         if violation := law.violation(row, encoded, oracle):
-            yield Finding(law.rule, violation, row.place)
+            yield Finding(law.rule, violation, row.place, name=law.name)
 
 
 def _laws_of_one_encoding(oracle: Oracle) -> tuple[RowLaw, ...]:
