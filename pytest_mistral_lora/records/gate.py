@@ -14,7 +14,7 @@ Measured = Literal["loss", "rate"]
 
 FEWEST_ROWS = 40
 """Fewest rows whose interval is judged: of fewer rows it is too narrow. With so many it held the true value in 86 to
-95 % of trials, and was wholly above it in at most 4 %, by `scripts/gate_coverage.py`; docs/gate.md has the table."""
+95 % of trials, and was wholly above it in at most 4 %, by `scripts/gate_coverage.py`."""
 
 _MOST_ROWS = 1_000_000
 """A need of more rows than these is none that somebody can meet."""
