@@ -154,7 +154,7 @@ def test_three_generations_are_in_the_last_note(trained: tuple[Line, RunResult, 
     assert {"$.lora.start.tensors_sha256", "$.lora.start.parents[0]"} <= changed
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_dora_adapter_with_a_module_in_full_goes_on(line: Line, precision: str) -> None:
     lora = {"dora": True, "rslora": True, "modules_to_save": ["lm_head"], "target_modules": ["attention+mlp"]}
     sections: dict[str, Any] = {"lora": lora, "training": {"steps": 2, "precision": precision}}
