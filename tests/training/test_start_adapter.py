@@ -347,6 +347,7 @@ def test_an_adapter_that_is_not_as_recorded_is_refused(line: Line) -> None:
     )
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_check_of_a_recipe_finds_it(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     change_tensors(line.copy(), rename)
     written = {**recipe_data(line.base, lora={"start": "copy"}), "output": "out"}
