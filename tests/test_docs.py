@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 from forked import run_forked
+from pages import section
 from write_docs import INCIDENTS
 
 from pytest_mistral_lora.chat.oracle import VERSION
@@ -104,9 +105,7 @@ def test_the_example_of_a_deviation_shows_it_and_nothing_else(
     assert not comparison.equal
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/gate.md", "docs/bridges.md", "examples/accelerate/README.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/runners.md", "examples/accelerate/README.md"])
 def test_every_key_that_a_page_names_is_one_of_a_recipe(page: str) -> None:
     named = set(re.findall(r"`(base|data|lora|training|evaluation)\.(\w+)", (ROOT / page).read_text(encoding="utf-8")))
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
@@ -206,7 +205,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_glossary_has_at_most_ten_words_and_every_page_is_linked() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    glossary = section("index.md", "Glossary")
     assert 0 < len(re.findall(r"^\| (?!word |---)", glossary, flags=re.MULTILINE)) <= 10
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
@@ -237,7 +236,7 @@ OF_VLLM = (
 
 
 def test_the_commands_of_vllm_on_a_cpu_are_those_that_its_tests_run() -> None:
-    page = (ROOT / "docs" / "vllm-cpu.md").read_text(encoding="utf-8")
+    page = section("serving.md", "vLLM on a CPU")
     blocks = "".join(re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL))
     assert re.findall(r"^\$ (.*)$", blocks, flags=re.MULTILINE) == [*OF_VLLM]
     tox = (ROOT / "tox.ini").read_text(encoding="utf-8").partition("[testenv:serving-vllm]")[2].partition("\n[")[0]
