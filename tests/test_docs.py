@@ -188,6 +188,13 @@ def test_every_path_of_the_repository_that_a_text_names_exists() -> None:
     assert lacking == set()
 
 
+def test_every_rule_that_a_text_names_exists() -> None:
+    # the id of the example of how a rule is added is free
+    known = {*RULES, "ML699", *(old for rule in RULES.values() for old in rule.names.values())}
+    texts = {file: set(re.findall(r"\bML\d{3}\b", file.read_text(encoding="utf-8"))) for file in TEXTS}
+    assert {(file.relative_to(ROOT).as_posix(), rule) for file, ids in texts.items() for rule in ids - known} == set()
+
+
 def prose(page: Path) -> str:
     """Return the text of a page without its code blocks and code spans."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
