@@ -73,17 +73,18 @@ def convert_record(
         return _row_of_texts(draft, reading, columns, changes)
     draft, more = _with_rejected(draft, reading)
     changes += more
+    mark = None
     # what a record with both answers declares says nothing about one of them
-    mark = None if draft.rejected is not None else _marked(draft.fields, columns, reading)
-    bad = _unwanted(draft.fields, mark, keeps_bad="unwanted" not in lossy) if draft.rejected is None else ""
-    if bad:
-        return None, [*changes, lost("unwanted", bad)]
-    if mark is not None and "unwanted" not in lossy:
+    if draft.rejected is None:
+        mark = _marked(draft.fields, columns, reading)
+        if bad := _unwanted(draft.fields, mark, keeps_bad="unwanted" not in lossy):
+            return None, [*changes, lost("unwanted", bad)]
+    if "unwanted" in lossy:
+        mark = None
+    if mark is not None:
         if isinstance(letters := draft.fields[mark.key], str):
             changes.append(changed("label-letters", letters))
         draft = draft._replace(fields={key: item for key, item in draft.fields.items() if key != mark.key})
-    else:
-        mark = None
     fields, more = _without_media(draft.fields, keys)
     changes += more
     answer_at = draft.answer_at
