@@ -12,6 +12,7 @@ import pytest
 from plugin_rows import NAMED, ROW, write_rows
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.records.compare_runs import compare_runs
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge import merge
@@ -255,6 +256,11 @@ def test_a_merged_model_records_its_own_answers(golden: Run, here: Path) -> None
     assert (recorded.text, recorded.model["kind"]) == ("Seven is prime.", "merged")
     judged = golden(*words, "--mistral-strict")
     assert _lines(judged, "answers of") == ["answers of whole: 1 exact, 0 equivalent, 0 different"]
+    merge(here / "lora", here / "half", here / "base", dtype="bfloat16")
+    found = compare_runs(here / "whole", here / "half")
+    assert ("record", "$.parent.merge_dtype") in {(fact.group, fact.path) for fact in found.facts}
+    assert not isinstance(found.tensors, str)
+    assert found.tensors.compared == found.tensors.different > 20
 
 
 def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
