@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 from forked import run_forked
-from pages import section
+from page_sections import section
 from write_docs import INCIDENTS
 
 from pytest_mistral_lora.chat.oracle import VERSION

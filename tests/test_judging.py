@@ -17,7 +17,7 @@ import pytest
 import torch
 from check_verb import check, rows
 from datasets import Dataset, DatasetDict, IterableDataset
-from pages import section
+from page_sections import section
 
 from pytest_mistral_lora import (
     CheckpointTokenizer,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import section
+from page_sections import section
 
 from pytest_mistral_lora.conformance.rule_set import newest_rules
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import write_outputs
 from forked import run_forked
-from pages import section
+from page_sections import section
 
 from pytest_mistral_lora.cli import main
 

@@ -17,7 +17,7 @@ from converted import converted_tokenizer
 from forked import run_forked
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from pages import section
+from page_sections import section
 
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.versions import EXACT_TEMPLATES, SUPPORTED

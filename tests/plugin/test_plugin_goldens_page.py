@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import section
+from page_sections import section
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.judgement import TOLERANCES

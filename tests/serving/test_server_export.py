@@ -16,7 +16,7 @@ import torch
 from converted import converted_tokenizer
 from derived_tekken import write_derived
 from packaging.requirements import Requirement
-from pages import section
+from page_sections import section
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
