@@ -144,13 +144,17 @@ def convert_as_given(
             del own["tools"]
     layout, columns = Layout(found.name), MarkColumns(lambda: (own,))
     converted, changes = convert_record(Record(place, own), layout, columns, padded=False, as_given=True)
+    if not changes and "tools" in own:
+        # they are in no form, and would be lost without a word
+        raise RowError("a record of another format", place=place)
     for change in changes:
         if change.is_loss:
             lost_part = LOSSES[change.kind] + (f" ({change.detail})" if change.detail else "")
             step = f"To leave it out: {import_command(place, '--lossy', change.kind)}"
             raise RowError(f"a row cannot keep {lost_part}", place=change.place or place, next_step=step)
     rest = {key: value for key, value in data.items() if key not in own}
-    return {**rest, **(converted or {})}, tuple(dict.fromkeys(change.words for change in changes))
+    words = dict.fromkeys(change.words for change in changes)
+    return {**rest, **(converted or {})}, tuple(words) or ("fields have our names",)
 
 
 def _row_of_texts(

@@ -75,17 +75,16 @@ def test_only_the_answer_is_scored(oracle_name):
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        ({"rejected": PROMPT + BLUE}, [*PROMPT, *BLUE]),
         (
             {"prompt": [*PROMPT, {**RED[0], "weight": 1}, *PROMPT]},
             [*PROMPT, {**RED[0], "weight": 0}, *PROMPT, *BLUE],
         ),
-        ({"tools": {}}, [*PROMPT, *BLUE]),
     ],
 )
 def test_what_other_programs_write_is_converted(change, messages):
     _, rejected = parse_rows({**A_PAIR, **change})
-    assert (list(rejected.messages), rejected.tools) == (messages, None)
+    assert list(rejected.messages) == messages
+    assert rejected.converted == ("answers in the prompt have weight 0",)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +94,11 @@ def test_what_other_programs_write_is_converted(change, messages):
         ({"chosen": []}, "chosen", "is empty"),
         ({"rejected": []}, "rejected", "is empty"),
         ({"rejected": [{"role": "bot", "content": "x"}]}, "rejected[0].role", "'bot'"),
+        ({"rejected": PROMPT + RED}, "rejected[0].role", "'user'"),
         ({"prompt": PROMPT + RED}, "prompt[1].role", "'assistant'"),
         ({"chosen": [{**RED[0], "weight": 0}]}, "chosen[0].weight", "0"),
         ({"tool": []}, "", "unknown key 'tool'"),
+        ({"tools": {}}, "tools", "is an object"),
         ({"images": ["a.png"]}, "images", "a row with images"),
     ],
 )
