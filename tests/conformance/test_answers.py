@@ -78,7 +78,11 @@ def test_a_missing_library_is_named_and_all_else_is_judged(tmp_path: Path, monke
 
 def test_the_rows_that_a_grammar_judged_are_counted(tmp_path: Path) -> None:
     results = judged(tmp_path, derived_tokenizer("derived-v13"), PLAIN, CALL, CALL | {"tools": [*CALL["tools"]] * 1})
-    assert dict(results["decoding-allows-answers"].facts) == {"rows_by_grammar": 2, "rows_not_by_grammar": 0}
+    assert dict(results["decoding-allows-answers"].facts) == {
+        "rows_by_grammar": 2,
+        "rows_not_by_grammar": 0,
+        "rows_with_refused_call_ids": 0,
+    }
 
 
 def test_a_schema_that_no_grammar_can_be_made_of_is_counted(tmp_path: Path) -> None:
@@ -91,17 +95,15 @@ def test_a_schema_that_no_grammar_can_be_made_of_is_counted(tmp_path: Path) -> N
     assert (both.not_checked, dict(both.facts)["rows_not_by_grammar"]) == ("", 1)
 
 
-def test_calls_of_v11_are_named_once_and_the_rest_of_them_is_judged(tmp_path: Path) -> None:
+def test_calls_of_v11_are_counted_and_the_rest_of_them_is_judged(tmp_path: Path) -> None:
     strict = json.loads(json.dumps(ANSWERS["call-other-order"].row.to_json()))
     strict["tools"][0]["function"]["strict"] = True
-    findings = judged(tmp_path, derived_tokenizer("derived-v11"), CALL, strict, ANSWERS["text-call"].row.to_json())[
-        "decoding-allows-answers"
-    ].findings
-    assert [(finding.rule, str(finding.place).rpartition(":")[2]) for finding in findings] == [
-        ("ML651", "2, messages[1]"),
-        ("ML652", "1"),
-    ]
-    assert "calls of 3 rows" in findings[1].found
+    rows = (CALL, strict, ANSWERS["text-call"].row.to_json())
+    for tokenizer, count in (("derived-v11", 3), ("derived-v13", 0)):
+        result = judged(tmp_path, derived_tokenizer(tokenizer), *rows)["decoding-allows-answers"]
+        [finding] = result.findings
+        assert (finding.rule, str(finding.place).rpartition(":")[2]) == ("ML651", "2, messages[1]")
+        assert dict(result.facts)["rows_with_refused_call_ids"] == count
 
 
 def test_an_answer_of_weight_0_is_not_judged(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from read_back_limits import looks_like_a_fault
 from sampling import sampled
 
 from pytest_mistral_lora import audit as audit_rows
-from pytest_mistral_lora.chat.kinds.preference import FEWEST_ANSWERS
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.path_kinds import recognised
@@ -265,12 +264,11 @@ def test_one_call_with_two_ids_is_one_answer(name: str, tmp_path: Path) -> None:
     )
     record = with_ids(oracle, pair(question, first, second, [TOOL]))
     for made in (record, without_texts(record)):
-        # the grammar of v11 refuses every id of a call
-        [finding] = [one for one in audit_findings(write_lines(tmp_path, [made]), oracle) if one.rule != "ML652"]
+        [finding] = audit_findings(write_lines(tmp_path, [made]), oracle)
         assert (finding.rule, str(finding.place)) == ("ML655", f"{tmp_path / 'rows.jsonl'}:1")
     record = with_ids(oracle, pair(question, first, other, [TOOL]))
     for made in (record, without_texts(record)):
-        assert {*audit_rules(write_lines(tmp_path, [made]), oracle)} <= {"ML652"}
+        assert audit_rules(write_lines(tmp_path, [made]), oracle) == []
 
 
 @pytest.mark.parametrize(
@@ -299,24 +297,14 @@ def test_a_cut_that_leaves_no_difference_is_found(tmp_path: Path, oracle: Oracle
 
 
 @pytest.mark.parametrize("form", ["DPO", "KTO", "reward"])
-@pytest.mark.parametrize(
-    ("count", "chosen", "rejected", "rules"),
-    [
-        (FEWEST_ANSWERS, "Yes, that is so, as far as I know.", "No.", ["ML569"]),
-        # without the talk around it
-        (FEWEST_ANSWERS, "No.", "Yes, that is so, as far as I know.", []),
-        (FEWEST_ANSWERS, "Yes.", "No.", []),
-        (FEWEST_ANSWERS - 1, "Yes, that is so, as far as I know.", "No.", []),
-    ],
-)
-def test_lengths_that_tell_the_sides_apart_are_noted_once(
-    count: int, chosen: str, rejected: str, rules: list[str], form: str, tmp_path: Path, oracle: Oracle
-) -> None:
-    records = [with_ids(oracle, texts_pair(f"Is it {n}?", f"{n}: {chosen}", f"{n}: {rejected}")) for n in range(count)]
+def test_the_lengths_of_the_sides_are_in_the_line_of_the_rows(form: str, tmp_path: Path, oracle: Oracle) -> None:
+    answers = ("Yes, that is so, as far as I know.", "No.")
+    records = [with_ids(oracle, texts_pair(f"Is it {n}?", *answers)) for n in range(2)]
     made = [line for record in records for line in FORMS[form](record)]
-    found = audit_findings(write_lines(tmp_path, made), oracle)
-    assert [finding.rule for finding in found] == rules
-    assert all(finding.severity == "note" for finding in found)
+    audit = Audit(FileRows(write_lines(tmp_path, made)), oracle)
+    assert [verdict.findings for verdict in audit.verdicts() if verdict.findings] == []
+    lengths = "2 wanted answers of 12.0 tokens in the mean, 2 unwanted answers of 2.0 tokens in the mean"
+    assert audit.rows_line.endswith(lengths)
 
 
 @pytest.mark.parametrize(("value", "rules"), [(1, []), (2, ["ML570"]), (-1, ["ML570"])])

@@ -475,13 +475,6 @@ class ML651(Example):
         artifact["rows"][5]["tools"][0]["function"]["strict"] = False
 
 
-class ML652(Example):
-    mutant = answers.ids_of_calls_that_the_grammar_refuses
-
-    def sound(self, artifact: Artifact) -> None:
-        use_tokenizer(artifact, "derived-v13-thinking")
-
-
 class ML653(Example):
     mutant = answers.tool_offered_twice
 

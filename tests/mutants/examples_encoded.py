@@ -13,7 +13,6 @@ import mutants_encoded_prompts as prompts
 import mutants_encoded_texts as texts
 from bench_encoded import encode, hold_pairs, pack, scored_prompt
 from gallery import Artifact, Example
-from preference_records import texts_pair
 
 
 class EncodedExample(Example):
@@ -257,13 +256,6 @@ class ML517(EncodedExample):
         artifact["lines"][0]["attention_mask"] = [1] * len(artifact["lines"][0]["input_ids"])
 
 
-class ML518(EncodedExample):
-    mutant = packing.positions_run_on_under_numbers
-
-    def sound(self, artifact: Artifact) -> None:
-        packing.number_conversations(artifact)
-
-
 class ML519(EncodedExample):
     mutant = packing.left_padding_under_a_mask_of_ones
 
@@ -364,14 +356,6 @@ class ML568(EncodedExample):
 
     def sound(self, artifact: Artifact) -> None:
         pairs.hold_cut(artifact, 100)
-
-
-class ML569(EncodedExample):
-    mutant = pairs.wanted_answers_are_longer
-
-    def sound(self, artifact: Artifact) -> None:
-        questions = [f"Is {n} more than 3?" for n in range(pairs.COUNT)]
-        hold_pairs(artifact, *(texts_pair(text, f"{pairs.LONG} Yes.", f"{pairs.LONG} No.") for text in questions))
 
 
 class PromptExample(Example):

@@ -209,7 +209,13 @@ INCIDENTS = (
     Incident(
         "I61", "An adapter is merged twice, or with another scale", "verl-project/verl#1821, huggingface/peft#2502"
     ),
-    Incident("N04", "Packed rows with a mask of numbers and positions that run on", "hiyouga/LLaMA-Factory#7318"),
+    Incident(
+        "N04",
+        "Packed rows with a mask of numbers and positions that run on",
+        "hiyouga/LLaMA-Factory#7318",
+        "No fault of a model with plain RoPE, which sees differences of positions alone: the report counts such rows. "
+        "Beside a config.json that scales by the position, they are ML512.",
+    ),
     Incident("N06", "The mask of a packed sequence is cut at wrong places", "meta-pytorch/torchforge#546"),
     Incident("N07", "Padding on the left is attended to", "NVIDIA-NeMo/Automodel#3704"),
     Incident("N10", "Thinking is stripped from the answers", "fw-ai/cookbook#386"),

@@ -115,12 +115,6 @@ def thought_before_json(artifact: Artifact) -> None:
     artifact["rows"][0]["response_format"] = SHAPE
 
 
-@mutant("ML652", says="in calls of 1 row")
-def ids_of_calls_that_the_grammar_refuses(artifact: Artifact) -> None:
-    """The base is of v11, whose calls have ids that mistral-common's own grammar refuses."""
-    use_tokenizer(artifact, "derived-v11")
-
-
 @mutant("ML653", says="the same tool is before it")
 def tool_offered_twice(artifact: Artifact) -> None:
     """The same tool is in the list of a row twice."""

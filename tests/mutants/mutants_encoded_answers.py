@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from bench_encoded import CALL, Data, encode_with, hold_row
+from bench_encoded import CALL, Data, hold_row
 from gallery import Artifact, mutant
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -44,13 +44,3 @@ def encoded_thought_after_a_text(artifact: Artifact) -> None:
 def encoded_strict_arguments_in_another_order(artifact: Artifact) -> None:
     """The ids of a call have the arguments in another order than the schema of a strict tool."""
     hold_row(artifact, called_with({"days": 3, "city": "Rome"}, strict=True), "derived-v13")
-
-
-@mutant("ML652", says="in calls of 2 rows")
-def encoded_ids_of_calls(artifact: Artifact) -> None:
-    """The tokenizer is of v11, whose calls have ids that mistral-common's own grammar refuses."""
-    hold_row(artifact, called_with({"city": "Rome"}), "derived-v11")
-    row = called_with({"city": "Oslo"})
-    row["messages"][0]["content"] = "Is it warm in Oslo?"
-    artifact["lines"].append({"row": 1, **row, **encode_with("derived-v11", row)})
-    artifact["dataset"].append(row)

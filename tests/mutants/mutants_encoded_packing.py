@@ -154,21 +154,6 @@ def positions_below_zero(artifact: Artifact) -> None:
     line["position_ids"] = [n - 4 for n in range(len(line["input_ids"]))]
 
 
-@mutant("ML518", "N04", says="plain RoPE is assumed")
-def positions_run_on_under_numbers(artifact: Artifact) -> None:
-    """The mask keeps the conversations apart, and positions run on."""
-    line = artifact["packed"][0]
-    number_conversations(artifact)
-    line["position_ids"] = list(range(len(line["input_ids"])))
-
-
-@mutant("ML518", "N04", says="no position_ids, under a mask")
-def no_positions_under_numbers(artifact: Artifact) -> None:
-    """The mask keeps the conversations apart, and there are no positions: the model counts through."""
-    number_conversations(artifact)
-    del artifact["packed"][0]["position_ids"]
-
-
 @mutant("ML512", says="position 0 at token 5")
 def position_jumps_under_numbers(artifact: Artifact) -> None:
     """The mask keeps the conversations apart, and positions start anew within one."""

@@ -92,19 +92,6 @@ def rejected_answer_that_is_cut(artifact: Artifact) -> None:
     artifact["lines"][0]["rejected_ids"] = artifact["lines"][0]["rejected_ids"][:5]
 
 
-@mutant("ML569", says="the wanted answers are longer")
-def wanted_answers_are_longer(artifact: Artifact) -> None:
-    """The chosen answers of all pairs are several times as long as the rejected ones."""
-    hold_pairs(artifact, *(texts_pair(f"Is {n} more than 3?", f"{n}: {LONG}", f"No. {n}") for n in range(COUNT)))
-
-
-@mutant("ML569", says="the wanted answers are longer")
-def wanted_rated_answers_are_longer(artifact: Artifact) -> None:
-    """The answers whose label is true are several times as long as the others."""
-    wanted_answers_are_longer.change(artifact)
-    artifact["lines"] = [record for line in artifact["lines"] for record in kto(line)]
-
-
 @mutant("ML553", "N148", says="a second </s> stands behind an answer's own")
 def second_eos_behind_both_answers(artifact: Artifact) -> None:
     """The template closes an answer, and the trainer puts EOS behind it once more."""

@@ -1,11 +1,10 @@
-"""What many answers have in common once they are decoded: ids that a grammar refuses, and characters that are lost."""
+"""What became of many answers once they are decoded: those that a grammar judged, and characters that are lost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pytest_mistral_lora.conformance.dataset.answers import CALL_ID
 from pytest_mistral_lora.conformance.dataset.sign_count import SignCount
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, JudgedRow, ObserverStates
@@ -47,14 +46,14 @@ class DecodedAnswers:
         not_read_back: Rows whose answers were not read back.
         by_grammar: Number of rows that a grammar judged.
         not_by_grammar: Rows that the grammar of their requests did not judge.
-        refused: Rows with calls whose ids mistral-common's grammar refuses.
+        refused: Number of rows with calls whose ids mistral-common's grammar refuses: its fault, not that of the rows.
         lost: Rows with answers that have characters which are not encoded.
     """
 
     not_read_back: UnjudgedRows = field(default_factory=UnjudgedRows)
     by_grammar: int = 0
     not_by_grammar: UnjudgedRows = field(default_factory=UnjudgedRows)
-    refused: SignCount = field(default_factory=SignCount)
+    refused: int = 0
     lost: SignCount = field(default_factory=SignCount)
 
     @property
@@ -62,17 +61,28 @@ class DecodedAnswers:
         """Why no grammar has judged an answer; empty if one has, or if there is none to ask."""
         return "" if self.by_grammar else self.not_by_grammar.reason
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """The numbers of rows by what a grammar could judge of them; empty if it has judged none."""
+        if not self.by_grammar:
+            return {}
+        return {
+            "rows_by_grammar": self.by_grammar,
+            "rows_not_by_grammar": self.not_by_grammar.rows,
+            "rows_with_refused_call_ids": self.refused,
+        }
+
     def extend(self, other: DecodedAnswers) -> None:
         """Add the answers of other rows."""
         self.not_read_back.extend(other.not_read_back)
         self.by_grammar += other.by_grammar
         self.not_by_grammar.extend(other.not_by_grammar)
-        self.refused.extend(other.refused)
+        self.refused += other.refused
         self.lost.extend(other.lost)
 
 
 class AnswersAsDecoded:
-    """The rules on answers as they are decoded; two of them are about what many rows have in common."""
+    """The rules on answers as they are decoded; one of them is about what many rows have in common."""
 
     case = "answers-are-read-back"
     fires_on_sample = True
@@ -93,8 +103,7 @@ class AnswersAsDecoded:
             state.not_by_grammar.add(row.at, judged.no_grammar)
         elif judged.has_grammar:
             state.by_grammar += 1
-        if judged.refuses_call_ids:
-            state.refused.add(row.at, "calls", row.place)
+        state.refused += judged.refuses_call_ids
         if judged.lost and row.origin == "written":
             state.lost.add(row.at, judged.lost, row.place)
 
@@ -103,11 +112,7 @@ class AnswersAsDecoded:
         return iter(())
 
     def report(self, state: DecodedAnswers, files: JudgedFiles) -> Iterator[Finding]:
-        """Yield once what many rows can have in common: ids that are refused, and characters that are not encoded."""
-        if state.refused.rows:
-            found = f"the grammar refuses {CALL_ID} and the id behind it in calls of "
-            found += f"{counted(state.refused.rows, 'row')}; the first is here"
-            yield Finding("ML652", found, state.refused.examples[0].place, "calls as mistral-common encodes them")
+        """Yield once what many rows can have in common: characters that are not encoded."""
         if state.lost.rows:
             examples = state.lost.examples
             found = f"characters of answers are not encoded in {counted(state.lost.rows, 'row')}"

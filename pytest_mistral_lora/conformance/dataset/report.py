@@ -144,6 +144,7 @@ def report(
             **({"prompts": dict(prompts)} if prompts else {}),
         },
         "nothing-is-cut": {"beyond_max_length": cut, "rows_changed": changed},
+        "decoding-allows-answers": answers.figures,
         "statistics": _statistics(found, files, plan),
     }
     not_checked = {
@@ -152,12 +153,6 @@ def report(
         "answers-are-read-back": answers.not_read_back.reason,
         "decoding-allows-answers": answers.why_not_by_grammar,
     }
-    if answers.by_grammar:
-        # what a grammar could not judge is a figure beside what it has judged
-        facts["decoding-allows-answers"] = {
-            "rows_by_grammar": answers.by_grammar,
-            "rows_not_by_grammar": answers.not_by_grammar.rows,
-        }
     results = {}
     for case in CASES:
         # the laws are rules of the subject `mask`, and hold for every row

@@ -233,7 +233,6 @@ class Audit:
         if is_counted and self.states["not judged"] < self.states.total():
             findings += totals.balance.findings(self.rows.place, self._oracle)
         findings += self._evaluation.file_findings(totals.prompts)
-        findings += totals.sides.file_findings(self.rows.place)
         findings += totals.marked.file_findings()
         for cause, explained in self._causes():
             findings += cause.findings(explained)
@@ -597,4 +596,7 @@ def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
     }
     if case == "packing":
         facts["positions"] = report.audit.scaling.key or report.audit.scaling.source
+        facts["positions_run_on"] = report.audit.totals.figures.run_on
+    if case == "decoding":
+        facts |= decoded_answers(report.audit.totals.rows.states).figures
     return Result(findings, facts=tuple(facts.items()))

@@ -22,6 +22,7 @@ class LineFigures:
         tokens: Tokens of all judged rows, without padding.
         supervised: Supervised tokens of the judged rows.
         packed: Lines that hold several conversations.
+        run_on: Those of them whose positions run on, under a mask that keeps the conversations apart.
         masked: Lines whose labels come from a mask beside the ids.
         columns: Number of lines by each column that says what is trained on.
         read_back: Lines without messages, whose conversations are read back from their ids.
@@ -37,6 +38,7 @@ class LineFigures:
     tokens: int = 0
     supervised: int = 0
     packed: int = 0
+    run_on: int = 0
     masked: int = 0
     columns: Counter[str] = field(default_factory=Counter)
     read_back: int = 0

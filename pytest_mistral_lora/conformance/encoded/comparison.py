@@ -28,6 +28,7 @@ from pytest_mistral_lora.conformance.encoded.packing import (
     match_conversations,
     number_faults,
     order_faults,
+    runs_on_apart,
     split_conversations,
 )
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_faults
@@ -151,13 +152,22 @@ class EncodedLineComparison:
             return self.line.labels
         return tuple(self.line.labels[n] for n in self.padding.real if n < len(self.line.labels))
 
+    def _of_row(self, column: Ids | None) -> Ids | None:
+        """Return a column beside the ids without its padding; None if there is none."""
+        return None if column is None else tuple(column[n] for n in self.padding.real)
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether the positions of a packed sequence run on, under a mask that keeps its conversations apart."""
+        # without position ids, a model counts through
+        positions = self._of_row(self.line.position_ids) or range(len(self.ids))
+        return self.line.packed and runs_on_apart(positions, self._of_row(self.line.attention_mask), self.scaling)
+
     @cached_property
     def _stretches(self) -> list[Stretch]:
         """The stretches of a packed sequence."""
-        positions = self.line.position_ids
-        positions = None if positions is None else tuple(positions[n] for n in self.padding.real)
         wanted = [encoded.input_ids for encoded in self.expected]
-        return split_conversations(self.ids, wanted, positions, self.oracle)
+        return split_conversations(self.ids, wanted, self._of_row(self.line.position_ids), self.oracle)
 
     @cached_property
     def _matches(self) -> list[ConversationMatch]:
@@ -167,10 +177,7 @@ class EncodedLineComparison:
     def findings(self) -> Iterator[Finding]:
         """Yield the findings of the line: padding first, then packing, then each conversation's ids and labels."""
         yield from self._place_faults(self.padding.faults(self.line))
-        positions, mask = (
-            None if given is None else tuple(given[n] for n in self.padding.real)
-            for given in (self.line.position_ids, self.line.attention_mask)
-        )
+        positions, mask = self._of_row(self.line.position_ids), self._of_row(self.line.attention_mask)
         yield from self._place_faults(self._mask_faults())
         yield from self._place_faults(self._length_faults())
         if not self._has_labels:

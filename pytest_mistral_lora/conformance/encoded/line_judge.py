@@ -44,7 +44,7 @@ UNREAD = ("ML560", "ML524", "ML532", "ML507")
 BY_IDS: Mapping[str, str] = {
     "ML613": "the ids show whether a text became a control token: ML523, and else ML612",
     "ML656": "ids of an answer without a text are ML567",
-    "ML659": "the lengths of the ids are compared: ML569",
+    "ML659": "the line of the rows has the mean length of each side",
 }
 """Rules of chat rows that encoded rows are judged by in their ids alone, each with what is judged."""
 _SHOWN_BY_IDS: Mapping[str, frozenset[str]] = {
@@ -425,6 +425,7 @@ class LineJudge:
             self._state.by_pad.take(of_tokens, without)
             of_tokens = without
         self._state.figures.tokens += len(comparison.padding.real)
+        self._state.figures.run_on += comparison.runs_on
         if line.side is None or line.side.has_labels:
             self._state.figures.has_labels = True
             self._state.figures.supervised += len(line.labels) - line.labels.count(IGNORE_INDEX)

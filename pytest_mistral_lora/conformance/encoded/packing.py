@@ -340,6 +340,23 @@ def jump_fault(ids: Ids, positions: Sequence[int], at: int, expected: str, oracl
     return EncodingFault("ML512", found, expected, fix=fix)
 
 
+def _is_numbered(mask: Ids | None) -> bool:
+    """Return whether an attention mask has a number for each conversation, which keeps them apart."""
+    return mask is not None and max(mask, default=0) > 1
+
+
+def runs_on_apart(positions: Sequence[int], mask: Ids | None, scaling: PositionScaling) -> bool:
+    """Return whether positions run on through conversations that are kept apart: plain RoPE sees no difference.
+
+    Args:
+        positions: Position ids of the real tokens.
+        mask: Attention mask of the real tokens, or None.
+        scaling: The model's use of positions.
+    """
+    is_apart = _is_numbered(mask) and not scaling.matters(positions)
+    return is_apart and all(after == before + 1 for before, after in pairwise(positions))
+
+
 def isolation_faults(
     stretches: Sequence[Stretch],
     ids: Ids,
@@ -358,7 +375,7 @@ def isolation_faults(
         scaling: The model's use of positions.
         oracle: Mistral's own tokenization.
     """
-    numbered = mask is not None and max(mask, default=0) > 1
+    numbered = _is_numbered(mask)
     if mask is not None and numbered:
         yield from number_faults(stretches, mask)
     # transformers looks at position_ids that restart only if it is given no mask (huggingface/trl#3526)
@@ -369,15 +386,11 @@ def isolation_faults(
     # without position ids, a model counts through
     counted = tuple(range(len(wanted))) if positions is None else positions
     wrong = next((n for n, (a, b) in enumerate(zip(counted, wanted, strict=True)) if a != b), None)
-    if wrong is None:
+    if wrong is None or runs_on_apart(counted, mask, scaling):
         return
-    runs_on = all(after == before + 1 for before, after in pairwise(counted))
     found = "no position_ids" if positions is None else f"position {counted[wrong]} at token {wrong}"
     expected = "position_ids that start at 0 for each conversation" if positions is None else str(wanted[wrong])
-    if numbered and runs_on and not scaling.matters(counted):
-        found += f", under a mask that keeps the conversations apart; {scaling.source}"
-        yield EncodingFault("ML518", found, expected)
-    elif positions is not None and wrong not in {start for start, _ in stretches}:
+    if positions is not None and wrong not in {start for start, _ in stretches}:
         yield jump_fault(ids, positions, wrong, expected, oracle)
     else:
         why = f"; the model scales by the position ({scaling.key})" if numbered and scaling.matters(counted) else ""

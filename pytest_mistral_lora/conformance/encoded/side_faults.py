@@ -1,14 +1,13 @@
-"""The laws of preference records alone: of an answer, of a pair, and of all pairs of a file."""
+"""The laws of preference records alone, of an answer and of a pair, and the lengths of their answers."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean
 
 from pytest_mistral_lora.chat.diff import decode_text, equal_beginning, split_at_markers
-from pytest_mistral_lora.chat.kinds.preference import AnswerLengths, wanted_are_longer
 from pytest_mistral_lora.chat.kinds.records import kind_of_side
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded.integers import Ids
@@ -16,7 +15,6 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.sides import Side
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import counted
-from pytest_mistral_lora.places import Place
 
 _SHOWN_IDS = 20
 _ANSWERS = ("wanted answer", "unwanted answer")
@@ -43,20 +41,6 @@ class SideLengths:
         self.pairs += other.pairs
         for lengths, more in zip(self.lengths, other.lengths, strict=True):
             lengths.extend(more)
-
-    def file_findings(self, place: Place) -> Iterator[Finding]:
-        """Yield a note if the lengths of the wanted answers tell them."""
-        if not all(self.lengths):
-            return
-        sides = [AnswerLengths(len(tokens), fmean(tokens), median(tokens)) for tokens in self.lengths]
-        longer = sum(first > second for first, second in zip(*self.lengths, strict=False)) if self.pairs else 0
-        if not wanted_are_longer(sides[0], sides[1], longer, self.pairs):
-            return
-        shown = [f"{side.mean:.1f} and {side.median:g}" for side in sides]
-        wanted, unwanted = (counted(side.answers, name) for side, name in zip(sides, _ANSWERS, strict=True))
-        found = f"the {_ANSWERS[0]}s are longer: mean and median are {shown[0]} tokens for {wanted}, "
-        found += f"{shown[1]} for {unwanted}"
-        yield Finding("ML569", found, place, "answers of about the same length on both sides")
 
     @property
     def words(self) -> str:
