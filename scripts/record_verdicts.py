@@ -100,8 +100,9 @@ def _by_new_ids(record: dict[str, Entry]) -> dict[str, Entry]:
     for table in ROOT.glob("pytest_mistral_lora/**/rules/*.toml"):
         for rule, facts in tomllib.loads(table.read_text(encoding="utf-8")).items():
             new |= dict.fromkeys(facts.get("names", {}).values(), rule)
-    if not new:
-        return record
+    # a merged rule has no example any more
+    merged = {old for old, rule in new.items() if old != rule}
+    record = {name: entry for name, entry in record.items() if merged.isdisjoint(re.findall(r"ML\d{3}", name))}
     text = re.sub(r"ML\d{3}", lambda match: new.get(match[0], match[0]), json.dumps(record))
     return {name: _without_copies(entry) for name, entry in json.loads(text).items()}
 

@@ -195,7 +195,7 @@ def rule_page(rule: Rule, gallery: Gallery) -> str:
     for language, block in (*blocks, ("console", f"$ {example.command}")):
         lines += ["", f"```{language}", block, "```"] if block else []
     lines += ["", example.sound, "", "## Known to catch", ""]
-    lines += [f"- {_described(mutant)}{_of_incidents(mutant)}" for _, mutant in gallery if rule.id in mutant.fires]
+    lines += [f"- {_described(mutant)}{_of_incidents(mutant)}" for _, mutant in gallery if rule.id in mutant.rules]
     return _page([*lines, "", f"{_MADE}; the tests make the example again."])
 
 
@@ -306,7 +306,7 @@ def _yaml(value: object) -> str:
 
 
 def _rule_links(mutant: Mutant) -> str:
-    return ", ".join(f"[{rule}](rules/{rule}.md)" for rule in sorted(mutant.fires))
+    return ", ".join(f"[{rule}](rules/{rule}.md)" for rule in sorted(mutant.rules))
 
 
 def _linked(threads: str) -> str:

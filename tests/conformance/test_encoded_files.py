@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from derived_tekken import derived_tokenizer
 from encoded_files import Data, audit_findings, audit_rules, number_line, number_row, write_lines
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -13,6 +14,7 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, OF_CHAT_ROWS, Audit, checks
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.formats.row_sources import FileRows
+from pytest_mistral_lora.records.known_answers import known_answers
 
 Write = Callable[..., Path]
 
@@ -184,6 +186,29 @@ def test_the_checks_of_a_file_share_one_pass_and_part_its_findings(
     }
     counts = {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
     assert dict(results["ids"].facts) == {**counts, "encoded rows of": "4 rows, 4 judged"}
+
+
+@pytest.mark.parametrize(("tokenizer", "count"), [("derived-v11", 1), ("derived-v13", 0)])
+def test_rows_with_calls_whose_ids_the_grammar_refuses_are_counted(tokenizer: str, count: int, write: Write) -> None:
+    target = Target("base", derived_tokenizer(tokenizer))
+    row = next(answer.row for answer in known_answers() if answer.name == "call")
+    encoded = target.oracle.encode(row)
+    line = row.to_json() | {"input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+    result = dict(_judge(write([line]), target))["decoding"]
+    assert (result.findings, dict(result.facts)["rows_with_refused_call_ids"]) == ((), count)
+
+
+def test_sequences_whose_positions_run_on_without_harm_are_counted(
+    lines: list[Data], write: Write, target: Target
+) -> None:
+    line = {
+        "conversations": [line["messages"] for line in lines],
+        "input_ids": [token for line in lines for token in line["input_ids"]],
+        "labels": [label for line in lines for label in line["labels"]],
+        "attention_mask": [number for number, line in enumerate(lines, 1) for _ in line["input_ids"]],
+    }
+    result = dict(_judge(write([line]), target))["packing"]
+    assert (result.findings, dict(result.facts)["positions_run_on"]) == ((), 1)
 
 
 def test_lines_without_numbers_and_without_a_dataset_may_lack_rows(

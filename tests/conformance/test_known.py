@@ -74,7 +74,13 @@ def test_a_name_within_a_rule_is_listed_and_accepted_by_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("ML119", "expected ML107.encoding"), ("ML107.encodings", "there is no rule"), ("ML111", "there is no rule")],
+    [
+        ("ML119", "expected ML107.encoding"),
+        ("ML304", "expected ML301.loss"),
+        ("ML316", "expected ML307.values"),
+        ("ML107.encodings", "there is no rule"),
+        ("ML111", "there is no rule"),
+    ],
 )
 def test_an_id_that_is_no_rule_any_more_is_an_error(name: str, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "known.txt"

@@ -115,8 +115,9 @@ class _Judged:
 
 
 def _findings(row: Row, oracle: Any) -> Iterator[Finding]:
-    if violation := construction_violation(row, oracle) or refusal_violation(row, oracle):
-        yield Finding("ML107", violation, row=row.to_jsonl())
+    moved = construction_violation(row, oracle)
+    if violation := moved or refusal_violation(row, oracle):
+        yield Finding("ML107", violation, row=row.to_jsonl(), name=f"ML107.{'encoder' if moved else 'refusal'}")
     try:
         encoded = oracle.encode(row)
         oracle.reference(row)
@@ -125,7 +126,7 @@ def _findings(row: Row, oracle: Any) -> Iterator[Finding]:
     for law in (*LAWS, ENCODING):
         violation = law.violation(row, encoded, oracle) if _speaks_of(law, row, oracle) else ""
         if violation:
-            yield Finding(law.rule, violation, row=row.to_jsonl())
+            yield Finding(law.rule, violation, row=row.to_jsonl(), name=law.name)
 
 
 def _speaks_of(law: RowLaw, row: Row, oracle: Any) -> bool:

@@ -66,7 +66,7 @@ class ML105(OfPlainRow):
 
 
 class ML106(Example):
-    also = "ML107 ML109"
+    also = "ML107.encoding ML109"
 
     def broken(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()

@@ -20,6 +20,7 @@ class ML301(Example):
     def sound(self, artifact: Artifact) -> None:
         rows = artifact["folder"] / "rows.jsonl"
         rows.write_text(rows.read_text().replace("Lyon.", "Paris."))
+        artifact["losses"][:] = [2.5, 1.1, 0.3]
 
 
 class ML302(Example):
@@ -36,37 +37,12 @@ class ML303(Example):
         artifact["tensors"][artifact["layer"]] = artifact["initial"][artifact["layer"]] + 0.01
 
 
-class ML304(Example):
-    mutant = saved.loss_that_stays
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["losses"][:] = [2.5, 1.1, 0.3]
-
-
 class ML305(Example):
     mutant = saved.another_alpha
 
     def sound(self, artifact: Artifact) -> None:
         config = artifact["folder"] / "adapter" / "adapter_config.json"
         config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
-
-
-class ML306(Example):
-    also = "ML311"
-
-    def broken(self, artifact: Artifact) -> None:
-        def collate(rows, own=artifact["collate"]):
-            batch = own(rows)
-            return {**batch, "labels": batch["input_ids"]}
-
-        artifact["collate"] = collate
-
-    def sound(self, artifact: Artifact) -> None:
-        def collate(rows, own=artifact["collate"]):
-            batch = own(rows)
-            return {**batch, "labels": batch["labels"]}
-
-        artifact["collate"] = collate
 
 
 class ML307(Example):
@@ -76,47 +52,27 @@ class ML307(Example):
         def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
             return own(model, lora, layers, seed=seed)
 
-        artifact["attach_adapter"] = attach_adapter
+        def make_trainer(*given, own=artifact["make_trainer"], **named):
+            return own(*given, **named)
 
-
-class ML309(Example):
-    mutant = loss.mean_of_means
-
-    def sound(self, artifact: Artifact) -> None:
-        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
-            return artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
-
-        artifact["compute_loss"] = compute_loss
-
-
-class ML310(Example):
-    mutant = loss.rows_that_see_one_another
-
-    def sound(self, artifact: Artifact) -> None:
-        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
-            return own(lambda **call: model(**call), rows, inner=model)
-
-        artifact["supervised_losses"] = supervised_losses
+        artifact.update(attach_adapter=attach_adapter, make_trainer=make_trainer)
 
 
 class ML311(Example):
     mutant = loss.mean_over_every_token
 
     def sound(self, artifact: Artifact) -> None:
-        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
-            return artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
+        def collate(rows, own=artifact["collate"]):
+            batch = own(rows)
+            return {**batch, "labels": batch["labels"]}
 
-        artifact["compute_loss"] = compute_loss
-
-
-class ML312(Example):
-    mutant = loss.cache_in_training
-
-    def sound(self, artifact: Artifact) -> None:
         def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
             return own(lambda **call: model(**{**call, "use_cache": False}), rows, inner=model)
 
-        artifact["supervised_losses"] = supervised_losses
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            return supervised_losses(model, rows)[0].sum() / num_items_in_batch
+
+        artifact.update(collate=collate, supervised_losses=supervised_losses, compute_loss=compute_loss)
 
 
 class ML313(Example):
@@ -146,26 +102,6 @@ class ML315(Example):
             base.disable_input_require_grads()
 
         artifact["checkpoint_activations"] = checkpoint_activations
-
-
-class ML316(Example):
-    mutant = seeds.first_values_without_a_seed
-
-    def sound(self, artifact: Artifact) -> None:
-        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
-            return own(model, lora, layers, seed=seed)
-
-        artifact["attach_adapter"] = attach_adapter
-
-
-class ML317(Example):
-    mutant = seeds.order_without_a_seed
-
-    def sound(self, artifact: Artifact) -> None:
-        def make_trainer(*given, own=artifact["make_trainer"], **named):
-            return own(*given, **named)
-
-        artifact["make_trainer"] = make_trainer
 
 
 class ML318(Example):
@@ -221,17 +157,6 @@ class ML322(Example):
             return loss
 
         artifact["compute_loss"] = compute_loss
-
-
-class ML323(Example):
-    mutant = layers.window_of_the_first_mistral
-
-    def sound(self, artifact: Artifact) -> None:
-        def load_base(folder, precision, device, own=artifact["load_base"]):
-            model = own(folder, precision, device)
-            return model
-
-        artifact["load_base"] = load_base
 
 
 class ML324(Example):

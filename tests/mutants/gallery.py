@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import RULES, Finding
 
 Artifact = dict[str, Any]
 """What a change may touch, by name."""
@@ -45,7 +45,7 @@ class Mutant:
 
     Attributes:
         change: Breaks it in place; its name is the mutant's name, its docstring says what is broken.
-        fires: Exactly the rules that fire.
+        fires: Exactly the rules that fire, as `fired` returns them.
         incidents: Ids of the incidents that it stands for.
         says: Words that one of the findings must have.
         slow: Whether the sweeps alone judge it: each of its rules fires on a quicker mutant, too.
@@ -61,6 +61,16 @@ class Mutant:
     def name(self) -> str:
         """The mutant's name, for people."""
         return self.change.__name__.strip("_").replace("_", "-")
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The ids of the rules that fire."""
+        return frozenset(name.partition(".")[0] for name in self.fires)
+
+
+def fired(findings: Iterable[Finding]) -> set[str]:
+    """Return the rules of findings: of a rule that says one thing of several, the names within it."""
+    return {finding.name if RULES.has_name(finding.name) else finding.rule for finding in findings}
 
 
 def mutant(

@@ -45,19 +45,19 @@ def marker_apart(made: Made) -> Made:
     return made | {"spans": spans, "labels": _labels(made["input_ids"], spans)}
 
 
-@mutant("ML101 ML104 ML107")
+@mutant("ML101 ML104 ML107.labels")
 def _labels_shifted(artifact: Artifact) -> None:
     """The labels are shifted by one."""
     artifact["after"] = lambda made: made | {"labels": [IGNORE_INDEX, *made["labels"][:-1]]}
 
 
-@mutant("ML101 ML107")
+@mutant("ML101 ML107.labels")
 def _labels_of_other_ids(artifact: Artifact) -> None:
     """The labels are the ids of other tokens."""
     artifact["after"] = lambda made: made | {"labels": [label + (label > 2) for label in made["labels"]]}
 
 
-@mutant("ML101 ML104 ML107")
+@mutant("ML101 ML104 ML107.labels")
 def _labels_too_few(artifact: Artifact) -> None:
     """There are fewer labels than ids."""
     artifact["after"] = lambda made: made | {"labels": made["labels"][:-1]}
@@ -69,25 +69,25 @@ def _a_hole_in_the_spans(artifact: Artifact) -> None:
     artifact["after"] = lambda made: made | {"spans": [span for span in made["spans"] if span["kind"] != "eos"]}
 
 
-@mutant("ML102 ML107")
+@mutant("ML102 ML107.labels")
 def _the_user_is_supervised(artifact: Artifact) -> None:
     """The user's tokens are supervised too."""
     artifact["after"] = lambda made: supervised(made, lambda span: span["role"] in ("user", "assistant"))
 
 
-@mutant("ML102 ML105 ML107")
+@mutant("ML102 ML105 ML107.labels")
 def _bos_is_supervised(artifact: Artifact) -> None:
     """BOS is supervised."""
     artifact["after"] = lambda made: supervised(made, lambda span: span["role"] in (None, "assistant"))
 
 
-@mutant("ML103 ML107", "I04")
+@mutant("ML103 ML107.labels", "I04")
 def _a_mask_of_zeros(artifact: Artifact) -> None:
     """The template marks no answer, and the mask is all zeros."""
     artifact["after"] = lambda made: supervised(made, lambda span: False)
 
 
-@mutant("ML103 ML107", "I05")
+@mutant("ML103 ML107.labels", "I05")
 def _the_marker_is_searched_for(artifact: Artifact) -> None:
     """The collator searches for the ids of the marker alone; inside a row they differ, so it finds nothing."""
     marker = list(artifact["tokenizer"].encode_text("[/INST]"))
@@ -100,7 +100,7 @@ def _the_marker_is_searched_for(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML101 ML104 ML107", "I13")
+@mutant("ML101 ML104 ML107.labels", "I13")
 def _a_mask_from_prefixes(artifact: Artifact) -> None:
     """Each answer is the difference of the prefix that ends with it and the prefix before it."""
     tokenizer, rows = artifact["tokenizer"], []
@@ -125,19 +125,19 @@ def _weights_are_ignored(artifact: Artifact) -> None:
     artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
 
 
-@mutant("ML103 ML107")
+@mutant("ML103 ML107.labels")
 def _only_the_last_answer(artifact: Artifact) -> None:
     """Only the last answer is supervised, though every one has weight 1."""
     artifact["after"] = lambda made: supervised(made, lambda span: span["turn"] == made["spans"][-1]["turn"])
 
 
-@mutant("ML103 ML104 ML107", "I01")
+@mutant("ML103 ML104 ML107.labels", "I01")
 def _eos_is_masked(artifact: Artifact) -> None:
     """The pad id is masked, and pad is EOS."""
     artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"] and span["kind"] != "eos")
 
 
-@mutant("ML104 ML107", "I02")
+@mutant("ML104 ML107.encoding", "I02")
 def _eos_is_missing(artifact: Artifact) -> None:
     """The row ends without EOS."""
 
@@ -147,21 +147,21 @@ def _eos_is_missing(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML105 ML107 ML112", "I03")
+@mutant("ML105 ML107.encoding ML112", "I03")
 def _bos_twice(artifact: Artifact) -> None:
     """The template writes BOS, and the tokenizer adds another."""
     bos = artifact["tokenizer"].bos_id
     artifact["after"] = lambda made: with_ids(made, 0, [bos, bos])
 
 
-@mutant("ML105 ML107 ML112")
+@mutant("ML105 ML107.encoding ML107.labels ML112")
 def _no_bos(artifact: Artifact) -> None:
     """BOS is left out: a space stands in its place."""
     space = artifact["tokenizer"].encode_text(" ")
     artifact["after"] = lambda made: with_ids(made, 0, space)
 
 
-@mutant("ML106 ML107 ML112", "I22")
+@mutant("ML106 ML107.encoding ML112", "I22")
 def _a_user_forges_eos(artifact: Artifact) -> None:
     """The text </s> of a user becomes EOS."""
     eos = artifact["tokenizer"].eos_id
@@ -173,7 +173,7 @@ def _a_user_forges_eos(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML103 ML104 ML107 ML109")
+@mutant("ML103 ML104 ML107.labels ML109")
 def _a_turn_is_taken_for_another(artifact: Artifact) -> None:
     """A tool's turn is taken for the assistant's, by its spans too."""
 
@@ -184,14 +184,14 @@ def _a_turn_is_taken_for_another(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML107 ML109")
+@mutant("ML107.encoding ML109")
 def _another_answer(artifact: Artifact) -> None:
     """Another word is supervised than the assistant's text has."""
     never = artifact["tokenizer"].encode_text("Never")[:1]
     artifact["after"] = lambda made: with_ids(made, made["spans"][-2]["start"], never)
 
 
-@mutant("ML103 ML104 ML107 ML110")
+@mutant("ML103 ML104 ML107.labels ML110")
 def _a_call_without_its_marker(artifact: Artifact) -> None:
     """The marker of a tool call carries no loss."""
     artifact["after"] = marker_apart

@@ -66,13 +66,13 @@ def with_peft(model: Any, seed: int, **config: Any) -> Any:
     return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, **config}))
 
 
-@mutant("ML301 ML307 ML316 ML317 ML318 ML319 ML322", "I50", says="'q_proj': 2, 'v_proj': 2")
+@mutant("ML301.run ML307.adapter ML318 ML319 ML322", "I50", says="'q_proj': 2, 'v_proj': 2")
 def targets_of_peft(artifact: Artifact) -> None:
     """The target modules do not reach PEFT, which has its own for Mistral; the run then refuses its adapter."""
     artifact["attach_adapter"] = lambda model, lora, layers, seed: with_peft(model, seed, lora_dropout=lora.dropout)
 
 
-@mutant("ML301 ML302 ML305 ML311 ML318 ML321", says="tensors lose or gain a gradient")
+@mutant("ML301.answers ML302 ML305 ML311.mean ML318 ML321.precision", says="tensors lose or gain a gradient")
 def head_that_is_trained(artifact: Artifact) -> None:
     """The head is trained beside the adapter, which alone is saved."""
 
@@ -101,7 +101,7 @@ def frozen_adapter(artifact: Artifact) -> None:
     artifact["make_trainer"] = make_trainer
 
 
-@mutant("ML321 ML322", "I44", says="trainable parameters are in torch.bfloat16")
+@mutant("ML321.precision ML322", "I44", says="trainable parameters are in torch.bfloat16")
 def adapter_in_half_precision(artifact: Artifact) -> None:
     """The adapter has the base's precision; the run then refuses to save it."""
 
@@ -124,19 +124,19 @@ def loads(artifact: Artifact, **settings: Any) -> None:
     artifact["load_base"] = load_base
 
 
-@mutant("ML321", "I46", says="the base is in torch.bfloat16")
+@mutant("ML321.precision", "I46", says="the base is in torch.bfloat16")
 def precision_of_the_checkpoint(artifact: Artifact) -> None:
     """The base is loaded in the precision that the checkpoint is stored in."""
     loads(artifact, dtype="auto")
 
 
-@mutant("ML323", "I57", says="the loaded model's window is 4096", slow=True)
+@mutant("ML321.window", "I57", says="the loaded model's window is 4096", slow=True)
 def window_of_the_first_mistral(artifact: Artifact) -> None:
     """The window is the default of transformers, not the checkpoint's."""
     loads(artifact, sliding_window=4096)
 
 
-@mutant("ML323", "I57", says="the loaded model's window is None")
+@mutant("ML321.window", "I57", says="the loaded model's window is None")
 def no_window(artifact: Artifact) -> None:
     """The checkpoint's window is left out."""
     loads(artifact, sliding_window=None)

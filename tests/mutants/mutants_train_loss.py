@@ -15,7 +15,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from pytest_mistral_lora.training.step import StepRow
 
 
-@mutant("ML309", "I07", says="4 micro-batches of a row")
+@mutant("ML311.batches", "I07", says="4 micro-batches of a row")
 def mean_of_means(artifact: Artifact) -> None:
     """Each micro-batch has its own mean, and the step has the mean of these."""
 
@@ -25,7 +25,7 @@ def mean_of_means(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-@mutant("ML309", "I07", slow=True)
+@mutant("ML311.batches", "I07", slow=True)
 def divided_twice(artifact: Artifact) -> None:
     """The mean over the step's tokens is divided by the micro-batches once more."""
 
@@ -35,7 +35,7 @@ def divided_twice(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-@mutant("ML309", "I07", slow=True)
+@mutant("ML311.batches", "I07", slow=True)
 def never_divided(artifact: Artifact) -> None:
     """Each micro-batch has its own mean, and the step has the sum of these."""
 
@@ -45,7 +45,7 @@ def never_divided(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-@mutant("ML309 ML310 ML311", "I33", says="supervised tokens")
+@mutant("ML311.batches ML311.mean ML311.neighbours", "I33", says="supervised tokens")
 def mean_over_every_token(artifact: Artifact) -> None:
     """The sum of the supervised losses is divided by the number of all tokens."""
 
@@ -77,13 +77,13 @@ def loss_with(artifact: Artifact, labels: Callable[[StepRow], torch.Tensor]) -> 
     artifact["supervised_losses"] = supervised_losses
 
 
-@mutant("ML306 ML310 ML311", "I33", says="a gradient after", slow=True)
+@mutant("ML311.mean ML311.neighbours ML311.tokens", "I33", says="a gradient after", slow=True)
 def loss_of_every_token(artifact: Artifact) -> None:
     """A fused loss gets the ids for labels, not the masked labels."""
     loss_with(artifact, lambda row: row.input_ids)
 
 
-@mutant("ML301 ML306 ML310 ML311", says="no gradient after")
+@mutant("ML301.answers ML311.mean ML311.neighbours ML311.tokens", says="no gradient after")
 def loss_without_the_shift(artifact: Artifact) -> None:
     """Each position is to predict its own token."""
     loss_with(artifact, lambda row: row.labels.roll(1))
@@ -98,13 +98,13 @@ def called_with(artifact: Artifact, **changes: Any) -> None:
     artifact["supervised_losses"] = supervised_losses
 
 
-@mutant("ML312", "I43", says="passes make a key-value cache")
+@mutant("ML311.cache", "I43", says="passes make a key-value cache")
 def cache_in_training(artifact: Artifact) -> None:
     """The model makes a cache in training, for which FlashAttention refuses rows that are padded on the right."""
     called_with(artifact, use_cache=True)
 
 
-@mutant("ML301 ML309 ML310 ML311", "I20", "I21", says="rows beside one another")
+@mutant("ML301.answers ML311.batches ML311.mean ML311.neighbours", "I20", "I21", says="rows beside one another")
 def rows_that_see_one_another(artifact: Artifact) -> None:
     """The rows of a micro-batch are one text to the model."""
     called_with(artifact, segments=None, attention_mask=None, position_ids=None)

@@ -23,13 +23,19 @@ def collated(artifact: Artifact, change: Callable[[dict[str, Any]], dict[str, An
     artifact["collate"] = collate
 
 
-@mutant("ML301 ML306 ML311", "I01", says="no gradient after")
+@mutant("ML301.answers ML311.mean ML311.tokens", "I01", says="no gradient after")
 def padding_id_is_masked(artifact: Artifact) -> None:
     """No token that has the padding id is trained on: if EOS is the padding, the model never learns to stop."""
     collated(artifact, lambda batch: {"labels": batch["labels"].masked_fill(batch["input_ids"] == 2, IGNORE_INDEX)})
 
 
-@mutant("ML306 ML311", says="a gradient after", slow=True)
+@mutant("ML311.mean ML311.tokens", says="a gradient after 42 tokens more", slow=True)
+def ids_for_labels(artifact: Artifact) -> None:
+    """The collator copies the ids into the labels."""
+    collated(artifact, lambda batch: {"labels": batch["input_ids"]})
+
+
+@mutant("ML311.mean ML311.tokens", says="a gradient after", slow=True)
 def padding_is_trained_on(artifact: Artifact) -> None:
     """Padding has its own id for a label."""
 
@@ -45,7 +51,7 @@ def padding_is_trained_on(artifact: Artifact) -> None:
     artifact["collate"] = collate
 
 
-@mutant("ML301 ML306 ML311", "I34", says="no gradient after", slow=True)
+@mutant("ML301.answers ML311.mean ML311.tokens", "I34", says="no gradient after", slow=True)
 def batch_that_is_cut(artifact: Artifact) -> None:
     """The collator cuts each row to a length: the last EOS of a long one is gone."""
 
@@ -104,7 +110,7 @@ def rows_without_labels(artifact: Artifact) -> None:
     artifact["load_data"] = load_data
 
 
-@mutant("ML301 ML305 ML314 ML706", "I34", says="that every row keeps changes a row")
+@mutant("ML301.answers ML305 ML314 ML706", "I34", says="that every row keeps changes a row")
 def eos_without_a_label(artifact: Artifact) -> None:
     """With a limit of length, EOS has no label, even if nothing is cut."""
 

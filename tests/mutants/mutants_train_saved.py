@@ -22,7 +22,7 @@ def edited(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Non
     save_file(tensors, file)
 
 
-@mutant("ML301 ML305 ML706", says="said 'Paris.'")
+@mutant("ML301.answers ML305 ML706", says="said 'Paris.'")
 def another_answer(artifact: Artifact) -> None:
     """The adapter says another answer than the row has."""
     rows = artifact["folder"] / "rows.jsonl"
@@ -41,7 +41,7 @@ def still_layer(artifact: Artifact) -> None:
     artifact["tensors"][artifact["layer"]] = artifact["initial"][artifact["layer"]]
 
 
-@mutant("ML304")
+@mutant("ML301.loss")
 def loss_that_stays(artifact: Artifact) -> None:
     """The loss does not fall."""
     artifact["losses"][:] = [artifact["losses"][0]] * len(artifact["losses"])
@@ -98,13 +98,13 @@ def _completion(found: Any, encoder: Any, row: Any, index: int) -> Any:
     return Completion(index, 0, ids, encoder.decode(ids), stop, expected, ids == expected)
 
 
-@mutant("ML301 ML324", "I42", says="as a greedy search by hand does", slow=True)
+@mutant("ML301.answers ML324", "I42", says="as a greedy search by hand does", slow=True)
 def padded_on_the_right(artifact: Artifact) -> None:
     """Prompts of a batch are padded on the right."""
     generates_in_a_batch(artifact, left=False, masked=True)
 
 
-@mutant("ML301 ML324", "I41")
+@mutant("ML301.answers ML324", "I41")
 def batch_without_a_mask(artifact: Artifact) -> None:
     """A batch is padded on the left, and the padding is not masked, so answers differ from those of single prompts."""
     generates_in_a_batch(artifact, left=True, masked=False)

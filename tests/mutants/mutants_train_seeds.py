@@ -13,7 +13,7 @@ from transformers import TrainerCallback, set_seed
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 
 
-@mutant("ML307 ML316 ML318", "I35", says="the same seed gives other first values")
+@mutant("ML307.adapter ML307.values ML318", "I35", says="the same seed gives other first values")
 def seed_after_the_adapter(artifact: Artifact) -> None:
     """The adapter is drawn before the seed is set."""
 
@@ -25,7 +25,7 @@ def seed_after_the_adapter(artifact: Artifact) -> None:
     artifact["attach_adapter"] = attach_adapter
 
 
-@mutant("ML316", "I35", says="another seed gives the same first values", slow=True)
+@mutant("ML307.values", "I35", says="another seed gives the same first values", slow=True)
 def first_values_without_a_seed(artifact: Artifact) -> None:
     """The adapter's first values are always those of one seed."""
 
@@ -50,25 +50,25 @@ def remade(
     artifact["make_trainer"] = make_trainer
 
 
-@mutant("ML317", "I35", says="another seed gives the same order", slow=True)
+@mutant("ML307.order", "I35", says="another seed gives the same order", slow=True)
 def order_without_a_seed(artifact: Artifact) -> None:
     """The rows always come in the order of one seed."""
     remade(artifact, lambda training: {"order_seed": 0})
 
 
-@mutant("ML317", says="training.order_seed", slow=True)
+@mutant("ML307.order", says="training.order_seed", slow=True)
 def order_of_the_other_seed(artifact: Artifact) -> None:
     """The order's own seed is not looked at."""
     remade(artifact, lambda training: {"order_seed": training.seed})
 
 
-@mutant("ML307 ML317 ML318", says="the same seed gives another order", slow=True)
+@mutant("ML307.adapter ML307.order ML318", says="the same seed gives another order", slow=True)
 def order_by_chance(artifact: Artifact) -> None:
     """The rows come in another order in every run."""
     remade(artifact, lambda training: {"order_seed": int.from_bytes(os.urandom(4))})
 
 
-@mutant("ML307 ML316 ML317", says="another seed gives the same adapter")
+@mutant("ML307.adapter ML307.order ML307.values", says="another seed gives the same adapter")
 def seed_that_decides_nothing(artifact: Artifact) -> None:
     """Whatever the seed, first values, dropout and order are those of seed 0."""
     artifact["attach_adapter"] = lambda model, lora, layers, seed: SOUND["attach_adapter"](model, lora, layers, seed=0)

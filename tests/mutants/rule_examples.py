@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gallery import benches, examples
+from gallery import benches, examples, fired
 
 from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.conformance.finding import Finding
@@ -49,9 +49,9 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
     findings = bench.judge(artifact)
     finding = next((one for one in findings if one.rule == rule_id), None)
     if finding is None:
-        fired = ", ".join(sorted({one.rule for one in findings})) or "no rule"
+        said = ", ".join(sorted(fired(findings))) or "no rule"
         raise AssertionError(
-            f"`broken` of the example {rule_id} (tests/mutants/examples_{subject}.py) fires {fired}: does a case of "
+            f"`broken` of the example {rule_id} (tests/mutants/examples_{subject}.py) fires {said}: does a case of "
             f"the subject collect findings of {rule_id}?"
         )
     lines, table = [f"{rule_id} {str(finding.place) + ': ' if str(finding.place) else ''}{finding.words}"], []
@@ -65,7 +65,7 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
         # a bench of rows can show the tokens of a finding that has no table of its own
         table="\n".join(table) or (bench.table(artifact) if hasattr(bench, "table") else ""),
         finding=_with_documented_names("\n".join(lines), folder),
-        fired=frozenset(one.rule for one in findings),
+        fired=frozenset(fired(findings)),
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train.harness import TrainingLaw
 from pytest_mistral_lora.conformance.train.tiny_run import LAWS, TinyRun, attempt
@@ -25,25 +26,27 @@ _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield a check for each property of the tiny train's own adapter, and one for each law."""
+    """Yield a check for each property of the tiny train's own adapter, and one for the laws of each rule."""
     table: tuple[tuple[str, _Judge], ...] = (
         ("only-lora-changed", _judge_base),
         ("every-layer-moved", _judge_layers),
-        ("loss-fell", _judge_losses),
         ("reloaded-logits-equal", _judge_reloaded),
         ("manifest-verifies", _judge_manifest),
         ("adapter-is-sound", _judge_adapter),
     )
-    judged: list[tuple[str, _Judge | TrainingLaw, bool]] = [
-        ("learned-by-heart", _judge_answers, False),
+    laws: dict[str, list[TrainingLaw]] = {}
+    for law in LAWS:
+        laws.setdefault(law.rule, []).append(law)
+    judged: list[tuple[str, _Judge | list[TrainingLaw], bool]] = [
+        ("learned-by-heart", _judge_learning, False),
         *((case, judge, True) for case, judge in table),
-        *((law.case, law, law.needs_adapter) for law in LAWS),
+        *((RULES[rule].case, of_rule, of_rule[0].needs_adapter) for rule, of_rule in laws.items()),
     ]
     for case, judge, needs_adapter in judged:
         yield Check(target, "train", case, partial(_judge_run, target, settings, judge, needs_adapter))
 
 
-def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, needs_adapter: bool) -> Result:
+def _judge_run(target: Target, settings: Settings, judge: _Judge | list[TrainingLaw], needs_adapter: bool) -> Result:
     require_extra("train")
     oracle = target.oracle
     try:
@@ -54,19 +57,32 @@ def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, 
         run = attempt(oracle, settings.work_folder, device=settings.device, kind=kind)
     except MistralLoraError as error:
         return Result((_failed_train(str(error), oracle.path),))
-    if run.failed and (needs_adapter or (run.lacks_template and judge is _judge_answers)):
+    if run.failed and (needs_adapter or (run.lacks_template and judge is _judge_learning)):
         return Result(not_checked=f"there is no trained adapter: {run.failed}")
     facts = (("device", run.device), ("model", str(kind)))
-    if isinstance(judge, TrainingLaw):
-        return replace(judge.result(run.evidence["laws"][judge.measure.__name__], run.device), facts=facts)
+    if isinstance(judge, list):
+        result = _judge_laws(judge, run)
+        return replace(result, facts=(*facts, *result.facts))
     return Result(tuple(judge(run)), facts=facts)
 
 
+def _judge_laws(laws: list[TrainingLaw], run: TinyRun) -> Result:
+    """Return the findings of the laws of a rule: each once, such as an error that ends several measurements."""
+    results = [law.result(run.evidence["laws"][law.measure.__name__], run.device) for law in laws]
+    unmeasured = [result.not_checked for result in results if result.not_checked]
+    if len(unmeasured) == len(laws):
+        return Result(not_checked=unmeasured[0])
+    findings: dict[tuple[str, Place], Finding] = {}
+    for finding in chain.from_iterable(result.findings for result in results):
+        findings.setdefault((finding.found, finding.place), finding)
+    return Result(tuple(findings.values()), facts=tuple(("not measured", reason) for reason in unmeasured))
+
+
 def _failed_train(cause: str, place: Path) -> Finding:
-    return Finding("ML301", f"the tiny train failed: {cause}", Place.of(place), "a trained adapter")
+    return Finding("ML301", f"the tiny train failed: {cause}", Place.of(place), "a trained adapter", name="ML301.run")
 
 
-def _judge_answers(run: TinyRun) -> Iterator[Finding]:
+def _judge_learning(run: TinyRun) -> Iterator[Finding]:
     if run.failed:
         yield _failed_train(run.failed, run.folder)
         return
@@ -74,9 +90,13 @@ def _judge_answers(run: TinyRun) -> Iterator[Finding]:
         place = Place.of(run.rows.name, answer["row"] + 1)
         if not answer["equal"]:
             found = f"said {answer['text']!r} {answer['ids']}, stopped by {answer['stop']}"
-            yield Finding("ML301", found, place, f"{answer['expected_ids']}")
+            yield Finding("ML301", found, place, f"{answer['expected_ids']}", name="ML301.answers")
         elif answer["stop"] != "eos":
-            yield Finding("ML301", f"stopped by {answer['stop']}", place, "EOS")
+            yield Finding("ML301", f"stopped by {answer['stop']}", place, "EOS", name="ML301.answers")
+    losses = run.evidence["losses"]
+    if not losses[-1] < losses[0] / 2:
+        found = f"loss {losses[0]:.4f} at first, {losses[-1]:.4f} at last"
+        yield Finding("ML301", found, expected="less than half", name="ML301.loss")
 
 
 def _judge_base(run: TinyRun) -> Iterator[Finding]:
@@ -87,12 +107,6 @@ def _judge_base(run: TinyRun) -> Iterator[Finding]:
 def _judge_layers(run: TinyRun) -> Iterator[Finding]:
     for name in run.evidence["unmoved_tensors"]:
         yield Finding("ML303", f"{name} did not move", Place.of(run.adapter), "a change by training")
-
-
-def _judge_losses(run: TinyRun) -> Iterator[Finding]:
-    losses = run.evidence["losses"]
-    if not losses[-1] < losses[0] / 2:
-        yield Finding("ML304", f"loss {losses[0]:.4f} at first, {losses[-1]:.4f} at last", expected="less than half")
 
 
 def _judge_reloaded(run: TinyRun) -> Iterator[Finding]:

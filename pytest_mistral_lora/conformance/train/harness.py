@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
-from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
@@ -286,28 +286,29 @@ class TrainingLaw:
     """A property that training must have, with its measurement and its verdict.
 
     Attributes:
-        rule: Id of its rule.
+        name: Its rule, or its name within its rule, such as `ML311.mean`.
         measure: Takes the figures; laws with the same function share one measurement.
         judge: Yields findings about the figures, given the device of the measurement (`cpu` or `cuda`).
         needs_adapter: Whether the measurement reads the adapter of the tiny run.
     """
 
-    rule: str
+    name: str
     measure: Callable[[TrainerHarness], Figures]
     judge: Callable[[Figures, str], Iterator[Finding]]
     needs_adapter: bool = False
 
     @property
-    def case(self) -> str:
-        """The name of its check."""
-        return RULES[self.rule].case
+    def rule(self) -> str:
+        """Id of its rule."""
+        return self.name.partition(".")[0]
 
     def result(self, figures: Figures, device: str) -> Result:
         """Return the law's findings about figures; a failed measurement is also a finding."""
         if "not measured" in figures:
             return Result(not_checked=figures["not measured"])
         if "failed" in figures:
-            return Result(
-                (Finding(self.rule, figures["failed"], Place.of("the trainer on the tiny model"), "figures to judge"),)
-            )
-        return Result(tuple(self.judge(figures, device)))
+            place = Place.of("the trainer on the tiny model")
+            found: Iterable[Finding] = [Finding(self.rule, figures["failed"], place, "figures to judge")]
+        else:
+            found = self.judge(figures, device)
+        return Result(tuple(replace(finding, name=self.name if self.name != self.rule else "") for finding in found))

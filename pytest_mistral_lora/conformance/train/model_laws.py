@@ -213,15 +213,15 @@ def _judge_window(figures: Figures, device: str) -> Iterator[Finding]:
     for name, (configured, loaded) in figures["windows"].items():
         if configured != loaded:
             place = Place.of("config.json") / f"sliding_window ({name})"
-            yield Finding("ML323", f"the loaded model's window is {loaded}", place, str(configured))
+            yield Finding("ML321", f"the loaded model's window is {loaded}", place, str(configured))
     if figures["within"] > TOLERANCE[device] or not figures["beyond"] > 10 * TOLERANCE[device]:
         found = f"logits change by {figures['within']:.2g} within and by {figures['beyond']:.2g} beyond"
-        yield Finding("ML323", found, NOWHERE / f"a window of {_WINDOW} tokens", "nothing within, something beyond")
+        yield Finding("ML321", found, NOWHERE / f"a window of {_WINDOW} tokens", "nothing within, something beyond")
 
 
 MODEL_LAWS = (
     TrainingLaw("ML319", measure_targets, _judge_targets),
-    TrainingLaw("ML321", measure_precision, _judge_precision),
+    TrainingLaw("ML321.precision", measure_precision, _judge_precision),
     TrainingLaw("ML313", measure_packing, _judge_packing),
-    TrainingLaw("ML323", measure_window, _judge_window),
+    TrainingLaw("ML321.window", measure_window, _judge_window),
 )

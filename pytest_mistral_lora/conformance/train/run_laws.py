@@ -211,12 +211,12 @@ def _judge_seed(figures: Figures, device: str) -> Iterator[Finding]:
 def _judge_first_values(figures: Figures, device: str) -> Iterator[Finding]:
     first = figures["first"]["initial"]
     if figures["again"]["initial"] != first:
-        yield Finding("ML316", "the same seed gives other first values", NOWHERE.within("training", "seed"), "the same")
+        yield Finding("ML307", "the same seed gives other first values", NOWHERE.within("training", "seed"), "the same")
     if figures["other"]["initial"] == first:
-        yield Finding("ML316", "another seed gives the same first values", NOWHERE.within("training", "seed"), "others")
+        yield Finding("ML307", "another seed gives the same first values", NOWHERE.within("training", "seed"), "others")
     if figures["reordered"]["initial"] != first:
         yield Finding(
-            "ML316",
+            "ML307",
             "the seed of the order changes the first values",
             NOWHERE.within("training", "order_seed"),
             "the same",
@@ -227,14 +227,14 @@ def _judge_order(figures: Figures, device: str) -> Iterator[Finding]:
     first = figures["first"]["order"]
     if figures["again"]["order"] != first:
         yield Finding(
-            "ML317", "the same seed gives another order of the rows", NOWHERE.within("training", "seed"), "the same"
+            "ML307", "the same seed gives another order of the rows", NOWHERE.within("training", "seed"), "the same"
         )
     for name, place in (
         ("other", NOWHERE.within("training", "seed")),
         ("reordered", NOWHERE.within("training", "order_seed")),
     ):
         if figures[name]["order"] == first:
-            yield Finding("ML317", "another seed gives the same order of the rows", place, "another")
+            yield Finding("ML307", "another seed gives the same order of the rows", place, "another")
 
 
 def _judge_resumed(figures: Figures, device: str) -> Iterator[Finding]:
@@ -289,9 +289,9 @@ def _judge_finite(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 RUN_LAWS = (
-    TrainingLaw("ML307", measure_seeds, _judge_seed),
-    TrainingLaw("ML316", measure_seeds, _judge_first_values),
-    TrainingLaw("ML317", measure_seeds, _judge_order),
+    TrainingLaw("ML307.adapter", measure_seeds, _judge_seed),
+    TrainingLaw("ML307.values", measure_seeds, _judge_first_values),
+    TrainingLaw("ML307.order", measure_seeds, _judge_order),
     TrainingLaw("ML318", measure_seeds, _judge_resumed),
     TrainingLaw("ML322", measure_finite, _judge_finite),
     TrainingLaw("ML314", measure_lengths, _judge_lengths),

@@ -236,7 +236,7 @@ def measure_cache(harness: TrainerHarness) -> Figures:
 def _judge_neighbours(figures: Figures, device: str) -> Iterator[Finding]:
     for name, difference in figures.items():
         expected = "the same, whatever stands beside a row"
-        yield from judge_difference(difference, device, rule="ML310", subject=name, expected=expected)
+        yield from judge_difference(difference, device, rule="ML311", subject=name, expected=expected)
 
 
 def _judge_loss(figures: Figures, device: str) -> Iterator[Finding]:
@@ -248,10 +248,10 @@ def _judge_loss(figures: Figures, device: str) -> Iterator[Finding]:
 def _judge_predicting(figures: Figures, device: str) -> Iterator[Finding]:
     if figures["extra"]:
         found = f"a gradient after {len(figures['extra'])} tokens more, first after id {figures['extra'][0]}"
-        yield Finding("ML306", found, NOWHERE, "none where the next label is -100")
+        yield Finding("ML311", found, NOWHERE, "none where the next label is -100")
     if figures["lacking"]:
         found = f"no gradient after {len(figures['lacking'])} tokens, first after id {figures['lacking'][0]}"
-        yield Finding("ML306", found, NOWHERE, "one where the next token is supervised")
+        yield Finding("ML311", found, NOWHERE, "one where the next token is supervised")
 
 
 def _judge_cache(figures: Figures, device: str) -> Iterator[Finding]:
@@ -259,21 +259,21 @@ def _judge_cache(figures: Figures, device: str) -> Iterator[Finding]:
         # without any pass, the recording missed them, and nothing would be checked
         if counts["with_cache"] or not counts["passes"]:
             found = f"{counts['with_cache']} of {counts['passes']} passes make a key-value cache"
-            yield Finding("ML312", found, NOWHERE / name, "none, in at least one pass")
+            yield Finding("ML311", found, NOWHERE / name, "none, in at least one pass")
 
 
 _judge_accumulation = partial(
-    judge_difference, rule="ML309", subject="4 micro-batches of a row", expected="those of one batch of 4 rows"
+    judge_difference, rule="ML311", subject="4 micro-batches of a row", expected="those of one batch of 4 rows"
 )
 _judge_checkpointing = partial(
     judge_difference, rule="ML315", subject="with activation checkpointing", expected="those without it"
 )
 
 STEP_LAWS = (
-    TrainingLaw("ML306", measure_predicting, _judge_predicting),
-    TrainingLaw("ML309", measure_accumulation, _judge_accumulation),
-    TrainingLaw("ML310", measure_neighbours, _judge_neighbours),
-    TrainingLaw("ML311", measure_loss, _judge_loss),
-    TrainingLaw("ML312", measure_cache, _judge_cache),
+    TrainingLaw("ML311.tokens", measure_predicting, _judge_predicting),
+    TrainingLaw("ML311.batches", measure_accumulation, _judge_accumulation),
+    TrainingLaw("ML311.neighbours", measure_neighbours, _judge_neighbours),
+    TrainingLaw("ML311.mean", measure_loss, _judge_loss),
+    TrainingLaw("ML311.cache", measure_cache, _judge_cache),
     TrainingLaw("ML315", measure_checkpointing, _judge_checkpointing),
 )
