@@ -48,19 +48,7 @@ def test_help_lists_every_verb_once_in_its_group(
         assert f"\n{group}:\n" in text
     assert max(map(len, text.splitlines())) <= 80
     monkeypatch.setenv("COLUMNS", "50")
-    assert all(len(line) <= 50 or line.startswith("  $ ") for line in help_of(capsys).splitlines())
-
-
-def test_each_group_of_verbs_has_an_example_that_can_be_parsed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = help_of(capsys)
-    for group, verbs in VERBS.items():
-        section = text.partition(f"\n{group}:\n")[2].partition("\n\n")[0]
-        [line] = re.findall(r"^  \$ mistral-lora (.*)$", section, flags=re.MULTILINE)
-        verb = line.split()[0]
-        monkeypatch.setattr(verbs[verb], "run", lambda args: 0)
-        assert main(line.split()) == 0
+    assert all(len(line) <= 50 for line in help_of(capsys).splitlines())
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="root may write everywhere else")
@@ -120,7 +108,7 @@ def test_names_in_help_keep_their_letters(verb: str, words: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of init, pin, doctor, check")]
+    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of init, import, stats, check")]
 )
 def test_an_unknown_verb_is_bad_usage_with_a_suggestion(
     word: str, hint: str, capsys: pytest.CaptureFixture[str]

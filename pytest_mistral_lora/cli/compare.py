@@ -9,9 +9,9 @@ from pytest_mistral_lora.cli.verb import INPUT, Verb, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 
 _DESCRIPTION = """\
-Compare two reports, such as that of the main branch and that of a change: which causes are new, worse, fixed, accepted
-as known, or not judged any more. A cause keeps its key if its rows move to other lines. A cause counts as fixed only if
-its check ran again and found nothing.
+Compare two reports of `check` or pytest, such as that of the main branch and that of a change: which causes are new,
+worse, fixed, accepted as known, or not judged any more. A cause keeps its key if its rows move to other lines. A cause
+counts as fixed only if its check ran again and found nothing.
 
 `mistral-lora check --report FILE.json` and `pytest --mistral-golden --mistral-report FILE.json` write the reports."""
 
@@ -40,7 +40,7 @@ def run_compare(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     "compare",
-    "compare two reports: new, worse, fixed and known causes",
+    "compare two reports of check or pytest: new, worse, fixed causes",
     _add_options,
     run_compare,
     description=_DESCRIPTION,

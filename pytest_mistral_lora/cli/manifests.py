@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.records.verify import FieldCheck
 
 _VERIFY_DESCRIPTION = """\
-Recompute the values that a folder's manifest.json records, and report each mismatch, and what is not available. A value
-is not available if its source is missing: give --base, --dataset and --parent to verify more values.
+Compare an adapter or merged model with its own manifest.json: recompute each recorded value, and report each mismatch,
+and what is not available. A value is not available if its source is missing: give --base, --dataset and --parent to
+verify more values.
 
 The record proves that nothing changed since it was written, not who wrote it: whoever changes all of its values, hashes
 and notes consistently makes another valid record. --rerun detects such a record by training again."""
@@ -166,7 +167,7 @@ def _verdict(facts: Sequence[FieldCheck], session: Session) -> str:
 
 VERIFY = Verb(
     "verify",
-    "recompute the values in manifest.json and report any difference",
+    "compare an adapter or merged model with its own manifest.json",
     _add_verify_options,
     run_verify,
     description=_VERIFY_DESCRIPTION,
@@ -180,8 +181,8 @@ VERIFY = Verb(
 
 
 _DIFF_DESCRIPTION = """\
-Compare two adapters or merged models: each value of their manifests, their tensors, and the answers in their
-transcripts. With two manifest.json files, compare only the manifests."""
+Compare two adapters or merged models with each other: each value of their manifests, their tensors, and the answers in
+their transcripts. With two manifest.json files, compare only the manifests."""
 
 
 def _add_diff_options(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +207,7 @@ def run_diff(args: argparse.Namespace) -> int:
 
 DIFF = Verb(
     "diff",
-    "compare two runs: manifest, tensors and answers",
+    "compare two adapters or merged models with each other",
     _add_diff_options,
     run_diff,
     description=_DIFF_DESCRIPTION,

@@ -60,26 +60,35 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # The modules of the verbs import torch and other slow libraries in their functions, not at the top: `mistral-lora
 # --help`, a misspelt option or a wrong key in a recipe is then answered quickly.
 _GROUPS = {
-    "start": (start.INIT, start.PIN, doctor.VERB),
-    "check": (check.VERB, audit.VERB, compare.VERB, render.VERB, rules.VERB),
-    "rows": (rows.IMPORT, rows.STATS),
-    "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),
-    "serve": (serve_check.VERB,),
-    "other trainers": (other_trainers.EXPORT, other_trainers.TEMPLATE, other_trainers.RUNNER),
+    "in the order of a day": (
+        start.INIT,
+        rows.IMPORT,
+        rows.STATS,
+        check.VERB,
+        render.VERB,
+        train.VERB,
+        manifests.VERIFY,
+        smoke.VERB,
+        chat.VERB,
+        merge.VERB,
+        other_trainers.EXPORT,
+        serve_check.VERB,
+    ),
+    "more": (
+        doctor.VERB,
+        start.PIN,
+        audit.VERB,
+        rules.VERB,
+        compare.VERB,
+        manifests.DIFF,
+        manifests.NOTE,
+        other_trainers.TEMPLATE,
+        other_trainers.RUNNER,
+    ),
 }
 
 VERBS: dict[str, dict[str, Verb]] = {group: {verb.name: verb for verb in verbs} for group, verbs in _GROUPS.items()}
 """Every verb by its name, in the groups and the order of `mistral-lora --help`."""
-
-_EXAMPLES = {
-    "start": "init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
-    "check": "check rows.jsonl --tokenizer spm-v3",
-    "rows": "import sharegpt.json --to rows.jsonl",
-    "train": "train recipe.yaml",
-    "serve": "serve-check http://127.0.0.1:8080 --tokenizer spm-v3",
-    "other trainers": "runner list",
-}
-"""A command line of each group, after the program's name."""
 
 EXIT_CODES = {
     EXIT_OK: "no finding, no difference, no failure",
@@ -92,8 +101,8 @@ EXIT_CODES = {
 """The exit codes of every verb."""
 
 _DESCRIPTION = """\
-Check Mistral fine-tunes against Mistral's own tokenization, train LoRA adapters, and verify and merge them. For the
-options and examples of a verb: mistral-lora VERB --help."""
+Check Mistral fine-tunes against Mistral's own tokenization, train LoRA adapters, and verify and merge them. To try it,
+offline: mistral-lora init --demo. For the options and examples of a verb: mistral-lora VERB --help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     width = max(len(name) for verbs in VERBS.values() for name in verbs) + 1
     for group, verbs in VERBS.items():
         lines = [wrapped_text(verb.summary, f"  {name:<{width}}") for name, verb in verbs.items()]
-        sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
+        sections.append("\n".join([f"{group}:", *lines]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser: argparse.ArgumentParser = _Parser(
         prog=PROGRAM,

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.training.generate.judge import TranscriptComparison
 
 _DESCRIPTION = """\
-Load base and adapter, or a merged model, and answer prompts greedily, encoded as in training.
+Compare the answers of an adapter or merged model, which is loaded anew, with the answers that its run recorded. It
+answers prompts greedily, encoded as in training.
 
-With transcripts (those of the run, or --golden), compare each answer with the recorded one. It is exact (the same
+With transcripts (those of the run, or --golden), each answer is compared with the recorded one. It is exact (the same
 tokens), equivalent (another token only at a near tie, and the recorded answer is as likely as it was), or different.
 With --gate, compare the model with its base on the held-out rows of its run, and on the rows of evaluation.retention: a
 measurement fails if its whole interval is on the wrong side of the limit.
@@ -340,7 +341,7 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
 
 VERB = Verb(
     "smoke",
-    "load an adapter or merged model, and compare or record its answers",
+    "compare a model's answers with those that its run recorded",
     _add_options,
     run,
     description=_DESCRIPTION,
