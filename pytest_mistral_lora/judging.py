@@ -255,10 +255,10 @@ def audit(
     dataset: AnyPath | Sequence[AnyPath] = (),
     rules: str | None = None,
 ) -> Verdict:
-    """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora audit` does.
+    """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora check` does.
 
     Args:
-        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; a
+        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora check`; the rows as mappings; a
             batch, a mapping of lists, arrays or tensors of shape `(batch, length)`; or batches, such as a
             `DataLoader`, each of which is read once. A row has `input_ids` and `labels`
             (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have `messages`,

@@ -104,7 +104,7 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     assert len(lines) < 24
 
 
-_REMEDY = ": mistral-lora audit --dataset ROWS"
+_REMEDY = ": mistral-lora check --dataset ROWS"
 
 
 @pytest.mark.parametrize("files", [2, 3, 6])
@@ -195,7 +195,7 @@ def test_encoded_rows_are_judged_by_check_too(healthy: Path, capsys: Any) -> Non
     assert main(["render", str(healthy), "--tokenizer", "spm-v3", "--json"]) == 0
     encoded = healthy.with_name("encoded.jsonl")
     encoded.write_text(capsys.readouterr().out)
-    code, out = check(capsys, str(encoded), "--tokenizer", "spm-v3")
+    code, out = check(capsys, str(encoded), "--tokenizer", "spm-v3", "-v")
     assert code == 0
     assert out.startswith(f"{encoded}: encoded rows (JSON Lines with input_ids)\n")
     encoded.write_text(encoded.read_text().replace(", 2]", ", 3]", 1))

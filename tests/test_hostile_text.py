@@ -161,8 +161,6 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["plain.jsonl", "--tokenizer", f"{NAME}.checkpoint"],
         [f"{NAME}.yaml"],
         [NAME],
-    ],
-    "audit": [
         [f"{NAME}.enc.jsonl", *SPM, "--dataset", f"{NAME}.jsonl"],
         ["--runner", f"{NAME}.py", *SPM],
         ["--runner", HOSTILE, *SPM],
@@ -216,7 +214,7 @@ def formats(verb: str) -> tuple[str, ...]:
     parser = argparse.ArgumentParser()
     VERB_OF[verb].add_options(parser)
     found = [one.choices for one in parser._actions if "--output-format" in one.option_strings]
-    assert all(tuple(choices or ()) == FORMATS for choices in found)
+    assert all({*(choices or ())} - {"jsonl"} == {*FORMATS} for choices in found)
     return FORMATS if found else ("",)
 
 
@@ -236,8 +234,7 @@ def test_hostile_texts_are_only_text(verb: str, place: Path, capfd: pytest.Captu
             assert_safe(err)
             assert_safe(out, own=output_format == "github")
             if output_format == "json" and out:
-                for text in out.splitlines() if verb == "audit" else [out]:
-                    json.loads(text)
+                json.loads(out)
     summary = place.parent / "summary.md"
     if summary.exists():
         assert printable(summary.read_text()) == summary.read_text()

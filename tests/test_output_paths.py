@@ -21,12 +21,12 @@ from pytest_mistral_lora.records.files import clash
 NO_PATHS = {
     ("pin", "--branch"),
     ("check", "--device-memory"),
-    ("audit", "--task"),
-    ("audit", "--time-limit"),
+    ("check", "--task"),
+    ("check", "--time-limit"),
     ("rules", "ids"),
     ("rules", "--search"),
-    *((verb, "--objective") for verb in ("check", "audit", "render", "stats")),
-    *((verb, "--rules") for verb in ("check", "audit", "verify", "smoke", "serve-check")),
+    *((verb, "--objective") for verb in ("check", "render", "stats")),
+    *((verb, "--rules") for verb in ("check", "verify", "smoke", "serve-check")),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),
     ("chat", "--system"),
@@ -46,8 +46,8 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def of_verbs() -> Iterator[tuple[str, str, argparse.Action]]:
     [verbs] = [one for one in program._parser()._actions if isinstance(one, argparse._SubParsersAction)]
-    assert list(verbs.choices) == list(VERB_OF)
-    for verb, parser in verbs.choices.items():
+    assert list(verbs.choices) == [name for one in VERB_OF.values() for name in (one.name, one.alias) if name]
+    for verb, parser in ((name, verbs.choices[name]) for name in VERB_OF):
         for action in arguments(parser):
             yield verb, (action.option_strings or [action.dest])[0], action
 
@@ -62,7 +62,7 @@ def test_every_argument_is_declared() -> None:
     written = {(verb, name) for verb, name, one in of_verbs() if getattr(one.type, "role", "") == "written"}
     assert written == {
         *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
-        ("audit", "--output"),
+        ("check", "--output"),
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
         ("export", "--output"),
@@ -77,7 +77,7 @@ training: {{epochs: 1}}
 output: out
 """
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
-JUDGING = ("check", "audit", "verify", "smoke")
+JUDGING = ("check", "verify", "smoke")
 ENDING = {(verb, "--report"): ".json" for verb in (*JUDGING, "serve-check")}
 CASES = [
     (verb, output, given)
@@ -97,8 +97,8 @@ def words(verb: str, output: str, given: str, path: str, target: str) -> list[st
     found = [verb]
     needed = [name for own, name, one in of_verbs() if own == verb and (one.required or not one.option_strings)]
     others = {"--tokenizer": "spm-v3", "--to": "trl", "--output": "other-output", "server": "openai=http://127.0.0.1:9"}
-    if (verb, given) == ("audit", "--runner"):
-        needed.remove("rows")
+    if (verb, given) == ("check", "--runner"):
+        needed.remove("paths")
     for name in dict.fromkeys([*needed, output, given]):
         value = values.get(name, others.get(name, "other.jsonl"))
         found += [name, value] if name.startswith("--") else [value]
@@ -135,7 +135,7 @@ def ends(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
 def test_no_output_is_an_input(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ending = ENDING.get((verb, output), ".py" if (verb, given) == ("audit", "--runner") else ".jsonl")
+    ending = ENDING.get((verb, output), ".py" if (verb, given) == ("check", "--runner") else ".jsonl")
     name = f"mine{ending}"
     (place / "data").mkdir()
     (place / "data" / name).write_text(json.dumps(ROW) + "\n")
@@ -160,7 +160,7 @@ def test_no_output_is_an_input(
 def test_no_output_is_inside_a_folder_that_is_read(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if given == "--xfails" or (verb, given) in {("serve-check", "server"), ("audit", "--runner"), ("smoke", "--check")}:
+    if given == "--xfails" or (verb, given) in {("serve-check", "server"), ("check", "--runner"), ("smoke", "--check")}:
         return  # never a folder
     (place / "read").mkdir()
     (place / "read" / "manifest.json").write_text("{}")
@@ -199,7 +199,7 @@ def test_only_our_own_files_are_replaced(place: Path, capsys: pytest.CaptureFixt
         ["render", rows, "--tokenizer", "spm-v3", "--html", "x.html"],
         ["template", "--tokenizer", "spm-v3", "--output", "t.txt"],
         ["template", "--tokenizer", "spm-v3", "--output", "other.jsonl"],
-        ["audit", "--runner", "trl", "--tokenizer", "spm-v3", "--output", "enc.jsonl"],
+        ["check", "--runner", "trl", "--tokenizer", "spm-v3", "--output", "enc.jsonl"],
     ):
         assert "was not written by this command" in ends(capsys, command)
     assert {name: (place / name).read_text() for name in mine} == mine

@@ -102,13 +102,20 @@ def add_judging_options(parser: argparse.ArgumentParser) -> None:
     add_format_option(parser)
 
 
-def add_format_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--output-format` to a verb that judges, and `--json` as its short form."""
+def add_format_option(parser: argparse.ArgumentParser, jsonl: str = "") -> None:
+    """Add `--output-format` to a verb that judges, and `--json` as its short form.
+
+    Args:
+        parser: The parser of the verb.
+        jsonl: What `jsonl` prints; empty if the verb does not have it.
+    """
     parser.add_argument(
         "--output-format",
-        choices=("text", "json", "github"),
+        choices=("text", "json", *(("jsonl",) if jsonl else ()), "github"),
         default="text",
-        help="github prints annotations and adds to the job's summary (default: text)",
+        help="github prints annotations and adds to the job's summary"
+        + (f"; jsonl prints {jsonl}" if jsonl else "")
+        + " (default: text)",
     )
     parser.add_argument(
         "--json",
@@ -257,7 +264,7 @@ class Judging:
         from pytest_mistral_lora.conformance.next_command import next_lines
         from pytest_mistral_lora.report import write_styled
 
-        if self.view is not None and self.output_format == "json":
+        if self.view is not None and self.output_format in ("json", "jsonl"):
             self.view.print_data(session)
             return
         if self.output_format != "text":

@@ -34,7 +34,7 @@ COMMANDS = (
     "template --tokenizer spm-v3 --json --output OUT",
     "import IN --to OUT",
     "import IN IN2 --to OUT --lossy bad-records",
-    "audit --runner IN --tokenizer spm-v3 --dataset IN2 --output OUT",
+    "check --runner IN --tokenizer spm-v3 --dataset IN2 --output OUT",
     "merge IN OUT",
     "merge IN OUT --base IN2",
     "export IN --to trl --output OUT",
