@@ -23,6 +23,8 @@ LOST_IN_PART: Mapping[str, str] = {
     "ML649": "the ids of U+2581 are those of a space, which is ML528 or ML529 at the end of an answer",
     "ML651": "ids have neither the schema of the answer nor strict",
     "ML663": "before v7 mistral-common itself writes the system prompt into a text of the user",
+    "ML668": "beside ids is what a trainer keeps, such as `label`",
+    "ML669": "beside ids is what a trainer keeps",
 }
 """Rules that see conversations that are read back from ids, but not each fault: each with what the ids do not have."""
 OF_WHOLE_FILES = frozenset(

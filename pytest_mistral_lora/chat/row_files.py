@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_mistral_lora.chat.kinds.records import parse_rows, trained_row
 from pytest_mistral_lora.chat.objective import ANSWERS, Objective
@@ -61,10 +61,17 @@ def read_record(
         place: The place of the record; `NOWHERE` for that of the line.
     """
     item = read_line(path, number, line)
+    return record_rows(item, objective, place=place or Place.of(path, number))
+
+
+def record_rows(
+    item: tuple[int, Any] | RowError | None, objective: Objective = ANSWERS, *, place: Place
+) -> tuple[Row, ...] | RowError | None:
+    """Return the rows of a line as `read_line` returns it; see `read_record`."""
     if item is None or isinstance(item, RowError):
         return item
     try:
-        rows = parse_rows(item[1], place=place or Place.of(path, number))
+        rows = parse_rows(item[1], place=place)
         return rows if objective.is_default else tuple(row.with_objective(objective) for row in rows)
     except RowError as error:
         return error

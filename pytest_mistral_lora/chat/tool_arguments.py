@@ -36,6 +36,25 @@ def argument_object(arguments: Any) -> tuple[Mapping[str, Any] | None, str]:
     return None, "JSON that was encoded twice" if isinstance(value, str) else "JSON, but not an object"
 
 
+# the rest of a text from where the parser stops, if more text would make JSON of it
+_CUT = re.compile(r"(?:-|tr?u?|fa?l?s?|nu?l?|(?<=[0-9])(?:\.|[eE][+-]?)|(?<=\\)u[0-9a-fA-F]{0,4})?\Z")
+
+
+def is_cut_json(arguments: Any) -> bool:
+    """Return whether arguments are a text that more text would make JSON of: the parser ends at its end."""
+    if not isinstance(arguments, str) or not arguments.lstrip().startswith("{"):
+        return False
+    text = arguments.rstrip(" \t\r\n")
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string") or _CUT.match(text, error.pos) is not None
+    except (ValueError, RecursionError):
+        # a number of too many digits
+        return False
+    return False
+
+
 class ArgumentFaults(NamedTuple):
     """The faults of the arguments of a call.
 

@@ -148,7 +148,8 @@ def _fact_lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool)
             unavailable.setdefault(str(fact.found), []).append(fact.name)
         elif fact.state == "mismatch":
             recorded = "" if fact.is_unlisted else f"; recorded {fact.recorded}"
-            yield state, f"{fact.name}: {fact.found}{recorded}"
+            found = f"{fact.again}: {fact.found}" if fact.again else fact.found
+            yield state, f"{fact.name}: {found}{recorded}"
         elif fact.state == "not available" or fact.name == "rerun":
             yield fact.state, f"{fact.name}: {fact.found}"
         elif verbose:

@@ -219,9 +219,12 @@ def _comparison_lines(comparison: TranscriptComparison) -> list[str]:
 
 
 def _tier_line(comparison: TranscriptComparison) -> str:
+    from pytest_mistral_lora.records.judgement import format_rates
+
     tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
     broken = sum(bool(judgement.broken_checks) for judgement in comparison.judgements)
     checks = f", {broken} with a broken check" if broken else ""
+    checks += "".join(f"; {name}: {rate}" for name, rate in format_rates(comparison.judgements))
     return f"{tiers}{checks}; {comparison.precision} on {comparison.device}"
 
 

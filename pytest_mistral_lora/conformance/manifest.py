@@ -57,6 +57,7 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
         "base-config": partial(judged.recomputed, "ML711"),
         "dataset": partial(judged.recomputed, "ML706"),
         "declared": judged.declared,
+        "restated": partial(judged.recomputed, "ML716"),
         "files-listed": judged.files_listed,
     }
     if is_in_repository(target.adapter.path):
@@ -107,6 +108,8 @@ def mismatch_finding(field: FieldCheck, manifest: Path | None = None) -> Finding
         return Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", place, _LISTED)
     if _rule_of(field) == "ML712":
         return Finding("ML712", str(field.found), place, f"no less than {field.recorded}")
+    if field.again:
+        return Finding("ML716", f"{field.name} is {field.recorded}", place, f"{field.found}, as {field.again} says")
     found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
     return Finding(_rule_of(field), found, place, f"{field.recorded}, as recorded")
 
@@ -130,6 +133,8 @@ def value_results(fields: Iterable[FieldCheck], manifest: Path) -> Iterator[tupl
 def _rule_of(field: FieldCheck) -> str:
     if field.is_unlisted:
         return "ML708"
+    if field.again:
+        return "ML716"
     if field.name in (PROOF, f"parent.{PROOF}"):
         return "ML712"
     if field.name.startswith(f"{START}."):

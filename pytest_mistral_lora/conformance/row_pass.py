@@ -65,7 +65,7 @@ class JudgedRecord:
         is_exact: Whether its ids and labels are mistral-common's: only then its answers are decoded.
         joins_system: Whether the tokenizer writes the system prompt into a text of the user, so that conversations that
             are read back have it there.
-        label: What the record has under `label`, if that is letters.
+        declared: What the record has under the keys of `DECLARED_KEYS`.
         file: The index of its file.
     """
 
@@ -78,7 +78,7 @@ class JudgedRecord:
     given: GivenIds | None = None
     is_exact: bool = True
     joins_system: bool = False
-    label: str = ""
+    declared: tuple[tuple[str, Any], ...] = ()
     file: int = 0
 
     @property
@@ -229,7 +229,7 @@ OBSERVERS: list[str] = [
         "every_row:ONE_LENGTH",
         "every_side:SIDES",
         "every_side:RATINGS",
-        "every_side:LETTERS",
+        "declared_answers:DECLARED",
     )
 ]
 """The importable names of the observers, in order: `package.module:NAME`. Add yours behind them.

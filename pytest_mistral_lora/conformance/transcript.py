@@ -325,21 +325,28 @@ class TranscriptChecks:
         """Check that the answers keep their recorded formats."""
         if reason := self._not_judged or self._nothing_to_answer:
             return Result(not_checked=reason)
-        return Result(
-            tuple(finding for judgement in self._judgements for finding in broken_formats(judgement, self.golden))
-        )
+        from pytest_mistral_lora.records.judgement import format_rates
+
+        findings = (finding for judgement in self._judgements for finding in broken_formats(judgement, self.golden))
+        return Result(tuple(findings), facts=format_rates(self._judgements))
 
 
-def answer_results(judgements: Iterable[AnswerJudgement], golden: Path) -> Iterator[tuple[str, Result]]:
+def answer_results(judgements: Sequence[AnswerJudgement], golden: Path) -> Iterator[tuple[str, Result]]:
     """Yield the name and the result of each transcript: another answer or a broken format is a finding.
+
+    The last result is that of all: how many answers have each recorded format.
 
     Args:
         judgements: The judgement of each transcript.
         golden: The transcripts' folder, or one transcript.
     """
+    from pytest_mistral_lora.records.judgement import format_rates
+
     for judgement in judgements:
         findings = (*different_answer(judgement, golden), *broken_formats(judgement, golden))
         yield judgement.case, Result(findings, facts=(("tier", judgement.tier),))
+    if rates := format_rates(judgements):
+        yield "formats", Result(facts=rates)
 
 
 def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:

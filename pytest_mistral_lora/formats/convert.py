@@ -20,6 +20,7 @@ from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
 from pytest_mistral_lora.formats.converter import convert_record
+from pytest_mistral_lora.formats.declared_keys import DECLARED_KEYS, MarkColumns
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise, unread_columns
 from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_losses
@@ -133,8 +134,8 @@ class Conversion(NamedTuple):
     rows: tuple[Row, ...]
 
     def line(self) -> bytes:
-        """Return the record of the row as a line, without the user's own keys."""
-        keys = record_kind(self.data).keys
+        """Return the record of the row as a line, without the user's own keys that declare nothing."""
+        keys = dict.fromkeys((*record_kind(self.data).keys, *DECLARED_KEYS))
         return json.dumps({key: self.data[key] for key in keys if key in self.data}, ensure_ascii=False).encode()
 
 
@@ -170,10 +171,11 @@ def conversions(
     # declared keys under their own names, until a record has them
     unseen = {key for name, key in source.layout.keys.items() if key and key != name}
     refused = report.refused
+    columns = MarkColumns(lambda: (each.value for each in open_source(source.path).records(lambda read: None)))
     for number, record in enumerate(chain(first, records), start=1):
         if unseen and isinstance(record.value, Mapping):
             unseen -= record.value.keys()
-        found = _converted(record, layout, file, report, lossy)
+        found = _converted(record, layout, columns, file, report, lossy)
         if found is not None:
             yield found
         if number == _MOST_BAD and report.refused - refused == number:
@@ -182,6 +184,11 @@ def conversions(
                 place=str(source.path),
                 next_step="If they have another format, name it with --format, or declare their keys.",
             )
+    report.remarks += [
+        f"`{key}` changes no token and no loss: its rows are trained on like all others"
+        for key in report.own_keys.details
+        if key in DECLARED_KEYS
+    ]
     report.remarks += [f"no record of {source.path} has the declared key {key!r}" for key in sorted(unseen)]
 
 
@@ -235,14 +242,14 @@ def _refuse_unwritable_columns(data: Mapping[str, Any], place: Place) -> None:
 
 
 def _converted(
-    record: Record, layout: Layout, file: SourceFile, report: Report, lossy: Collection[str]
+    record: Record, layout: Layout, columns: MarkColumns, file: SourceFile, report: Report, lossy: Collection[str]
 ) -> Conversion | RowError | None:
     """Return the conversion of a record or its error, or None if it is left out; the report counts each."""
     rows: tuple[Row, ...] | None = None
     try:
         if isinstance(record.value, RowError):
             raise record.value
-        data, changes = convert_record(record, layout, padded=file.padded, lossy=lossy)
+        data, changes = convert_record(record, layout, columns, padded=file.padded, lossy=lossy)
         losses = sorted({change.kind for change in changes if change.is_loss} - set(lossy))
         # a row that lost too much is refused for the loss, not for its remaining fields
         if data is not None and not losses:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytest_mistral_lora.chat.fields import check_tools, error_at, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
@@ -15,7 +15,8 @@ from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.answers_apart import after_prompt, pair_of, rated_of
 from pytest_mistral_lora.formats.containers import Record
-from pytest_mistral_lora.formats.drafts import Draft, RecordReading, add_side, is_number
+from pytest_mistral_lora.formats.declared_keys import Mark, MarkColumns, flag_of, mark_of, unwanted_key
+from pytest_mistral_lora.formats.drafts import Draft, RecordReading, add_side
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import LOSSES, Change, changed, lost
@@ -28,22 +29,20 @@ _COLUMNS = {
     "system": ("system", "system_prompt", "system_instruction", "systemInstruction"),
     "tools": ("tools", "functions", "available_tools"),
 }
-_MARKS = ("label", "kto_tag")
-_BAD_ANSWERS: Mapping[str, Callable[[Any], bool]] = {
-    "reward": lambda value: is_number(value) and value <= 0,
-    "advantage": lambda value: is_number(value) and value < 0,
-    "is_correct": lambda value: _flag(value) is False,
-    "rating": lambda value: value in ("bad", "thumbs_down", "negative"),
-}
-"""Keys of rollouts and ratings beside an answer, each with what shows that the answer was a bad one."""
 _REJECTED = ("rejected_response", "rejected_messages")
 """Keys for the worse answer, beside messages that end with the better one."""
 
 
 def convert_record(
-    record: Record, layout: Layout, *, padded: bool, lossy: Collection[str] = (), as_given: bool = False
+    record: Record,
+    layout: Layout,
+    columns: MarkColumns,
+    *,
+    padded: bool,
+    lossy: Collection[str] = (),
+    as_given: bool = False,
 ) -> tuple[dict[str, Any] | None, list[Change]]:
-    """Return the row of a record as plain data, or None for a record whose answer is marked as bad, and the changes.
+    """Return the row of a record as plain data, or None for one whose answer is marked as bad or cut, and the changes.
 
     A record with a better and a worse answer is a pair, and one whose answer is marked as good or bad is a rated
     answer, unless the loss of the worse or the bad one is allowed.
@@ -51,6 +50,7 @@ def convert_record(
     Args:
         record: The record.
         layout: Its layout; `format` is known.
+        columns: The columns of its file that can mark answers.
         padded: Whether absent keys are null, as in a table of Arrow.
         lossy: Kinds of `LOSSES` that are allowed.
         as_given: As for `ToolCalls`.
@@ -70,12 +70,12 @@ def convert_record(
     )
     changes += more
     if draft.texts:
-        return _row_of_texts(draft, reading, changes)
+        return _row_of_texts(draft, reading, columns, changes)
     draft, more = _with_rejected(draft, reading)
     changes += more
-    # the mark of a record with both answers says nothing about one of them
-    mark = None if draft.rejected is not None else _mark(draft.fields, reading)
-    bad = mark.key if mark is not None and not mark.is_good and "unwanted" in lossy else _bad_answer(draft.fields)
+    # what a record with both answers declares says nothing about one of them
+    mark = None if draft.rejected is not None else _marked(draft.fields, columns, reading)
+    bad = _unwanted(draft.fields, mark, keeps_bad="unwanted" not in lossy) if draft.rejected is None else ""
     if bad:
         return None, [*changes, lost("unwanted", bad)]
     if mark is not None and "unwanted" not in lossy:
@@ -141,7 +141,8 @@ def convert_as_given(
             check_tools(own["tools"], place)
             # they are ours already
             del own["tools"]
-    converted, changes = convert_record(Record(place, own), Layout(found.name), padded=False, as_given=True)
+    layout, columns = Layout(found.name), MarkColumns(lambda: (own,))
+    converted, changes = convert_record(Record(place, own), layout, columns, padded=False, as_given=True)
     for change in changes:
         if change.is_loss:
             lost_part = LOSSES[change.kind] + (f" ({change.detail})" if change.detail else "")
@@ -152,15 +153,25 @@ def convert_as_given(
 
 
 def _row_of_texts(
-    draft: Draft, reading: RecordReading, changes: list[Change]
+    draft: Draft, reading: RecordReading, columns: MarkColumns, changes: list[Change]
 ) -> tuple[dict[str, Any] | None, list[Change]]:
     """Return a row that is not a conversation as plain data, or None if it is marked as bad, and the changes."""
-    mark = _mark(draft.fields, reading)
-    bad = mark.key if mark is not None and not mark.is_good else _bad_answer(draft.fields)
-    if bad:
+    if bad := _unwanted(draft.fields, _marked(draft.fields, columns, reading), keeps_bad=False):
         return None, [*changes, lost("unwanted", bad)]
     own, more = _own_keys(draft.fields, draft.texts)
     return {**draft.texts, **own}, changes + more
+
+
+def _marked(fields: Mapping[str, Any], columns: MarkColumns, reading: RecordReading) -> Mark | None:
+    rates = reading.layout.format == "prompt-completion"
+    return mark_of(fields, columns, reading.place, declared=reading.keys.get("mark", ""), rates=rates)
+
+
+def _unwanted(fields: Mapping[str, Any], mark: Mark | None, *, keeps_bad: bool) -> str:
+    """Return the key by which an answer is bad or cut; empty if none is, or if it is kept with its mark."""
+    if mark is not None and not mark.is_good and not keeps_bad:
+        return mark.key
+    return unwanted_key({key: value for key, value in fields.items() if mark is None or key != mark.key})
 
 
 def _finished(
@@ -228,34 +239,6 @@ def _fields(record: Record, layout: Layout) -> tuple[Mapping[str, Any], dict[str
     return value, {name: key for name, key in {**keys, **layout.keys}.items() if key}
 
 
-class _Mark(NamedTuple):
-    """The mark of an answer as a good or a bad one, and its key."""
-
-    key: str
-    is_good: bool
-
-
-def _mark(fields: Mapping[str, Any], reading: RecordReading) -> _Mark | None:
-    """Return the mark of the answer of a record; None if no key marks it."""
-    declared = reading.keys.get("mark", "")
-    for key in fields:
-        if not key or key not in (declared, *_MARKS):
-            continue
-        flag = _flag(fields[key])
-        if flag is None and key == declared:
-            raise error_at(reading.place / key, repr(fields[key]), "true or false")
-        # 0 may be a user's class, but beside a prompt and its completion it is KTO's mark
-        is_word = str(fields[key]).lower() in ("true", "false")
-        if flag is not None and (is_word or key == declared or reading.layout.format == "prompt-completion"):
-            return _Mark(key, flag)
-    return None
-
-
-def _bad_answer(fields: Mapping[str, Any]) -> str:
-    """Return the key of a rollout or a rating that shows that the answer was a bad one; empty if no key does."""
-    return next((key for key, is_bad in _BAD_ANSWERS.items() if key in fields and is_bad(fields[key])), "")
-
-
 def _without_media(fields: Mapping[str, Any], keys: Mapping[str, str]) -> tuple[dict[str, Any], list[Change]]:
     """Return the fields without media and rejected answers."""
     media = {*MEDIA} | {keys[name] for name in MEDIA if name in keys}
@@ -312,7 +295,7 @@ def _with_only_last(
     It does so for a row with `only_last`, and for each row with tools (`finetune/data/tokenize.py`). The tools of a row
     of another program say nothing of training: the row has to have a key that mistral-finetune alone reads.
     """
-    only_last = _flag(fields.get("only_last"))
+    only_last = flag_of(fields.get("only_last"))
     rest = dict(fields)
     if only_last is not None:
         del rest["only_last"]
@@ -370,10 +353,3 @@ def _text_of_parts(value: Any) -> Any:
     parts = value.get("parts") if isinstance(value, Mapping) else None
     texts = [part["text"] for part in parts or () if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
     return "".join(texts) if isinstance(parts, list) and len(texts) == len(parts) else value
-
-
-def _flag(value: Any) -> bool | None:
-    """Return the truth of a field, which a column of CSV holds as text; None if it is not a truth value."""
-    if isinstance(value, str):
-        value = {"true": True, "false": False, "1": True, "0": False}.get(value.lower())
-    return bool(value) if value in (True, False) else None

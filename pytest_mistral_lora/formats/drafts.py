@@ -241,8 +241,3 @@ def _with_messages(
         items, place, reading.layout, draft.calls, padded=reading.padded, weight=weight
     )
     return draft._replace(messages=[*draft.messages, *messages]), changes
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value of JSON is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

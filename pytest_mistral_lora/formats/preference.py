@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import error_at
 from pytest_mistral_lora.formats.conversation import MESSAGE_LISTS
+from pytest_mistral_lora.formats.declared_keys import is_number
 from pytest_mistral_lora.formats.drafts import (
     Draft,
     RecordReading,
@@ -14,7 +15,6 @@ from pytest_mistral_lora.formats.drafts import (
     add_history,
     add_pair,
     add_side,
-    is_number,
     take,
     take_joined,
 )

@@ -54,7 +54,7 @@ CHANGES = {
 
 LOSSES = {
     "rejected": "the rejected answer of a pair",
-    "unwanted": "rows whose answer is marked as bad",
+    "unwanted": "rows whose answer is marked as bad or cut",
     "media": "images, audio and video",
     "weights": "weights other than 0 and 1: all but 0 become 1",
     "part-weights": "flags of training on a part of an answer",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.likeness import conversation_numbers
 from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_rows
@@ -18,6 +19,7 @@ from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import framed_ids, framed_row, is_held_out, sha256_parts
+from pytest_mistral_lora.records.gate import HELD_OUT, RETENTION
 
 HASHED = ("rows", "ids", "labels")
 
@@ -245,6 +247,17 @@ GATE = "evaluation.gate."
 """Beginning of the names of the lines of a gate, whose rows and tokens are counted again."""
 
 
+@dataclass(frozen=True)
+class _RecountedStats(SplitStats):
+    """The statistics of rows that were read again.
+
+    Attributes:
+        conversations: Number of conversations among the rows with a loss.
+    """
+
+    conversations: int = 0
+
+
 class _EncodingError(Exception):
     """The rows cannot be encoded again."""
 
@@ -266,10 +279,12 @@ def recount_rows(
     data, has_tokens = folder.require_manifest().data, True
     try:
         stats = _split_stats(folder, _split_rows(data, train, (), held_out=False))
-        held_out = (
-            None if eval_files is None else _split_stats(folder, _split_rows(data, train, eval_files, held_out=True))
-        )
-        retained = _split_stats(folder, _split_rows(data, (), retention, held_out=True)) if retention else None
+        held_out = None
+        if eval_files is not None:
+            held_out = _split_stats(folder, _split_rows(data, train, eval_files, held_out=True), of_gate=True)
+        retained = None
+        if retention:
+            retained = _split_stats(folder, _split_rows(data, (), retention, held_out=True), of_gate=True)
     except _EncodingError as error:
         yield "masking.ids_sha256", error
         if "drop" in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
@@ -295,19 +310,20 @@ def recount_rows(
         yield from ((f"dataset.{name}", found) for name, found in held_out_hashes(held_out).items())
         removed = removed_counts(held_out.tally).items()
         yield from ((f"dataset.held_out_removed.{name}", found) for name, found in removed)
-        yield f"{GATE}held-out loss", _measured(held_out)
+        yield f"{GATE}{HELD_OUT}", _measured(held_out)
     if retained is not None:
         facts = retention_facts(retained)
         changes = facts.pop("removed").items()
         yield from ((f"dataset.retention.{name}", found) for name, found in facts.items())
         yield from ((f"dataset.retention.removed.{name}", found) for name, found in changes)
-        yield f"{GATE}retention loss", _measured(retained)
+        yield f"{GATE}{RETENTION}", _measured(retained)
 
 
-def _measured(stats: SplitStats) -> dict[str, int]:
-    """Return the numbers of rows and of tokens whose loss a gate measures."""
+def _measured(stats: _RecountedStats) -> dict[str, int]:
+    """Return the numbers of rows, conversations and tokens whose loss a gate measures."""
     tally = stats.tally
-    return {"rows": tally.used - tally.changes["without-loss"], "tokens": tally.supervised_tokens}
+    rows = tally.used - tally.changes["without-loss"]
+    return {"rows": rows, "conversations": stats.conversations, "tokens": tally.supervised_tokens}
 
 
 def _split_rows(
@@ -321,8 +337,12 @@ def _split_rows(
         yield from read_rows(file)
 
 
-def _split_stats(folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: bool = False) -> SplitStats:
+def _split_stats(
+    folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: bool = False, of_gate: bool = False
+) -> _RecountedStats:
     """Return the statistics of rows after the run's policy; without tokens, of all rows.
+
+    The conversations of rows that no gate judges are not counted.
 
     Raises:
         MistralLoraError: If a file cannot be read.
@@ -331,6 +351,7 @@ def _split_stats(folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: 
     data = folder.require_manifest().data
     chosen = {name: data["dataset"].get(name, "error") for name in ("truncation", "unsupervised")}
     builder, policy = StatsBuilder(), Policy(data["training"]["max_length"], **chosen)
+    measured: list[Row] = []
     for row in rows:
         if without_tokens:  # without tokens no policy can run: the caller has checked that it dropped no row
             builder.tally.rows += 1
@@ -345,4 +366,6 @@ def _split_stats(folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: 
         builder.tally.add(encoded, kept)
         if kept.encoded is not None:
             builder.update(hashed_parts(row, kept.encoded))
-    return builder.build()
+            measured += [row] if of_gate and kept.encoded.supervised_tokens else []
+    stats = builder.build()
+    return _RecountedStats(stats.tally, stats.sha256, len({*conversation_numbers(measured)}))

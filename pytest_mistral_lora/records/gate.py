@@ -7,17 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.escaping import printable
 
 Verdict = Literal["passed", "failed", "undecided"]
 Measured = Literal["loss", "rate"]
 
-FEWEST_ROWS = 40
-"""Fewest rows whose interval is judged: of fewer rows it is too narrow. With so many it held the true value in 86 to
-95 % of trials, and was wholly above it in at most 4 %, by `scripts/gate_coverage.py`; docs/gate.md has the table."""
+HELD_OUT, RETENTION, RATE = "held-out loss", "retention loss", "rate of "
+"""The names of the lines, and the beginning of the name of a format check's line."""
 
-_MOST_ROWS = 1_000_000
-"""A need of more rows than these is none that somebody can meet."""
+FEWEST_CONVERSATIONS = 40
+"""Fewest conversations whose interval is judged: of fewer it is too narrow. With so many it held the true value in 86
+to 95 % of trials, and was wholly above it in at most 4 %, by `scripts/gate_coverage.py`; docs/gate.md has the table."""
+
+_MOST_CONVERSATIONS = 1_000_000
+"""A need of more conversations than these is none that somebody can meet."""
 
 _DECIMALS = 6
 """Digits of recorded numbers: far finer than any interval. A verdict is made from the rounded numbers."""
@@ -37,6 +41,8 @@ class GateLine:
         high: Upper end.
         limit: The difference that is still allowed: the largest of a loss, the smallest of a rate.
         rows: Number of rows.
+        conversations: Number of conversations among them: a copy, or another answer to the same prompt, is no further
+            observation; see `chat.likeness`.
         tokens: Trained tokens of these rows; 0 for a rate.
     """
 
@@ -49,6 +55,7 @@ class GateLine:
     high: float
     limit: float
     rows: int
+    conversations: int
     tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -82,36 +89,43 @@ class GateLine:
 
     @property
     def verdict(self) -> Verdict:
-        """`passed` or `failed` if the whole interval is on that side of the limit, and the rows are not too few."""
-        return "undecided" if self.rows < FEWEST_ROWS else self._side
+        """`passed` or `failed` if the interval is on that side of the limit, and the conversations are not too few."""
+        return "undecided" if self.conversations < FEWEST_CONVERSATIONS else self._side
 
     @property
     def reason(self) -> str:
-        """Why a verdict is undecided, and how many rows may decide it; empty for another verdict."""
+        """Why a verdict is undecided, and how many conversations may decide it; empty for another verdict."""
         if self.verdict != "undecided":
             return ""
-        needed = self.needed_rows
-        enough = "no number of rows is known to decide it" if needed is None else f"about {needed:,} rows may decide it"
-        if self.rows < FEWEST_ROWS:
-            return f"{self.rows} rows, and an interval of fewer than {FEWEST_ROWS} rows is too narrow; {enough}"
-        return f"the limit {self.limit_text} is inside the interval {self.interval_text} of {self.rows} rows; {enough}"
+        needed = self.needed_conversations
+        enough = "no number of them is known to decide it" if needed is None else f"about {needed:,} may decide it"
+        if self.conversations < FEWEST_CONVERSATIONS:
+            fewest = f"an interval of fewer than {FEWEST_CONVERSATIONS} conversations is too narrow"
+            return f"{self.rows_text}, and {fewest}; {enough}"
+        return f"the limit {self.limit_text} is inside the interval {self.interval_text} of {self.rows_text}; {enough}"
 
     @property
-    def needed_rows(self) -> int | None:
-        """Rows whose interval is expected to leave the limit outside, if their difference is the same; None for none.
+    def rows_text(self) -> str:
+        """The number of rows, and of conversations if they are fewer, in words."""
+        rows = counted(self.rows, "row")
+        return rows if self.conversations == self.rows else f"{rows} of {counted(self.conversations, 'conversation')}"
 
-        The width of an interval falls with the square root of the rows.
+    @property
+    def needed_conversations(self) -> int | None:
+        """Conversations whose interval is expected to leave the limit outside, at the same difference; None for none.
+
+        The width of an interval falls with the square root of their number.
         """
         low, high, limit = (self.low, self.high, self.limit) if self.measures == "loss" else self._turned
         middle = self.difference if self.measures == "loss" else -self.difference
         reach, distance = (high - middle, limit - middle) if middle <= limit else (middle - low, middle - limit)
         if reach <= 0:
-            return max(FEWEST_ROWS, self.rows)
+            return max(FEWEST_CONVERSATIONS, self.conversations)
         # the interval may end at the limit, but a difference at the limit itself stays undecided
         times = math.inf if distance <= 0 else reach / distance
         # a product, since a power overflows with an error; and of a manifest's numbers it may be no number
-        needed = self.rows * times * times
-        return max(FEWEST_ROWS, math.ceil(needed)) if needed <= _MOST_ROWS else None
+        needed = self.conversations * times * times
+        return max(FEWEST_CONVERSATIONS, math.ceil(needed)) if needed <= _MOST_CONVERSATIONS else None
 
     @property
     def base_text(self) -> str:
@@ -147,7 +161,7 @@ class GateLine:
         unit = " nats a token" if self.measures == "loss" else ""
         return (
             f"{self.name}: {self.adapter_text}{unit}, {self.difference_text} against the base, interval "
-            f"{self.interval_text} of {self.rows} rows"
+            f"{self.interval_text} of {self.rows_text}"
         )
 
     @property
@@ -192,7 +206,7 @@ class Gate:
     def to_json(self) -> dict[str, Any]:
         """Return the gate as plain JSON data."""
         how = {name: getattr(self, name) for name in self.__slots__ if name != "lines"}
-        return {**how, "fewest_rows": FEWEST_ROWS, "lines": [line.to_json() for line in self.lines]}
+        return {**how, "fewest_conversations": FEWEST_CONVERSATIONS, "lines": [line.to_json() for line in self.lines]}
 
     @property
     def verdict(self) -> Verdict:
@@ -205,7 +219,7 @@ class Gate:
     def how(self) -> str:
         """How the intervals were made, as a sentence."""
         return (
-            f"Intervals of {self.level:.0%} by a paired bootstrap over rows, {self.resamples:,} resamples; "
+            f"Intervals of {self.level:.0%} by a paired bootstrap over conversations, {self.resamples:,} resamples; "
             f"{self.precision} on {self.device}."
         )
 
@@ -218,7 +232,7 @@ class Gate:
                 yield f"{line.name}: not checked: {line.reason}"
 
 
-HEADINGS = ("", "base", "adapter", "difference", "interval", "limit", "rows", "verdict")
+HEADINGS = ("", "base", "adapter", "difference", "interval", "limit", "conversations", "verdict")
 """The columns of the table of a gate."""
 
 
@@ -232,7 +246,7 @@ def cells(gate: Gate) -> Iterator[tuple[str, ...]]:
             line.difference_text,
             line.interval_text,
             line.limit_text,
-            f"{line.rows:,}",
+            f"{line.conversations:,}",
             line.verdict,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.records.gate import RATE
 from pytest_mistral_lora.records.transcripts import Transcript
 
 Tier = Literal["exact", "equivalent", "different"]
@@ -98,7 +99,8 @@ class AnswerJudgement:
         logprob_difference: Mean difference of the golden completion's log-probabilities, in nats a token; None if they
             are not known.
         difference: The first token that differs; None if the ids are equal.
-        broken_checks: Format checks that the transcript passed and the completion now fails.
+        checks: The completion's result of each format check of the transcript; empty if its ids are not known.
+        broken_checks: Those that the transcript passed and the completion now fails.
     """
 
     case: str
@@ -107,6 +109,7 @@ class AnswerJudgement:
     golden_text: str
     logprob_difference: float | None
     difference: FirstDifference | None
+    checks: tuple[FormatVerdict, ...]
     broken_checks: tuple[FormatVerdict, ...]
 
     @property
@@ -174,13 +177,25 @@ def first_difference(
     return FirstDifference(index, candidate(golden), candidate(ids), margin)
 
 
-def lost_formats(transcript: Transcript, answer: AnswerToCheck) -> tuple[FormatVerdict, ...]:
-    """Return the format checks that a transcript passed and an answer fails."""
+def judged_formats(transcript: Transcript, answer: AnswerToCheck) -> dict[str, tuple[FormatVerdict, ...]]:
+    """Return `checks` and `broken_checks` of the judgement of an answer."""
+    found = verdicts(answer, transcript.format_checks)
     # only the checks that the transcript passed: the adapter may never have passed the others
-    passed = [
-        check for check, result in zip(transcript.format_checks, transcript.checks, strict=True) if result["passed"]
-    ]
-    return tuple(verdict for verdict in verdicts(answer, passed) if not verdict.passed)
+    pairs = zip(found, transcript.checks, strict=True)
+    lost = tuple(verdict for verdict, recorded in pairs if recorded["passed"] and not verdict.passed)
+    return {"checks": found, "broken_checks": lost}
+
+
+def format_rates(judgements: Iterable[AnswerJudgement]) -> tuple[tuple[str, str], ...]:
+    """Return a fact for each format check: how many of the answers pass it, as `("rate of json", "1 of 4")`.
+
+    A weekly report shows by them how far the format has fallen apart, where an answer alone is another one or not.
+    """
+    passed: dict[str, list[bool]] = {}
+    for judgement in judgements:
+        for verdict in judgement.checks:
+            passed.setdefault(f"{RATE}{verdict.name}", []).append(verdict.passed)
+    return tuple((name, f"{sum(values)} of {len(values)}") for name, values in passed.items())
 
 
 _MOVED = "The tokenizer, its template or a library has moved: restore it, or train and record again."

@@ -27,7 +27,7 @@ NOTES_RECORD = "notes"
 DECLARED = (DEPLOYMENT, NOTES_RECORD)
 """Parts that are no record of the run: they may change after it. See `records.deployment`."""
 
-VERSION = 2
+VERSION = 3
 SCHEMA = RecordSchema(Path(__file__).with_name("manifest.schema.json"), body=("$defs", "body"))
 
 _MARKS = frozenset({"base", "revision", "base_weights_sha256", "dataset_sha256", "seed", "masking", "lora", "seal"})

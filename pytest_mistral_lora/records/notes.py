@@ -446,7 +446,7 @@ def declare_again(folder: Path, declared: Mapping[str, Any]) -> list[Path]:
     content = read_bounded(inside(folder, MANIFEST))
     place = str(folder / MANIFEST)
     if "seal" not in data or not note_texts(data):
-        expected = "the manifest of schema version 2, with its notes"
+        expected = "the manifest of schema version 3, with its notes"
         raise InputError("records too little to declare anything beside it", place=place, expected=expected)
     if seal_of(content, data["seal"]) != data["seal"]:
         step = f"See what: mistral-lora verify {shlex.quote(str(folder))}. Nothing was written."

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.chat.objective import ANSWERS
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
+from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, changed_config, recipe_folder
 from pytest_mistral_lora.records.data_stats import GATE, PROBES, probe_sha256, recount_rows
@@ -41,7 +42,8 @@ from pytest_mistral_lora.records.proven import (
     less_proven_than_committed,
     less_proven_than_merged,
 )
-from pytest_mistral_lora.records.tensors import adapted_modules, decoder_indices
+from pytest_mistral_lora.records.restated import LOGGED, TRAINING_LOG, loss_results, restated
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, adapted_modules, decoder_indices
 
 State = Literal["match", "mismatch", "not available"]
 
@@ -68,6 +70,7 @@ class FieldCheck:
         recorded: The value in the manifest; None for a file that the manifest does not list.
         found: The recomputed value, or the reason why it is missing.
         place: The artifact that it was computed from; empty if it was not recomputed.
+        again: The other place of the manifest that states it; empty if it was recomputed from an artifact.
     """
 
     name: str
@@ -75,6 +78,7 @@ class FieldCheck:
     recorded: Any
     found: Any
     place: Place = NOWHERE
+    again: str = ""
 
     @property
     def is_unlisted(self) -> bool:
@@ -126,7 +130,6 @@ def verify(
     # from cheap to expensive: a damaged file is listed before a damaged set of rows
     fields = [
         *folder_fields(folder),
-        *_objective_fields(folder),
         *_evaluation_fields(folder),
         *_history_fields(folder),
         *_start_fields(folder),
@@ -135,7 +138,8 @@ def verify(
     ]
     if data["kind"] == "adapter":
         fields += adapter_fields(folder)
-    return [*fields, *_dataset_fields(folder, dataset, open_file)]
+    fields += _dataset_fields(folder, dataset, open_file)
+    return [*fields, *_restated_fields(folder, fields)]
 
 
 def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
@@ -145,10 +149,9 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         seal = partial(seal_of, folder.manifest_bytes, data["seal"])
         yield recompute_field("seal", data["seal"], seal, folder.manifest_file)
     for name, entry in data.get("files", {}).items():
-        # a note counts without its author's section, which may be rewritten at any time
         text = partial(note_bytes, path, name) if name in NOTES else None
-        digest = (lambda text=text: sha256_bytes(text())) if text else partial(folder.sha256, name)
         size = (lambda text=text: len(text())) if text else (lambda name=name: inside(path, name).stat().st_size)
+        digest = partial(_listed_sha256, folder, name)
         yield recompute_field(f"files.{name}.sha256", entry["sha256"], digest, path / name)
         yield recompute_field(f"files.{name}.size", entry["size"], size, path / name)
     listed = {MANIFEST, *data.get("files", ())}
@@ -170,8 +173,15 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
 
 
 def _evaluation_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
-    """Recompute the hashes of the files that the user's commands left, as far as they are there."""
+    """Recompute the results of the training log, and the hashes of files that the user's commands left."""
     data = folder.require_manifest().data
+    log = folder.path / TRAINING_LOG
+    for number, result in enumerate(data.get("evaluation", ()) if log.is_file() else ()):
+        # the entry of the run itself: results of generated answers have other names
+        for name in LOGGED.intersection(result["results"]):
+            compute = partial(_logged_result, folder, name)
+            field = f"evaluation[{number}].results.{name}"
+            yield recompute_field(field, result["results"][name], compute, log)
     home = recipe_folder(folder.path.resolve(), folder.recorded_base.output)
     for number, command in enumerate(commands_of(data)):
         for name, entry in command["files"].items():
@@ -183,6 +193,11 @@ def _evaluation_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
             else:
                 digest = partial(lambda name: sha256_file(inside(home, name)), name)
                 yield recompute_field(field, entry["sha256"], digest, home / name)
+
+
+def _logged_result(folder: AdapterFolder, name: str) -> float:
+    log = [loads_strict(line) for line in inside(folder.path, TRAINING_LOG).read_text(encoding="utf-8").splitlines()]
+    return loss_results(log)[name]
 
 
 def _history_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
@@ -208,18 +223,49 @@ def _start_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     recorded, start = folder.require_manifest().data.get("lora", {}).get("start"), folder.recorded_start
     if recorded is None or start is None:
         return
-    for key, file in (("manifest_sha256", start.manifest_file), ("tensors_sha256", start.tensors_file)):
-        if recorded[key] is None:
+    hashed = {
+        "manifest_sha256": (start.manifest_file, lambda: start.manifest_sha256),
+        "tensors_sha256": (start.tensors_file, lambda: start.tensors_sha256),
+        "config_sha256": (start.config_file, lambda: start.sha256(CONFIG)),
+    }
+    for key, (file, compute) in hashed.items():
+        if recorded.get(key) is None:
             continue
         name = f"{START}.{key}"
         if os.path.lexists(file):  # false also for what is no path: the record may hold any text
-            yield recompute_field(name, recorded[key], partial(getattr, start, key), file)
+            yield recompute_field(name, recorded[key], compute, file)
         else:
             yield unavailable_field(name, recorded[key], f"the adapter that the run went on from is gone: no {file}")
     if recorded["manifest_sha256"] is not None and start.valid_manifest is not None:
         now = facts_of(start.valid_manifest.data)
         for key in now:
             yield recompute_field(f"{START}.{key}", recorded[key], partial(now.__getitem__, key), start.manifest_file)
+        yield from _listed_fields(START, start, but=(CONFIG,))
+
+
+def _listed_fields(name: str, parent: AdapterFolder, *, but: Sequence[str] = ()) -> Iterator[FieldCheck]:
+    """Recompute the hashes that a parent's manifest lists: of its configuration, its notes, its tokenizer.
+
+    The record of the run has the hash of that manifest, which so covers these files. Tensors have a hash of their own.
+
+    Args:
+        name: The part of the manifest that is about the parent.
+        parent: Its folder, with a valid manifest.
+        but: Files that the part hashes itself.
+    """
+    listed = parent.require_manifest().data.get("files", {})
+    for file in (file for file in listed if file not in but and file != ADAPTER_TENSORS):
+        field, digest = f"{name}.files.{file}", listed[file]["sha256"]
+        if not os.path.lexists(parent.path / file):
+            yield unavailable_field(field, digest, f"no {parent.path / file}")
+        else:
+            compute = partial(_listed_sha256, parent, file)
+            yield recompute_field(field, digest, compute, parent.path / file)
+
+
+def _listed_sha256(folder: AdapterFolder, name: str) -> str:
+    # a note counts without its author's section, which may be rewritten at any time
+    return sha256_bytes(note_bytes(folder.path, name)) if name in NOTES else folder.sha256(name)
 
 
 def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
@@ -325,6 +371,8 @@ def _parent_fields(folder: AdapterFolder, base: LocatedBase, parent: Path | None
             yield recompute_field(name, recorded[key], is_sum, folder.path)
     manifest = adapter.valid_manifest if adapter is not None and recorded else None
     lost = less_proven_than_merged(folder.require_manifest().data, manifest.data) if manifest is not None else []
+    if manifest is not None and adapter is not None:
+        yield from _listed_fields("parent", adapter)
     if manifest is not None and lost:
         version = f"schema version {manifest.version}; "
         found = f"less is proven than before: {version}{'; '.join(lost)}"
@@ -382,34 +430,24 @@ def _recorded_value(data: Mapping[str, Any], name: str) -> Any:
     if name.startswith(GATE):
         gate = Gate.recorded_in(data)
         lines = [] if gate is None else [line for line in gate.lines if line.name == name.removeprefix(GATE)]
-        return {"rows": lines[0].rows, "tokens": lines[0].tokens} if lines else None
+        return {key: getattr(lines[0], key) for key in ("rows", "conversations", "tokens")} if lines else None
     recorded: Any = data
     for key in name.split("."):
         recorded = recorded.get(key) if isinstance(recorded, Mapping) else None
     return recorded
 
 
-def _objective_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
-    """Compare the recorded objectives with those of the recorded recipe: rows of one answer do not tell them apart."""
-    data = folder.require_manifest().data
-    recorded, recipe = data.get("masking", {}).get("objective"), data.get("recipe")
-    if recorded is None or recipe is None:
-        return
-    # the recipe in a manifest may be anything
-    training, of_rows = (part if isinstance(part := recipe.get(key), Mapping) else {} for key in ("training", "data"))
-    declared = training.get("objective", str(ANSWERS))
-    place = Place.of(folder.manifest_file)
-    yield FieldCheck("masking.objective", "match" if declared == recorded else "mismatch", recorded, declared, place)
-    for name, key in (("files", "train"), ("eval_files", "eval")):
-        entries, written = data.get("dataset", {}).get(name, ()), of_rows.get(key)
-        # a folder is one entry of a recipe, and several files
-        if not isinstance(written, list) or len(entries) != len(written):
-            continue
-        for index, (entry, source) in enumerate(zip(entries, written, strict=True)):
-            wanted = source.get("objective", declared) if isinstance(source, Mapping) else declared
-            of_file = entry.get("objective", recorded)
-            if wanted != of_file:
-                yield FieldCheck(f"dataset.{name}[{index}].objective", "mismatch", of_file, wanted, place)
+def _restated_fields(folder: AdapterFolder, fields: Sequence[FieldCheck]) -> Iterator[FieldCheck]:
+    """Compare the facts that the manifest states twice, but for those that an artifact has disproved already."""
+    computed, place = {field.name: field.state for field in fields}, Place.of(folder.manifest_file)
+    for fact in restated(folder.require_manifest().data):
+        of_artifact = computed.get(fact.name)
+        # what a comparison with an artifact says of a value is more than that the record agrees with itself; and of a
+        # sum that an artifact confirms, a part is wrong that it disproves
+        is_said = of_artifact is not None if fact.agree else of_artifact == "mismatch"
+        if not is_said and not (of_artifact == "match" and fact.is_sum):
+            state: State = "match" if fact.agree else "mismatch"
+            yield FieldCheck(fact.name, state, fact.recorded, fact.found, place, again=fact.again)
 
 
 def _hash_fields(name: str, entries: Sequence[Mapping[str, Any]], paths: Sequence[Path] | None) -> Iterator[FieldCheck]:

@@ -52,6 +52,10 @@ RECIPE = "recipe.yaml"
 SCHEMA = ".mistral-lora/recipe.schema.json"
 WORKFLOW = ".github/workflows/mistral-lora.yml"
 WATCH = ".github/workflows/mistral-lora-watch.yml"
+_WATCHES: Mapping[Ci, tuple[str, str]] = {
+    "github": (WATCH, "GitHub"),
+    "gitlab": (".gitlab/mistral-lora-watch.yml", "GitLab"),
+}
 GITLAB, GITLAB_INCLUDED = ".gitlab-ci.yml", ".gitlab/mistral-lora.yml"
 _TEXTS = Path(__file__).parent / "texts"
 _ENOUGH_TO_HOLD_OUT = 100
@@ -300,11 +304,12 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         values["golden_step"] = "\n".join(steps) if has_goldens(plan) else _NOTHING
         text = _text("github.yml.txt", values)
         plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
-        if plan.deployment is not None:
-            _add_watch(plan, plan.deployment, values["fetch_base"])
-    elif services and plan.deployment is not None:
-        asks = _asks(plan.deployment).replace("$FOLDER", plan.output)
-        plan.notes.append(f"no weekly watch is written for GitLab: run {asks} in a scheduled pipeline")
+    if plan.deployment is not None and services:
+        values |= _watch_values(plan, plan.deployment, services)
+        for service, (name, title) in _WATCHES.items():
+            if service in services:
+                text = _text(f"{service}_watch.yml.txt", values)
+                plan.add(name, text, f"a job for {title}: each week, what is deployed is asked")
     if "gitlab" in services:
         values["fetch_base"] = step
         text = _text("gitlab.yml.txt", values)
@@ -328,13 +333,13 @@ _MERGED = "merged"
 """The folder of the merged model that production serves, unless a folder of the repository says that it is one."""
 
 
-def _add_watch(plan: StartPlan, deployment: Deployment, fetch_base: str) -> None:
-    """Add the job that asks each week what is deployed: a server, or else the folder.
+def _watch_values(plan: StartPlan, deployment: Deployment, services: Collection[Ci]) -> dict[str, str]:
+    """Return the values of the jobs that ask each week what is deployed: a server, or else the folder.
 
     Args:
-        plan: The plan.
+        plan: The plan, which gets a note for each thing that the jobs need.
         deployment: What production serves.
-        fetch_base: The line of a step that fetches a local base.
+        services: The services that get such a job.
     """
     server, light = deployment.server, _requirement("serving" if deployment.server else "train")
     golden = deployment.served_as == "merged" and server is None
@@ -342,21 +347,22 @@ def _add_watch(plan: StartPlan, deployment: Deployment, fetch_base: str) -> None
     needed = [folder, plan.output] if golden else [folder]
     absent = [name for name in needed if not _is_tracked(plan.folder, name)]
     key = (server and server.key_env) or ""
-    values = {
-        "package": yaml_text(light),
+    if absent:
+        plan.notes.append(f"the weekly watch needs {' and '.join(absent)}: fetch it where its job has the words TO DO")
+    if key and "github" in services:
+        plan.notes.append(f"the weekly watch reads the server's key from the secret {key} of the repository")
+    if key and "gitlab" in services:
+        plan.notes.append(f"the weekly watch reads the server's key from the variable {key} of the project")
+    return {
+        "watch_package": yaml_text(light),
         "runs_on": "ubuntu-latest" if server else _GPU_OR_CPU,
         "folder": yaml_text(folder),
-        "golden": f"      GOLDEN: {yaml_text(f'{plan.output}/transcripts')}" if golden else _NOTHING,
+        "golden": f"GOLDEN: {yaml_text(f'{plan.output}/transcripts')}" if golden else _NOTHING,
         "key": f"          {key}: ${{{{ secrets.{key} }}}}" if key else _NOTHING,
         "torch": _TORCH_FOR_CPUS if server is None else _NOTHING,
-        "fetch_base": fetch_base if server is None and not golden else _NOTHING,
+        "fetch_served": _FETCH if plan.base.local and server is None and not golden else _NOTHING,
         "command": _asks(deployment),
     }
-    plan.add(WATCH, _text("github_watch.yml.txt", values), "a job for GitHub: each week, what is deployed is asked")
-    if absent:
-        plan.notes.append(f"the weekly watch needs {' and '.join(absent)}: fetch it where {WATCH} has the words TO DO")
-    if key:
-        plan.notes.append(f"the weekly watch reads the server's key from the secret {key} of the repository")
 
 
 def _asks(deployment: Deployment) -> str:
@@ -396,7 +402,7 @@ def _text(name: str, values: Mapping[str, str]) -> str:
             could have a meaning.
     """
     text = _Text((_TEXTS / name).read_text(encoding="utf-8")).substitute(values)
-    return text.replace(f"{_NOTHING}\n", "")
+    return re.sub(rf"^ *{_NOTHING}\n", "", text, flags=re.MULTILINE)
 
 
 def _requirement(extra: str) -> str:

@@ -6,6 +6,7 @@ The rank of a process comes from its launcher's environment; torch is imported o
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from packaging.version import Version
 from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.records.manifest import parts
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe, Training
@@ -198,3 +200,24 @@ def _require(package: str, least: str, place: Place, value: str) -> None:
             expected=f"{package} {least} or newer",
             next_step=f'Install it: pip install "{package}>={least}"',
         )
+
+
+IMAGE = "MISTRAL_LORA_IMAGE"
+"""The variable with the digest of the container's image, which a container cannot ask for."""
+
+
+def container_image() -> str:
+    """Return the digest of the container's image, `sha256:…` or `NAME@sha256:…`; empty if the run was given none.
+
+    Raises:
+        MachineError: If the variable has another form: the manifest of the run would not be valid.
+    """
+    image = os.environ.get(IMAGE, "")
+    if image and not re.fullmatch(parts()["environment"]["properties"]["image"]["pattern"], image):
+        raise MachineError(
+            repr(image),
+            place=IMAGE,
+            expected="sha256: and 64 lower-case hex digits, with or without NAME@ before it",
+            next_step="Give what `docker image inspect --format '{{index .RepoDigests 0}}' IMAGE` prints.",
+        )
+    return image

@@ -18,12 +18,13 @@ from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.training.adapter import saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
+    container_image,
     device_count,
     engine,
     precision_of,
     require_environment,
 )
-from pytest_mistral_lora.training.gate.measure import GateRows
+from pytest_mistral_lora.training.gate.rows import GateRows, require_apart
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.layers import layers_text, planned_layers, ranks_and_alphas
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
@@ -85,17 +86,8 @@ class Preparation(RunPlan):
     @property
     def gate_rows(self) -> GateRows:
         """The rows of `evaluation.gate`, and what is asked of them."""
-        evaluation, held_out = self.recipe.evaluation, self.data.held_out
-        limit = evaluation.retention.max_loss_increase if evaluation.retention is not None else 0.0
-        return GateRows(
-            held_out=held_out.encoded,
-            retention=self.retention.held_out.encoded if self.retention is not None else (),
-            max_loss_increase=limit,
-            # without held-out rows, those that a run answers are trained on
-            asked=held_out.rows[: evaluation.generations],
-            checks=self.checks,
-            max_new_tokens=evaluation.max_new_tokens,
-        )
+        retention = self.retention.held_out if self.retention is not None else None
+        return GateRows.of(self.recipe.evaluation, self.checks, self.data.held_out, retention)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -131,6 +123,8 @@ def prepare(recipe: Recipe) -> Preparation:
     check_machine(recipe)
     plan = plan_run(recipe)
     data, retention = load_data(recipe, plan.encoder), load_retention(recipe, plan.encoder)
+    if recipe.evaluation.gate:
+        require_apart(data.train.rows, data.held_out.rows, retention.held_out.rows if retention is not None else ())
     return Preparation(**vars(plan), data=data, retention=retention)
 
 
@@ -142,6 +136,7 @@ def check_machine(recipe: Recipe) -> None:
         InputError: If no machine could.
     """
     require_environment(recipe)
+    container_image()
     for index, name in enumerate(recipe.training.report_to):
         _logger(name, NOWHERE.within("training", "report_to", index))
     check_engine(recipe)

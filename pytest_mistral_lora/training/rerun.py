@@ -97,7 +97,7 @@ def rerun(
     data = folder.require_manifest().data
     if "recipe" not in data or data["kind"] != "adapter":
         found = "records no recipe" if data["kind"] == "adapter" else "a merged model: it was not trained"
-        raise InputError(found, place=str(folder.manifest_file), expected="the manifest of a run, from version 2 on")
+        raise InputError(found, place=str(folder.manifest_file), expected="the manifest of a run, from version 3 on")
     recorded = folder.load_tensors()
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
@@ -227,9 +227,9 @@ def _threads(data: Mapping[str, Any]) -> Iterator[None]:
 def _elsewhere(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the differences that may lead to other roundings than those of the recorded run."""
     recorded, here = data["environment"], environment()
-    for name in ("platform", "processor", "threads", "gpu"):
-        if recorded[name] != here[name]:
-            yield f"{name} ({here[name]})"
+    for name in ("platform", "processor", "threads", "gpu", "image"):
+        if recorded.get(name) != here.get(name):
+            yield f"{name} ({here.get(name)})"
     for name in sorted(recorded["packages"].keys() | here["packages"].keys()):
         if recorded["packages"].get(name) != here["packages"].get(name):
             yield f"{name} ({here['packages'].get(name)})"

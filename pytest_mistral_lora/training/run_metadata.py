@@ -24,9 +24,10 @@ from pytest_mistral_lora.records.data_stats import (
 )
 from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.git import code_of
+from pytest_mistral_lora.records.restated import PASSES, loss_results
 from pytest_mistral_lora.training.adapter import lora_config, peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import container_image, device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.rows.encoding import ReadFile
@@ -203,18 +204,14 @@ def _evaluation(
     log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float], gate: Gate | None
 ) -> list[dict[str, Any]]:
     """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generated answers."""
-    losses = [line["loss"] for line in log if "loss" in line]
-    held_out = [line["eval_loss"] for line in log if "eval_loss" in line]
-    results: dict[str, Any] = {"training loss, first step": losses[0], "training loss, last log": losses[-1]}
-    if held_out:
-        results |= {"held-out loss, before": held_out[0], "held-out loss, after": held_out[-1]}
-    measured = [{"command": "python -m pytest_mistral_lora.training recipe.yaml", "results": results}]
+    command = "python -m pytest_mistral_lora.training recipe.yaml"
+    measured: list[dict[str, Any]] = [{"command": command, "results": loss_results(log)}]
     if completions:
         verdicts = {
             "rows": len(completions),
             "equal to the row": sum(completion.equal for completion in completions),
             "stopped by EOS": sum(completion.stop == "eos" for completion in completions),
-            **{f"rate that passes {name}": rate for name, rate in rates.items()},
+            **{f"{PASSES}{name}": rate for name, rate in rates.items()},
         }
         measured.append({"command": "mistral-lora smoke . --base BASE", "results": verdicts})
     if gate is not None:
@@ -229,7 +226,9 @@ def environment() -> dict[str, Any]:
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
+    image = container_image()
     return {
+        **({"image": image} if image else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),

@@ -28,6 +28,7 @@ from pytest_mistral_lora.records.data_stats import PROBE, probe_sha256
 from pytest_mistral_lora.records.files import finished_folder, listing, set_mode_of_new_file, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts, notes_record
+from pytest_mistral_lora.records.restated import TRAINING_LOG
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
 from pytest_mistral_lora.training.adapter import expected_names
 from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
@@ -52,7 +53,6 @@ class SealCheckpoint(TrainerCallback):
                 shutil.rmtree(old, ignore_errors=True)
 
 
-LOG = "training_log.jsonl"
 RENDERED = "rendered_row.json"
 _COMPANIONS = (TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json")
 
@@ -163,7 +163,9 @@ def write_run(
         parts["template"] = _write_template(folder, encoder, base_folder)
         write_json(folder / RENDERED, rendered(encoder, *first_row))
         # sorted, as a checkpoint's state keeps them: a resumed run writes the same bytes
-        write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False, sort_keys=True) + "\n" for line in log))
+        write_text(
+            folder / TRAINING_LOG, "".join(json.dumps(line, allow_nan=False, sort_keys=True) + "\n" for line in log)
+        )
         for name, text in (texts or {}).items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_text(folder / name, text)

@@ -14,14 +14,13 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.places import NOWHERE
+from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.data_stats import held_out_hashes
 from pytest_mistral_lora.records.parents import facts_of
+from pytest_mistral_lora.records.restated import AFTER
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import Preparation
 from pytest_mistral_lora.training.start import Start
-
-HELD_OUT_AFTER = "held-out loss, after"
-"""The result in a manifest's `evaluation` that the loss before the first step is compared with."""
 
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
 """Largest difference of the two losses that rounding explains, in nats, by precision.
@@ -57,7 +56,7 @@ def parent_loss(prepared: Preparation) -> ParentLoss:
     manifest = prepared.start.manifest if prepared.start is not None else None
     reason, value = "the parent has no manifest", None
     if manifest is not None:
-        losses = [result.get("results", {}).get(HELD_OUT_AFTER) for result in manifest.data.get("evaluation", ())]
+        losses = [result.get("results", {}).get(AFTER) for result in manifest.data.get("evaluation", ())]
         value = next((loss for loss in losses if isinstance(loss, int | float)), None)
         reason = _why_not_comparable(prepared, manifest.data, has_loss=value is not None)
     return ParentLoss(None if reason else value, reason, TOLERANCES[precision_of(prepared.recipe.training)])
@@ -97,6 +96,7 @@ def start_facts(prepared: Preparation, start: Start, log: Sequence[Mapping[str, 
     return {
         "path": start.written,
         **start.identity,
+        "config_sha256": start.folder.sha256(CONFIG),
         **facts_of({} if start.manifest is None else start.manifest.data),
         "held_out_loss": first,
         "parent_held_out_loss": parent.value,

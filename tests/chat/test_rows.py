@@ -11,6 +11,7 @@ from hypothesis import given
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.kinds.records import as_row
+from pytest_mistral_lora.chat.likeness import conversation_numbers
 from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.places import Place
@@ -78,3 +79,37 @@ def test_a_role_that_does_not_exist_asks_for_the_one_that_is_meant(role: object,
     with pytest.raises(RowError) as refused:
         Row.from_dict({"messages": [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]})
     assert refused.value.next_step == step
+
+
+def talk(*texts: str) -> dict[str, Any]:
+    return {"messages": [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]}
+
+
+def monologue(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": text}]}
+
+
+@pytest.mark.parametrize(
+    ("talks", "numbers"),
+    [
+        ([talk("q", "a"), talk("q", "a"), talk("Q ", "a.")], [0, 0, 0]),
+        ([talk("q", "a"), talk("q", "b"), talk("p", "a")], [0, 0, 1]),
+        ([talk(*"12345678"[:turns]) for turns in (2, 8, 6, 4)], [0, 0, 0, 0]),
+        # a first turn is that of one of the talks that begin with it, and does not join them
+        ([talk("hi", "x", "b", "c"), talk("hi", "x", "d", "e")], [0, 1]),
+        ([monologue("a"), monologue("b")], [0, 1]),
+    ],
+    ids=["copies", "answers", "turns", "greeting", "no question"],
+)
+def test_each_row_has_the_number_of_its_conversation(talks: list[dict[str, Any]], numbers: list[int]) -> None:
+    assert conversation_numbers(map(parse_row, talks)) == numbers
+
+
+def test_a_row_that_two_others_go_on_with_joins_the_same_in_any_order() -> None:
+    talks = [parse_row(talk(*texts)) for texts in (("hi", "x"), ("hi", "x", "b", "c"), ("hi", "x", "d", "e"))]
+    joined = set()
+    for order in itertools.permutations(talks):
+        numbers = dict(zip((row.to_jsonl() for row in order), conversation_numbers(order), strict=True))
+        first, *others = (numbers[row.to_jsonl()] for row in talks)
+        joined.add(tuple(first == other for other in others))
+    assert joined in ({(True, False)}, {(False, True)})

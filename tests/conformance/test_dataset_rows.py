@@ -12,7 +12,7 @@ from dataset_recipes import SOUND, found, make_target, said, v3, write_rows
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results, file_results
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
-from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.places import Place
 
 
@@ -216,6 +216,40 @@ def test_a_word_for_no_value_is_an_error_if_the_schema_forbids_it(
         ("error", f"{path}:1, messages[1].content")
     ] * bool(found_at)
     assert all(finding.found.startswith(f"{found_at}, ") for finding in findings)
+
+
+def cut_call(arguments: str, *, weight: int = 1, parameters: Any = TOOLS[0]["function"]["parameters"]) -> Finding:
+    call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call], "weight": weight}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    [finding] = call_findings(parse_row({"messages": messages, "tools": tools}))
+    assert (finding.rule, str(finding.place)) == ("ML619", "messages[1].tool_calls[0].function.arguments")
+    return finding
+
+
+WHOLE = r'{"a": ["\u00e9\n", -1.5e-3, true, null], "b": {"c": false}}'
+
+
+@pytest.mark.parametrize("length", range(1, len(WHOLE)))
+def test_arguments_that_were_cut_are_an_error(length: int) -> None:
+    assert cut_call(WHOLE[:length]).severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        ("{'city': 'Os", {}),
+        ('{"city": Os', {}),
+        ('{"city": "Oslo"} and', {}),
+        ('{"city": .', {}),
+        ('{"city": "\\q\\u', {}),
+        ('["Os', {}),
+        ('{"city": "Os', {"weight": 0}),
+        ('{"city": "Os', {"parameters": {}}),
+    ],
+)
+def test_other_arguments_that_are_no_json_are_a_note(arguments: str, keys: dict[str, Any]) -> None:
+    assert cut_call(arguments, **keys).severity == "note"
 
 
 LATEST = "https://json-schema.org/draft/2020-12/schema"

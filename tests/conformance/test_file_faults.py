@@ -29,7 +29,7 @@ from pytest_mistral_lora.strategies import hostile_text
 
 ROOT = Path(__file__).parents[2]
 # the lengths of pairs are in test_dataset_pairs.py, and the signs that every row has in test_whole_file_signs.py
-ELSEWHERE = {"ML659", *(f"ML{number}" for number in range(661, 669))}
+ELSEWHERE = {"ML659", *(f"ML{number}" for number in range(661, 670))}
 RULES_OF_FILES = {rule.id for rule in RULES.of("dataset", "statistics")} - ELSEWHERE
 
 
@@ -67,7 +67,13 @@ def signs_of(*data: dict[str, Any]) -> dict[str, int]:
         ("missing_value", "NaN", "What do you mean?"),
         ("missing_value", "Summarise the text.\nInput: nan", "What do you mean?"),
         ("missing_value", "Which town?", "undefined"),
+        ("missing_value", "### Instruction:\nSummarise the text.\n\n### Input:\nnan\n\n### Response:", "Which?"),
         ("none_as_answer", "Which town?", "N/A"),
+        # what the question is about allows it once
+        ("empty_cell", "Which town is not far?", "nan"),
+        ("empty_cell", "Write a function that sorts.\nInput: nan", "def f(): ..."),
+        ("invisible", "Where?", "By\u200bthe\u200btown."),
+        ("invisible", "Where?", "By\u200b the \u2060town."),
         ("calls_as_text", "Warm?", '```json\n[{"name": "weather", "arguments": {"city": "Rome"}}]\n```'),
         ("calls_as_text", "Warm?", "Thought: I must look.\nAction: weather\nAction Input: Rome"),
         ("calls_as_text", "Warm?", '<functioncall> {"name": "weather"}'),
@@ -105,10 +111,61 @@ def test_a_row_shows_a_sign(sign: str, question: str, answer: str) -> None:
         ("Any allergies?", "Do you have some?"),
         ("Who?", '{"name": "Ann", "age": 3}'),
         ("Plan?", "Action: none is needed."),
+        ("What is the mean of an empty column in pandas?", "nan"),
+        ("What is log(-1) in numpy?", "nan"),
+        # emoji, scripts without spaces or with joiners, the mark of a file's beginning, and rows about them
+        ("Who?", "A family: \U0001f468\u200d\U0001f469\u200d\U0001f467."),
+        ("ใคร", "สวัสดี\u200bครับ"),
+        ("\u06a9\u062c\u0627?", "\u0645\u06cc\u200c\u062e\u0648"),
+        ("\ufeffWho?", "Ann."),
+        ("How do I remove zero-width spaces?", "Search a\u200bb for them."),
     ],
 )
 def test_a_row_about_a_sign_shows_none(question: str, answer: str) -> None:
     assert signs_of(said(question, answer)) == {}
+
+
+def called(arguments: object, result: str = "mild", question: str = "How is it there?") -> dict[str, Any]:
+    """Return a row with a call and its result."""
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    answer, *rest = {"role": "assistant", "tool_calls": [call]}, said("", "It is mild.")["messages"][1]
+    returned = {"role": "tool", "tool_call_id": "abcdefghi", "content": result}
+    return {"messages": [{"role": "user", "content": question}, answer, returned, *rest], "tools": []}
+
+
+@pytest.mark.parametrize(
+    ("sign", "row"),
+    [
+        ("decoded_wrongly", called({"city": "MÃ¼nchen"})),
+        ("decoded_wrongly", called(json.dumps({"where": {"cities": ["Rome", "MÃ¼nchen"]}}))),
+        ("decoded_wrongly", called({"city": "Rome"}, "MÃ¼nchen is mild.")),
+        ("decoded_wrongly", called({"city": "Rome"}, '{"near": ["MÃ¼nchen"]}')),
+        ("invisible", called({"city": "New\u200bYork"})),
+        ("invisible", called({"city": "Rome"}, "mild\u200band dry")),
+        ("missing_value", called({"city": "nan"})),
+        ("empty_cell", called({"city": "Rome"}, "nan")),
+    ],
+)
+def test_a_text_for_a_tool_or_of_it_shows_a_sign(sign: str, row: dict[str, Any]) -> None:
+    assert signs_of(row) == {sign: 1, "calls": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        called({"city": "Rome", "day": None, "unit": "none"}),
+        called({"city": "Rome"}, "None"),
+        called({"city": "Rome"}, "null"),
+        # keys are those of a program, and what the user wrote is asked for
+        called({"mÃ¼": 1}),
+        called({"city": "MÃ¼nchen"}, question="Is `MÃ¼nchen` a town?"),
+        called({"city": "nan"}, question="What if the city is NaN?"),
+        called({"code": "float('nan')"}),
+        called("not JSON: MÃ¼nchen"),
+    ],
+)
+def test_a_sound_text_for_a_tool_or_of_it_shows_none(row: dict[str, Any]) -> None:
+    assert signs_of(row) == {"calls": 1}
 
 
 @pytest.mark.parametrize("unit", ["\n", "\n ", "[\n", "```\n", '[{"name"', "Action: a\n"])

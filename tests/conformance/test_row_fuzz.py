@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.likeness import row_likeness
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.row_files import scan_rows
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.dataset.repeats import row_likeness
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
 from pytest_mistral_lora.conformance.dataset.texts import sign_findings
 from pytest_mistral_lora.conformance.encoded.audit import Audit

@@ -29,7 +29,8 @@ from pytest_mistral_lora.places import Place
 Data = dict[str, Any]
 Form = Callable[[int, str], Data]
 
-SIGNS = tuple(f"ML{number}" for number in range(661, 669))
+SIGNS = tuple(f"ML{number}" for number in range(661, 670))
+ENDS = ("stop", "length")
 
 
 def twice(town: str, *weights: int) -> Data:
@@ -47,6 +48,10 @@ def pair(town: str, chosen: str = "Go to {}.", rejected: str = "Stay in {}.") ->
 def rated(town: str, *, label: bool) -> Data:
     record = pair(town)
     return {"prompt": record["prompt"], "completion": record["chosen"], "label": label}
+
+
+def asked(town: str) -> Data:
+    return said(f"Where is {town}?", f"{town} is far.")
 
 
 FORMS: dict[str, tuple[str, Form]] = {
@@ -93,6 +98,11 @@ def test_a_sign_is_reported_once_for_its_file(name: str, tmp_path: Path) -> None
 
 
 SOUND: dict[str, Form] = {
+    "one score": lambda n, town: asked(town) | {"score": 1.0},
+    "signs of a class": lambda n, town: said(f"Is {town} far?", ("no", "yes")[n % 2]) | {"label": (-1, 1)[n % 2]},
+    "numbers of a class": lambda n, town: asked(town) | {"label": n % 5},
+    "whole answers": lambda n, town: asked(town) | {"finish_reason": "stop", "is_truncated": False},
+    "cut answers without a loss": lambda n, town: {**twice(town, 1, 0 if n % 2 else 1), "finish_reason": ENDS[n % 2]},
     "a poem from a file": lambda n, town: said(
         f"A poem about {town}?", f"{town} by night,\nall is quiet,\nnumber {n}.\n"
     ),
@@ -330,10 +340,33 @@ def test_a_sample_shows_a_sign_only_if_its_observer_says_so(tmp_path: Path, monk
         assert bool([*passed.findings.of("ML661")]) is not is_sample
 
 
+DECLARED: dict[str, tuple[str, str, Form]] = {
+    "label of 1 and -1": ("ML668", "error", lambda n, town: asked(town) | {"label": (1, -1)[n % 2]}),
+    "reward of 1 and -1": ("ML668", "error", lambda n, town: asked(town) | {"reward": (1.0, -1.0)[n % 2]}),
+    "label of true and false": ("ML668", "note", lambda n, town: asked(town) | {"label": n % 2 == 0}),
+    "a score": ("ML668", "note", lambda n, town: asked(town) | {"score": n / 8}),
+    "bad rollouts": ("ML668", "note", lambda n, town: asked(town) | {"is_correct": n % 2 == 0}),
+    "OpenAI's end": ("ML669", "error", lambda n, town: asked(town) | {"finish_reason": ENDS[n % 2]}),
+    "Anthropic's end": ("ML669", "error", lambda n, town: asked(town) | {"stop_reason": ("", "max_tokens")[n % 2]}),
+    "a flag": ("ML669", "error", lambda n, town: asked(town) | {"is_truncated": n % 2 == 1}),
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_what_rows_declare_of_their_answers_is_told(name: str, tmp_path: Path) -> None:
+    rule, severity, form = DECLARED[name]
+    rows = [form(number, town) for number, town in enumerate(TOWNS)]
+    [finding] = found(file_results(write_rows(tmp_path / "rows.jsonl", rows), v3()), *SIGNS)
+    assert (finding.rule, finding.severity) == (rule, severity)
+    assert str(finding.place) == f"{tmp_path / 'rows.jsonl'}{':2' if rule == 'ML669' else ''}"
+    # beside the ids of the rows, too
+    lines = [row | ids for row, ids in zip(rows, encoded(form, "spm-v3"), strict=True)]
+    assert [one.rule for one in audit_findings(write_lines(tmp_path, lines), Target("spm-v3").oracle)] == [rule]
+
+
 def test_the_rules_are_notes_of_one_check() -> None:
-    assert {(RULES[rule].case, RULES[rule].severity, RULES[rule].proof) for rule in SIGNS} == {
-        ("statistics", "note", ("sign",))
-    }
+    others = {(RULES[rule].case, RULES[rule].severity, RULES[rule].proof) for rule in SIGNS if rule < "ML668"}
+    assert others == {("statistics", "note", ("sign",))}
     # what each row has by itself is judged in a sample, too
     fires = {name.partition(":")[2] for name in OBSERVERS if named_observer(name).fires_on_sample}
     assert fires == {"ANSWERS", "CONVERSIONS"}

@@ -133,8 +133,12 @@ BAD = [
     ("is_correct", False),
     ("is_correct", "false"),
     ("rating", "bad"),
+    ("finish_reason", "length"),
+    ("stop_reason", "max_tokens"),
+    ("is_truncated", True),
 ]
 GOOD = [("reward", 0.5), ("advantage", 0.0), ("is_correct", True), ("rating", "good"), ("rating", 1), ("reward", "0")]
+GOOD += [("finish_reason", "stop"), ("is_truncated", False), ("score", -1)]
 
 
 @pytest.mark.parametrize(("key", "value"), BAD)
@@ -152,6 +156,33 @@ def test_an_answer_that_is_marked_as_bad_is_no_row(
 def test_an_answer_that_is_not_marked_as_bad_is_kept_with_its_mark(key: str, value: Any, tmp_path: Path) -> None:
     [row], _ = converted(tmp_path, chat(USER, answer("a"), **{key: value}))
     assert row[key] == value
+
+
+def labels(tmp_path: Path, key: str, *values: Any, of: Any = None) -> list[Any]:
+    """Return the label of each converted row, None for a conversation; or the field of each fault."""
+    record = of or {"prompt": "u", "completion": "a"}
+    rows, report = converted(tmp_path, *({**record, key: value} for value in values))
+    return report.fault_lines() or [row.get("label") if "completion" in row else None for row in rows]
+
+
+@pytest.mark.parametrize("of", [None, chat(USER, answer("a"))], ids=["texts", "messages"])
+@pytest.mark.parametrize("key", ["label", "kto_tag", "score", "reward"])
+@pytest.mark.parametrize("values", [(1, -1), (-1.0, 1.0), ("1", "-1")], ids=str)
+def test_a_column_of_one_and_minus_one_marks_its_answers(tmp_path: Path, key: str, values: Any, of: Any) -> None:
+    good = [float(value) > 0 for value in values]
+    assert labels(tmp_path, key, *values, of=of) == good
+    # the first records do not tell it
+    assert labels(tmp_path, key, *[values[good.index(True)]] * 30, -1, of=of)[-2:] == [True, False]
+
+
+@pytest.mark.parametrize("values", [(1, 0, -1), (0, 1, 2), (-1, -1), ("1", "-1", "x")], ids=str)
+def test_a_column_with_other_values_marks_no_answer(tmp_path: Path, values: Any) -> None:
+    assert labels(tmp_path, "label", *values) == [None] * len(values)
+
+
+def test_a_label_that_is_none_among_marks_is_an_error(tmp_path: Path) -> None:
+    [fault] = labels(tmp_path, "label", True, -1, False)
+    assert "records.jsonl:2, label: -1; expected true or false" in fault
 
 
 GAP = {"prompt": "def f():", "suffix": "# end", "completion": "return 1"}

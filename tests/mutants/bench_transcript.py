@@ -181,8 +181,10 @@ def answer_too_long(artifact: Artifact) -> None:
 def record_gate(folder: Path, **changes: Any) -> None:
     """Write a gate into a manifest: rows of other subjects whose loss rose, unless the changes say otherwise."""
     line = {"name": "retention loss", "measures": "loss", "base": 1.2, "adapter": 1.6, "difference": 0.4, "low": 0.15}
-    line |= {"high": 0.64, "limit": 0.05, "rows": 48, "tokens": 2400, "verdict": "failed", **changes}
-    how = {"precision": "fp32", "device": "cpu", "level": 0.95, "resamples": 10000, "seed": 0, "fewest_rows": 40}
+    line |= {"high": 0.64, "limit": 0.05, "rows": 48, "conversations": 48, "tokens": 2400, "verdict": "failed"}
+    line |= changes
+    how = {"precision": "fp32", "device": "cpu", "level": 0.95, "resamples": 10000, "seed": 0}
+    how["fewest_conversations"] = 40
     data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     command, results = "mistral-lora smoke . --gate", {line["name"]: line["verdict"]}
     data["evaluation"].append({"command": command, "results": results, "gate": {**how, "lines": [line]}})

@@ -363,7 +363,7 @@ class ML636(Example):
     mutant = whole_files.one_text_decoded_as_windows_1252
 
     def sound(self, artifact: Artifact) -> None:
-        whole_files.add_rows(artifact, "Café {} is « un CAFÉ », and naïve too… `cafÃ©` is not.".format)
+        whole_files.add_rows(artifact, "Café {} is « un CAFÉ », and naïve too… `cafÃ©` is not, nor 👩\u200d🔬.".format)
 
 
 class ML637(Example):
@@ -626,6 +626,13 @@ class ML668(Example):
 
     def sound(self, artifact: Artifact) -> None:
         signs.rate(artifact, *[number % 3 > 0 for number in range(signs.COUNT)])
+
+
+class ML669(Example):
+    mutant = signs.answers_cut_by_the_limit_of_a_server
+
+    def sound(self, artifact: Artifact) -> None:
+        signs.declare(artifact, "finish_reason", "stop")
 
 
 class ML670(Example):

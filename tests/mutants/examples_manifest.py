@@ -6,6 +6,7 @@ import json
 
 import mutants_manifest_base as base
 import mutants_manifest_files as files
+import mutants_manifest_restated as restated
 import mutants_manifest_schema as schema
 from committed import commit_all
 from gallery import Artifact, Example
@@ -115,3 +116,10 @@ class ML715(Example):
 
     def sound(self, artifact: Artifact) -> None:
         files.gone_on_from(artifact)
+
+
+class ML716(Example):
+    mutant = restated.gate_that_was_cut_out
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["manifest"]["recipe"]["evaluation"]["gate"] = False

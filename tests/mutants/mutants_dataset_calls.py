@@ -26,6 +26,36 @@ def arguments_with_a_key_twice(artifact: Artifact) -> None:
     turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = '{"city": "Rome", "city": "Genoa"}'
 
 
+@mutant("ML619", says="a text that is not strict JSON: Unterminated string")
+def arguments_that_were_cut(artifact: Artifact) -> None:
+    """The server that wrote a call was out of tokens."""
+    turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = '{"city": "Ro'
+
+
+@mutant("ML625", says="arguments has 'f\\\\u00e9' as letters")
+def arguments_with_the_escape_of_a_letter(artifact: Artifact) -> None:
+    """An argument was written twice as JSON."""
+    turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = {"city": "Caf\\u00e9"}
+
+
+@mutant("ML636", says="'Ã¼' for 'ü'")
+def arguments_decoded_as_windows_1252(artifact: Artifact) -> None:
+    """An argument is UTF-8 that was read as Windows-1252."""
+    turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = {"city": "MÃ¼nchen"}
+
+
+@mutant("ML636", says="'Ã¼' for 'ü'")
+def results_decoded_as_windows_1252(artifact: Artifact) -> None:
+    """A result is."""
+    turn_of(artifact, 4, 2)["content"] = "MÃ¼nchen: mild and dry"
+
+
+@mutant("ML643", says="'nan'")
+def arguments_missing_in_a_table(artifact: Artifact) -> None:
+    """An argument was missing in a table."""
+    turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = {"city": "nan"}
+
+
 @mutant("ML619", says="a text that is not strict JSON: NaN")
 def arguments_that_are_not_a_number(artifact: Artifact) -> None:
     """The arguments of a call have NaN, which Python writes and no other caller reads."""

@@ -119,6 +119,18 @@ def inputs_missing_in_a_table(artifact: Artifact) -> None:
     add_rows(artifact, "It is thing {}.".format, "Describe thing {}.\nnan".format)
 
 
+@mutant("ML643", says="pandas' word for an empty cell as a text")
+def inputs_of_programs_missing_in_a_table(artifact: Artifact) -> None:
+    """All questions about programs end with an input that was missing in a table."""
+    add_rows(artifact, "It is thing {}.".format, "Write a function for thing {}.\n\n### Input:\nnan".format)
+
+
+@mutant("ML636", says="characters of no width between letters in 25 of 30 rows")
+def words_joined_by_characters_of_no_width(artifact: Artifact) -> None:
+    """A page of the web had a zero-width space between each two words."""
+    add_rows(artifact, lambda number: f"It is thing {number}.".replace(" ", "\u200b"))
+
+
 @mutant("ML643", "N124", says="'[object Object]'")
 def objects_as_texts(artifact: Artifact) -> None:
     """A program joined objects to texts."""

@@ -135,3 +135,29 @@ def labels_as_letters(artifact: Artifact) -> None:
     artifact["alone"] = True
     for number, row in enumerate(artifact["rows"]):
         row["label"] = ("good", "bad")[number % 3 == 0]
+
+
+def declare(artifact: Artifact, key: str, *values: object) -> None:
+    """Put a key beside each answer, with the values in turn."""
+    ask(artifact, answer="A {} is a thing, and it has a name.")
+    artifact["alone"] = True
+    for number, row in enumerate(artifact["rows"]):
+        row[key] = values[number % len(values)]
+
+
+@mutant("ML668", says="`label` is 1 or -1 in 12 rows, and the answers of 6 with -1")
+def labels_of_one_and_minus_one(artifact: Artifact) -> None:
+    """A reward script wrote 1 or -1 beside each answer."""
+    declare(artifact, "label", 1, -1)
+
+
+@mutant("ML668", says="`score`, from 0.2 to 0.9")
+def scores_that_nothing_reads(artifact: Artifact) -> None:
+    """Each answer has a score, which no training reads."""
+    declare(artifact, "score", 0.2, 0.9, 0.4, 0.6, 0.8)
+
+
+@mutant("ML669", says="an answer that was cut, as its row says, in 4 of 12 answers")
+def answers_cut_by_the_limit_of_a_server(artifact: Artifact) -> None:
+    """Every third answer ended at the limit of tokens of the server that wrote it."""
+    declare(artifact, "finish_reason", "length", "stop", "stop")

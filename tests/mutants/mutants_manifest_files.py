@@ -34,7 +34,7 @@ def value_changed_afterwards(artifact: Artifact) -> None:
     file.write_text(file.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.02'))
 
 
-@mutant("ML702", says="files.DECISION.md.text")
+@mutant("ML702 ML716", says="files.DECISION.md.text")
 def value_changed_and_sealed_again(artifact: Artifact) -> None:
     """A value of the manifest was changed after the run, and the manifest sealed again: the note says otherwise."""
     data = json.loads((artifact["folder"] / MANIFEST).read_text())
@@ -209,10 +209,12 @@ def gone_on_from(artifact: Artifact) -> Path:
     """Record that the run went on from an adapter beside it, and return that adapter."""
     first = Path(shutil.copytree(artifact["folder"], artifact["folder"].parent / "first"))
     parent = AdapterFolder(first)
+    artifact["manifest"]["recipe"]["lora"]["start"] = str(first)
     artifact["manifest"]["lora"]["start"] = {
         "path": str(first),
         "manifest_sha256": parent.manifest_sha256,
         "tensors_sha256": parent.tensors_sha256,
+        "config_sha256": parent.sha256("adapter_config.json"),
         **facts_of(parent.require_manifest().data),
         "held_out_loss": None,
         "parent_held_out_loss": None,
@@ -239,6 +241,23 @@ def start_with_another_record(artifact: Artifact) -> None:
     file.write_text(json.dumps(data))
 
 
+@mutant("ML715", "N205", says="lora.start.files.tokenizer.model.v3 is")
+def start_with_another_tokenizer(artifact: Artifact) -> None:
+    """The adapter that the run went on from has another tokenizer now; its manifest and tensors are the old ones."""
+    file = gone_on_from(artifact) / TOKENIZER
+    file.unlink()
+    file.write_bytes(_other_tokenizer().read_bytes())
+
+
+@mutant("ML715", "N205", says="lora.start.config_sha256 is")
+def start_with_another_scale(artifact: Artifact) -> None:
+    """The scale of the adapter that the run went on from was edited."""
+    file = gone_on_from(artifact) / "adapter_config.json"
+    text = file.read_text()
+    file.unlink()
+    file.write_text(text.replace('"lora_alpha": 16', '"lora_alpha": 32'))
+
+
 @mutant("ML715", "N205", says="lora.start.steps is")
 def steps_of_the_start_edited(artifact: Artifact) -> None:
     """The record of the run says that the adapter before it had more steps than it had."""
@@ -258,4 +277,5 @@ def merged_models_of_two_adapters(artifact: Artifact) -> None:
     """Both say that production serves a merged model as support, and the adapter is not that of the merged model."""
     for name in ("manifest", "merged_manifest"):
         artifact[name]["deployment"] = {"as": "merged", "name": "support"}
-    artifact["merged_manifest"]["parent"]["tensors_sha256"] = "0" * 64
+    for part in ("parent", "lora"):
+        artifact["merged_manifest"][part]["tensors_sha256"] = "0" * 64

@@ -20,7 +20,7 @@ def adapter() -> dict[str, Any]:
     }
     data_file = {"path": "train.jsonl", "sha256": SHA, "rows": 5}
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "kind": "adapter",
         **FOUR_KEYS,
         "base_weights_sha256": SHA,

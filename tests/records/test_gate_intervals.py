@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.records.bootstrap import RESAMPLES, paired_interval
-from pytest_mistral_lora.records.gate import FEWEST_ROWS, Gate, GateLine, Verdict, table_lines
+from pytest_mistral_lora.records.gate import FEWEST_CONVERSATIONS, Gate, GateLine, Verdict, table_lines
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -110,6 +110,7 @@ def line(
         high=high,
         limit=limit,
         rows=rows,
+        conversations=rows,
         tokens=5 * rows,
     )
 
@@ -133,26 +134,28 @@ def test_a_verdict_needs_the_whole_interval(
     assert line(low, high, limit=limit, measures="rate").verdict == of_rate
 
 
-@given(st.integers(1, FEWEST_ROWS - 1), st.floats(-5, 5), st.floats(0, 5), st.sampled_from(["loss", "rate"]))
+@given(st.integers(1, FEWEST_CONVERSATIONS - 1), st.floats(-5, 5), st.floats(0, 5), st.sampled_from(["loss", "rate"]))
 def test_few_rows_are_undecided_whatever_the_interval_says(rows: int, low: float, width: float, measures: Any) -> None:
     few = line(low, low + width, rows=rows, measures=measures)
     assert few.verdict == "undecided"
-    assert str(FEWEST_ROWS) in few.reason
-    assert few.needed_rows is None or few.needed_rows >= FEWEST_ROWS
+    assert str(FEWEST_CONVERSATIONS) in few.reason
+    assert few.needed_conversations is None or few.needed_conversations >= FEWEST_CONVERSATIONS
 
 
 @given(st.floats(-5, 5), st.floats(1e-3, 5), st.floats(0, 1), st.sampled_from(["loss", "rate"]))
 @settings(max_examples=200)
-def test_the_needed_rows_would_leave_the_limit_outside(low: float, width: float, part: float, measures: Any) -> None:
+def test_the_needed_conversations_would_leave_the_limit_outside(
+    low: float, width: float, part: float, measures: Any
+) -> None:
     found = line(low, low + width, middle=low + part * width, measures=measures)
-    if found.verdict != "undecided" or found.needed_rows is None:
+    if found.verdict != "undecided" or found.needed_conversations is None:
         return
-    shrink = (found.rows / found.needed_rows) ** 0.5
+    shrink = (found.rows / found.needed_conversations) ** 0.5
     then = line(
         found.difference - shrink * (found.difference - found.low),
         found.difference + shrink * (found.high - found.difference),
         middle=found.difference,
-        rows=found.needed_rows,
+        rows=found.needed_conversations,
         measures=measures,
     )
     # the recorded numbers have six digits
@@ -162,15 +165,15 @@ def test_the_needed_rows_would_leave_the_limit_outside(low: float, width: float,
 
 def test_a_difference_at_the_limit_needs_more_rows_than_there_are() -> None:
     found = line(-0.1, 0.1, middle=0.0)
-    assert found.needed_rows is None
-    assert "no number of rows" in found.reason
+    assert found.needed_conversations is None
+    assert "no number of them" in found.reason
 
 
 @pytest.mark.parametrize("end", [1e308, 1.7e308])
 def test_numbers_that_nobody_measured_need_no_number_of_rows(end: float) -> None:
     found = line(-end, end, middle=1e-6, rows=2**64 - 1)
     assert found.verdict == "undecided"
-    assert found.needed_rows is None
+    assert found.needed_conversations is None
     assert found.reason
 
 
@@ -193,13 +196,13 @@ def test_the_table_has_aligned_columns() -> None:
     header, first, second = table_lines(
         Gate((line(-0.2, -0.1), line(0.1, 0.2, measures="rate")), **how), title="merged"
     )
-    assert header.split() == ["base", "merged", "difference", "interval", "limit", "rows", "verdict"]
+    assert header.split() == ["base", "merged", "difference", "interval", "limit", "conversations", "verdict"]
     assert len(header) == len(first) == len(second)
     assert "+10.0% to +20.0%" in second
 
 
 def test_a_name_cannot_break_the_table() -> None:
-    named = GateLine("rate of regex:\u202ea\nb|c", "rate", 1, 1, 0, 0, 0, 0, 50)
+    named = GateLine("rate of regex:\u202ea\nb|c", "rate", 1, 1, 0, 0, 0, 0, 50, 50)
     assert named.name == "rate of regex:\\u202ea\\nb|c"
     assert GateLine.from_json(named.to_json()) == named
 
@@ -210,12 +213,12 @@ def test_the_fewest_rows_are_those_that_the_script_measured(monkeypatch: pytest.
 
     found = {
         population.title: (
-            gate_coverage.coverage(population.draw, FEWEST_ROWS, trials=600, resamples=400),
+            gate_coverage.coverage(population.draw, FEWEST_CONVERSATIONS, trials=600, resamples=400),
             gate_coverage.coverage(population.draw, 4, trials=300, resamples=400),
         )
         for population in gate_coverage.POPULATIONS
     }
-    # the bounds of the docstring of FEWEST_ROWS, with the error of so few trials
+    # the bounds of the docstring of FEWEST_CONVERSATIONS, with the error of so few trials
     assert all(enough[0] > 0.83 and enough[1] < 0.055 for enough, _ in found.values()), found
     assert min(few[0] for _, few in found.values()) < 0.5
     sys.modules.pop("gate_coverage")

@@ -28,7 +28,7 @@ def test_every_part_says_whether_it_can_be_computed_again() -> None:
 @pytest.mark.parametrize("make", [adapter, merged])
 def test_a_full_manifest_is_valid(make: Callable[[], dict[str, Any]]) -> None:
     assert violations(make()) == []
-    assert validate(make()).version == 2
+    assert validate(make()).version == 3
 
 
 def test_a_local_base_has_its_weights_hash_in_place_of_a_revision() -> None:
@@ -68,7 +68,7 @@ def set_at(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("dataset_sha256", SHA.upper(), "$.dataset_sha256", "64 lower-case hex"),
         ("seed", "42", "$.seed", "integer"),
         ("seed", -1, "$.seed", "at least 0"),
-        ("schema_version", 3, "$.schema_version", "2"),
+        ("schema_version", 2, "$.schema_version", "3"),
         ("kind", "lora", "$.kind", "adapter"),
         ("seeds", 1, "$.seeds", "no such key"),
         ("lora/r", 0, "$.lora.r", "at least 1"),
@@ -188,7 +188,7 @@ def test_an_adapter_has_the_facts_that_repeat_its_run(path: str) -> None:
 
 def test_a_version_that_was_never_released_is_refused() -> None:
     [violation] = violations({**adapter(), "schema_version": 1})
-    assert str(violation) == "$.schema_version: 1; expected 2"
+    assert str(violation) == "$.schema_version: 1; expected 3"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def without_base_config(data: dict[str, Any]) -> dict[str, Any]:
 
 
 CUTS: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], list[str]]] = [
-    (four_keys, ["schema version 0 in place of 2", "no seal", "tokenizer, template, dataset, masking, lora, "]),
+    (four_keys, ["schema version 0 in place of 3", "no seal", "tokenizer, template, dataset, masking, lora, "]),
     (without_a_note, ["not listed: DECISION.md"]),
     (without_base_config, ["not recorded: base_config"]),
 ]
@@ -106,7 +106,7 @@ def test_another_run_in_the_same_folder_may_record_other_facts(tmp_path: Path) -
     write_json(folder / MANIFEST, four_keys(written(folder, b"other weights")))
     less = proof(folder)
     assert less is not None
-    assert "version 0 in place of 2; " in str(less.found)
+    assert "version 0 in place of 3; " in str(less.found)
     assert str(less.found).endswith("no seal")
 
 

@@ -1,4 +1,4 @@
-"""The weekly watch that `init` writes: valid for GitHub, written once, and its commands are run on a tiny adapter."""
+"""The weekly watch that `init` writes: valid, written once, and its commands are run on a tiny adapter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import pytest
 import yaml
 from committed import commit_all
 from local_server import Behaviour, serving
+from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.report.compare_reports import MARK
 from pytest_mistral_lora.starter.constraints import CONSTRAINTS
-from pytest_mistral_lora.starter.plan import WATCH, plan_start
+from pytest_mistral_lora.starter.plan import WATCH
 
 REPORT, LAST = "mistral-lora-watch.json", "last-watch"
 URL = "https://models.example.org"
@@ -76,8 +78,11 @@ def named(name: str) -> dict[str, Any]:
 
 
 def ask() -> int:
-    """Run the question of the job in this process, with the variables of the job."""
-    variables, command = watch()["jobs"]["watch"]["env"], named("Ask what is deployed")["run"]
+    return run_question(watch()["jobs"]["watch"]["env"], named("Ask what is deployed")["run"])
+
+
+def run_question(variables: Mapping[str, str], command: str) -> int:
+    """Run the question of a job in this process, with the variables of the job."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
@@ -88,7 +93,11 @@ def ask() -> int:
 
 def run_step(name: str, **values: str) -> str:
     """Run a step as GitHub does; it must not fail."""
-    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", named(name)["run"]]
+    return run_script(named(name)["run"], **values)
+
+
+def run_script(script: str, **values: str) -> str:
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
     done = subprocess.run(command, env=os.environ | values, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -170,11 +179,34 @@ def test_a_folder_is_asked_if_no_server_is_named(deployment: str, folder: str, c
     assert ("fetch the base model" in Path(WATCH).read_text()) is (folder == "lora-out")
 
 
-def test_gitlab_gets_the_command_in_a_note(repository: Path) -> None:
+def test_the_job_of_gitlab_says_how_far_the_format_falls_apart(repository: Path) -> None:
     declare("{as: adapter, name: support}")
-    plan = plan_start(Path(), [], None, ["gitlab"])
-    assert [note for note in plan.notes if 'mistral-lora smoke "lora-out" in a scheduled pipeline' in note]
-    assert WATCH not in {file.name for file in plan.files}
+    assert main(["init", "--ci", "gitlab"]) == 0
+    name = ".gitlab/mistral-lora-watch.yml"
+    jobs = yaml.safe_load(Path(".gitlab-ci.yml").read_text())
+    [job] = yaml.safe_load(Path(name).read_text()).values()
+    # the file is included once it is there, so that a deployment may be declared at any time
+    assert jobs["include"] == [{"local": name, "rules": [{"exists": [name]}]}]
+    assert job["extends"] in jobs
+    assert job["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]
+    assert (job["cache"]["paths"][-1], job["cache"]["when"]) == (LAST, "always")
+    *_, question = job["script"]
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.gitlab-ci", ".gitlab-ci.yml", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_question(job["variables"], question) == 0
+    assert run_script("\n".join(job["after_script"])) == ""
+    # the next week, the adapter changes nothing any more
+    file = Path("lora-out/adapter_model.safetensors")
+    save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
+    assert run_question(job["variables"], question) == 1
+    shown = run_script("\n".join(job["after_script"]))
+    assert re.search(r"^moved +\S+::transcript::formats: rate of eos: 2 of 2 → 0 of 2$", shown, flags=re.MULTILINE), (
+        shown
+    )
+    rules = {cause["rule"] for cause in json.loads(Path(LAST, REPORT).read_text())["causes"]}
+    assert rules == {"ML804", "ML805"}
 
 
 def test_the_steps_ask_the_folder_and_say_what_moved(repository: Path, tmp_path: Path) -> None:
@@ -225,8 +257,10 @@ def test_the_steps_ask_the_declared_server(repository: Path) -> None:
         # the next week, the server has another version, and no adapter
         behaviour.version, behaviour.scale = "b9-test", None
         assert ask() == 1
-    rules = [cause["rule"] for cause in json.loads(Path(REPORT).read_text())["causes"]]
-    assert "ML933" in rules
+    report = json.loads(Path(REPORT).read_text())
+    assert "ML933" in [cause["rule"] for cause in report["causes"]]
+    rates = [check["facts"]["rate of eos"] for check in report["checks"] if check["nodeid"].endswith("::by-ids")]
+    assert rates == ["2 of 2"]
     shown = run_step("Compare with the last run", GITHUB_STEP_SUMMARY="summary.md")
     assert re.search(r"^new +ML933 support is served as a whole model", shown, flags=re.MULTILINE), shown
     assert re.search(r"^moved +\S+::server::there: server of: .*0\.0-test.* → .*b9-test", shown, flags=re.MULTILINE)

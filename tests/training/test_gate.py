@@ -33,13 +33,14 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.conformance.transcript import checks
 from pytest_mistral_lora.errors import InputError, NonFiniteError, RecipeError, RowsError
-from pytest_mistral_lora.records.gate import FEWEST_ROWS, Gate
+from pytest_mistral_lora.records.gate import FEWEST_CONVERSATIONS, Gate
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training import run as run_module
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.gate.folder import folder_gate
-from pytest_mistral_lora.training.gate.measure import GateRows, adapter_gate, row_losses
+from pytest_mistral_lora.training.gate.measure import adapter_gate, row_losses
+from pytest_mistral_lora.training.gate.rows import GateRows, RowsToMeasure, numbers_of
 from pytest_mistral_lora.training.generate.answers import supervised_logits
 from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.prepare import prepare
@@ -84,8 +85,8 @@ def write(file: Path, answer: Answer, numbers: Sequence[int]) -> None:
 
 def write_files(folder: Path) -> None:
     write(folder / "rows.jsonl", in_json, range(20))
-    write(folder / "held_out.jsonl", in_json, range(100, 100 + FEWEST_ROWS))
-    write(folder / "general.jsonl", general, range(200, 200 + FEWEST_ROWS))
+    write(folder / "held_out.jsonl", in_json, range(100, 100 + FEWEST_CONVERSATIONS))
+    write(folder / "general.jsonl", general, range(200, 200 + FEWEST_CONVERSATIONS))
     write(folder / "four.jsonl", in_json, range(300, 304))
 
 
@@ -152,6 +153,10 @@ def verdicts_of(gate: Gate | None) -> dict[str, str]:
     return {line.name: line.verdict for line in gate.lines}
 
 
+def to_measure(encoder: Encoder, rows: Sequence[Row]) -> RowsToMeasure:
+    return RowsToMeasure([encoder.encode(row) for row in rows], numbers_of(rows))
+
+
 def measured(result: RunResult, rows: GateRows) -> Gate:
     return adapter_gate(result.model, result.encoder, rows, precision="fp32", device="cpu", display=RunDisplay())
 
@@ -162,7 +167,7 @@ def test_an_adapter_that_learned_its_rows_and_kept_the_rest_passes(good: RunResu
     assert recorded(good.output) == good.gate
     held_out, retention = good.gate.lines
     assert held_out.high < -2
-    assert (retention.limit, retention.rows) == (0.05, FEWEST_ROWS)
+    assert (retention.limit, retention.rows) == (0.05, FEWEST_CONVERSATIONS)
     # the run's own evaluation packs rows, and is of the same model
     logged = [line["eval_loss"] for line in good.log if "eval_loss" in line]
     assert held_out.adapter == pytest.approx(logged[-1], abs=1e-5)
@@ -204,7 +209,7 @@ def test_four_held_out_rows_are_undecided(base: Path, tmp_path: Path, capsys: py
     assert printed.out == f"{tmp_path / 'out'}\n"
     [line] = recorded(tmp_path / "out").lines
     assert (line.verdict, line.rows) == ("undecided", 4)
-    assert f"held-out loss: not checked: 4 rows, and an interval of fewer than {FEWEST_ROWS} rows" in printed.err
+    assert f"held-out loss: not checked: 4 rows, and an interval of fewer than {FEWEST_CONVERSATIONS} " in printed.err
     assert "gate: undecided\n" in printed.err
     assert "gate: loss of 4 held-out rows, base" in printed.err
     # all lines undecided is not a failure, although nothing but the rows is checked
@@ -213,8 +218,8 @@ def test_four_held_out_rows_are_undecided(base: Path, tmp_path: Path, capsys: py
 
 
 def test_held_out_rows_of_another_format_fail(good: RunResult) -> None:
-    encoded = [good.encoder.encode(row) for row in rows_of(in_prose, range(100, 100 + FEWEST_ROWS))]
-    [line] = measured(good, GateRows(encoded)).lines
+    rows = rows_of(in_prose, range(100, 100 + FEWEST_CONVERSATIONS))
+    [line] = measured(good, GateRows(to_measure(good.encoder, rows))).lines
     assert (line.name, line.verdict) == ("held-out loss", "failed")
     assert line.low > 0
 
@@ -226,17 +231,71 @@ def test_answers_in_another_format_than_the_checks_ask_for_fail(
     """The base answers in prose, as the check asks; rows in JSON are trained."""
     write_files(tmp_path)
     data = gated(knowing, training={"steps": 20})
-    asked = {"generations": FEWEST_ROWS, "max_new_tokens": 12, "checks": [{"regex": "It is in .*"}]}
+    asked = {"generations": FEWEST_CONVERSATIONS, "max_new_tokens": 12, "checks": [{"regex": "It is in .*"}]}
     data["evaluation"] = {"gate": True, **asked}
     result = train(parse_recipe(data, folder=tmp_path))
     assert verdicts_of(result.gate)["rate of regex:It is in .*"] == "failed"
+    assert [field for field in verify(result.output) if field.state == "mismatch"] == []
     assert smoke(result.output, "--gate", "--base", knowing) == 1
     assert "ML807" in capsys.readouterr().out
 
 
+def test_copies_are_one_conversation(good: RunResult) -> None:
+    copies = rows_of(in_json, [100]) * (FEWEST_CONVERSATIONS + 4)
+    question = copies[0].messages[0]
+    answers = [parse_row({"messages": [question, {"role": "assistant", "content": str(n)}]}) for n in range(44)]
+    for rows in (copies, answers):
+        [line] = measured(good, GateRows(to_measure(good.encoder, rows))).lines
+        assert (line.verdict, line.rows, line.conversations) == ("undecided", 44, 1)
+
+
+def louder(text: str) -> str:
+    return text.replace("Where", "WHERE")
+
+
+# a file of the gate, and the rows that are written to it: which ones of another file, and in which form
+SHARED = {
+    "training rows under another name": ("held_out.jsonl", "a", "rows.jsonl", slice(2), str, {"ML610"}),
+    "training rows in another form": ("held_out.jsonl", "a", "rows.jsonl", slice(2), louder, {"ML632"}),
+    "training rows as those of other subjects": ("general.jsonl", "a", "rows.jsonl", slice(2), str, {"ML610"}),
+    "the held-out rows in another order": (
+        "general.jsonl",
+        "a",
+        "held_out.jsonl",
+        slice(None, None, -1),
+        str,
+        {"ML615"},
+    ),
+    "some held-out rows alone": ("general.jsonl", "w", "held_out.jsonl", slice(2), louder, {"ML615"}),
+    "one held-out row among those of other subjects": ("general.jsonl", "a", "held_out.jsonl", slice(1), str, set()),
+}
+
+
+@pytest.mark.parametrize(("file", "mode", "of", "which", "form", "rules"), SHARED.values(), ids=SHARED)
+def test_rows_of_a_gate_that_are_others_are_refused(
+    file: str, mode: str, of: str, which: slice, form: Callable[[str], str], rules: set[str], base: Path, tmp_path: Path
+) -> None:
+    write_files(tmp_path)
+    lines = form((tmp_path / of).read_text()).splitlines(keepends=True)
+    with (tmp_path / file).open(mode) as target:
+        target.writelines(lines[which])
+    (tmp_path / "recipe.yaml").write_text(json.dumps(gated(base)))
+    results = dataset_results(RecipeTarget("recipe", tmp_path / "recipe.yaml"))
+    found = {finding.rule for result in results.values() for finding in result.findings}
+    assert {"ML610", "ML615", "ML632"} & found == rules
+    recipe = parse_recipe(gated(base), folder=tmp_path)
+    if not rules:
+        prepare(recipe)
+        return
+    with pytest.raises(InputError) as refused:
+        prepare(recipe)
+    place = "evaluation.retention.rows" if rules == {"ML615"} else file
+    assert place in str(refused.value.place)
+
+
 def test_rates_are_judged_beside_those_of_the_base(good: RunResult) -> None:
     rows = rows_of(in_json, range(2))
-    gate = measured(good, GateRows((), asked=rows, checks=[FormatCheck("max_tokens", 3)], max_new_tokens=3))
+    gate = measured(good, GateRows(asked=rows, checks=[FormatCheck("max_tokens", 3)], max_new_tokens=3))
     [line] = gate.lines
     assert (line.name, line.measures, line.rows, line.tokens) == ("rate of max_tokens:3", "rate", 2, 0)
     assert (line.base, line.adapter) == (1.0, 1.0)
@@ -247,7 +306,7 @@ def test_the_gate_from_disk_is_that_of_the_run(good: RunResult, capsys: pytest.C
     assert smoke(good.output, "--gate", "--base", good.base_folder, "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert Gate.from_json(data) == good.gate
-    assert data["rows"] == {"held-out": FEWEST_ROWS, "retention": FEWEST_ROWS}
+    assert data["rows"] == {"held-out": FEWEST_CONVERSATIONS, "retention": FEWEST_CONVERSATIONS}
     assert (data["verdict"], data["passed"], data["kind"]) == ("passed", True, "adapter")
 
 
@@ -294,11 +353,11 @@ def test_the_rows_and_the_counts_are_verified(good: RunResult, tmp_path: Path) -
     fields = {field.name: field for field in verify(good.output, base=good.base_folder, dataset=good.output.parent)}
     assert [name for name, field in fields.items() if field.state != "match"] == []
     assert fields["dataset.retention.rows_sha256"].found == good.manifest["dataset"]["retention"]["rows_sha256"]
-    assert fields["evaluation.gate.held-out loss"].found["rows"] == FEWEST_ROWS
+    assert fields["evaluation.gate.held-out loss"].found["rows"] == FEWEST_CONVERSATIONS
     assert {"dataset.retention.files[0].sha256", "evaluation.gate.retention loss"} <= fields.keys()
     # other rows of the same number
     write_files(tmp_path)
-    write(tmp_path / "general.jsonl", in_prose, range(200, 200 + FEWEST_ROWS))
+    write(tmp_path / "general.jsonl", in_prose, range(200, 200 + FEWEST_CONVERSATIONS))
     moved = {field.name for field in verify(good.output, dataset=tmp_path) if field.state == "mismatch"}
     assert {"dataset.retention.files[0].sha256", "dataset.retention.rows_sha256"} <= moved
     assert "evaluation.gate.retention loss" in moved
@@ -438,7 +497,7 @@ def test_a_loss_that_is_not_finite_is_an_error(base: Path, encoder: Encoder) -> 
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.fill_(torch.nan)
-    rows = GateRows([encoder.encode(row) for row in rows_of(in_json, range(2))])
+    rows = GateRows(to_measure(encoder, rows_of(in_json, range(2))))
     with pytest.raises(NonFiniteError, match="held-out rows, adapter: 2 losses not finite, first nan"):
         adapter_gate(model, encoder, rows, precision="fp32", device="cpu", display=RunDisplay())
 
@@ -467,7 +526,7 @@ def test_rows_of_the_gate_are_encoded_as_held_out_rows(make_recipe: MakeRecipe, 
     recipe = make_recipe(evaluation={"gate": True, "retention": retention})
     prepared = prepare(recipe)
     assert prepared.retention is not None
-    [converted, turns] = prepared.gate_rows.retention
+    [converted, turns] = prepared.gate_rows.retention.encoded
     assert prepared.encoder.decode(converted.input_ids).endswith("Yes.")
     [first, _] = [prepared.encoder.encode(row) for row in two]
     assert turns.supervised_tokens < sum(prepared.encoder.encode(row).supervised_tokens for row in two)
@@ -490,7 +549,7 @@ def test_a_long_row_of_the_gate_follows_the_policy(make_recipe: MakeRecipe, tmp_
     with pytest.raises(RowsError, match=r"long\.jsonl:1"):
         prepare(make_recipe(evaluation=evaluation, training={"max_length": 60}))
     kept = prepare(make_recipe(evaluation=evaluation, training={"max_length": 60, "truncation": "drop"}))
-    assert len(kept.gate_rows.retention) == FEWEST_ROWS
+    assert len(kept.gate_rows.retention.encoded) == FEWEST_CONVERSATIONS
     evaluation["retention"] = {"rows": ["long.jsonl"]}
     with pytest.raises(InputError, match="none of its 1 rows is left"):
         prepare(make_recipe(evaluation=evaluation, training={"max_length": 60, "truncation": "drop"}))
@@ -519,12 +578,12 @@ def test_bad_rows_of_the_gate_are_named(make_recipe: MakeRecipe, tmp_path: Path)
     with (tmp_path / "general.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "bot", "content": "Hi."}]}\n')
     recipe = make_recipe(evaluation={"gate": True, "retention": {"rows": ["general.jsonl"]}})
-    with pytest.raises(RowsError, match=rf"general\.jsonl:{FEWEST_ROWS + 1}, messages\[0\]\.role"):
+    with pytest.raises(RowsError, match=rf"general\.jsonl:{FEWEST_CONVERSATIONS + 1}, messages\[0\]\.role"):
         prepare(recipe)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.as_written()))
     results = dataset_results(RecipeTarget("recipe", tmp_path / "recipe.yaml"))
     [finding] = results["rows-are-valid"].findings
-    assert str(finding.place).startswith(f"{tmp_path / 'general.jsonl'}:{FEWEST_ROWS + 1}")
+    assert str(finding.place).startswith(f"{tmp_path / 'general.jsonl'}:{FEWEST_CONVERSATIONS + 1}")
 
 
 def test_an_output_may_not_hold_rows_of_the_gate(make_recipe: MakeRecipe, tmp_path: Path) -> None:

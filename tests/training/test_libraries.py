@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.errors import MachineError, RecipeError
 from pytest_mistral_lora.training import devices as libraries
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.run_folder import work_folder
+from pytest_mistral_lora.training.run_metadata import environment
 
 Make = Callable[..., Recipe]
 
@@ -63,6 +64,24 @@ def test_what_is_not_there_is_an_error_with_its_place(
     assert str(caught.value.place) == place
     assert caught.value.exit_code == 2
     assert (work_folder(recipe) / "failure.json").is_file()
+
+
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
+
+
+@pytest.mark.parametrize("image", [DIGEST, f"ghcr.io/someone/train@{DIGEST}", f"localhost:5000/a_b/c.d@{DIGEST}"])
+def test_the_image_of_the_container_is_recorded(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "image" not in environment()
+    monkeypatch.setenv(libraries.IMAGE, image)
+    assert environment()["image"] == image
+
+
+@pytest.mark.parametrize("image", ["train:latest", DIGEST.upper(), DIGEST[:-1], f"{DIGEST}\n", f"train {DIGEST}"])
+def test_an_image_without_a_digest_is_refused(image: str, without_base: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(libraries.IMAGE, image)
+    with pytest.raises(MachineError) as caught:
+        train(without_base())
+    assert str(caught.value.place) == libraries.IMAGE
 
 
 def test_liger_that_is_not_installed_is_an_error_on_a_gpu(without_base: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,8 @@ def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, t
     model = load_base(BaseFolder(run.base_folder), "fp32", "cpu")
     model.save_pretrained(base, max_shard_size="9MB")
     sharded = Path(shutil.copytree(run.output, tmp_path / "lora"))
-    declare(sharded, {**run.manifest, "base_weights_sha256": BaseFolder(base).weights_sha256})
+    recipe = {**run.manifest["recipe"], "base": {"path": str(base)}}
+    declare(sharded, {**run.manifest, "recipe": recipe, "base_weights_sha256": BaseFolder(base).weights_sha256})
     done = merge(sharded, tmp_path / "out", golden=one)
     assert done.base.samefile(base)  # beside the adapter, by its name
     names = {file.name for file in (tmp_path / "out").glob("model*")}

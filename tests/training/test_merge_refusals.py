@@ -74,7 +74,9 @@ def test_there_is_nothing_to_dequantise_in_a_full_base(run: RunResult, tmp_path:
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
 def test_a_library_that_is_not_there_is_said(adapter: Path, run: RunResult, tmp_path: Path) -> None:
-    declare(adapter, {**run.manifest, "training": {**run.manifest["training"], "quantization": "nf4"}})
+    recipe = {**run.manifest["recipe"], "base": {**run.manifest["recipe"]["base"], "quantization": "nf4"}}
+    training = {**run.manifest["training"], "quantization": "nf4"}
+    declare(adapter, {**run.manifest, "recipe": recipe, "training": training})
     said = refused(adapter, tmp_path / "out", run.base_folder, dequantize=True)
     assert "cannot be dequantised: " in said
     assert "bitsandbytes" in said

@@ -110,6 +110,7 @@ def copied(run: RunResult, folder: Path, change: dict[str, Any]) -> Path:
         (
             {"truncation": "drop"},
             {
+                "dataset.truncation",
                 "dataset.rows_used",
                 "dataset.rows_dropped",
                 "dataset.rows_truncated",
@@ -150,7 +151,7 @@ def test_without_a_tokenizer_rows_are_counted_where_none_can_have_been_dropped(
 ) -> None:
     folder = copied(cut, tmp_path, {"unsupervised": unsupervised, "rows_used": 5})
     (folder / "tokenizer.model.v3").unlink()
-    found = {fact.name: fact.state for fact in verify(folder, dataset=cut.output.parent)}
+    found = {fact.name: fact.state for fact in verify(folder, dataset=cut.output.parent) if not fact.again}
     assert found["masking.ids_sha256"] == "mismatch"
     assert {name: found.get(name) for name in rows} == rows
 

@@ -120,11 +120,13 @@ def test_other_libraries_do_not_excuse_another_recipe(folder: Path) -> None:
     assert rerun(folder).fact.state == "mismatch"
 
 
-def test_a_run_whose_memory_ran_out_may_be_rounded_otherwise(short: RunResult) -> None:
+def test_a_run_whose_memory_ran_out_or_in_an_image_may_be_rounded_otherwise(short: RunResult) -> None:
     training = {**short.manifest["training"], "memory_relief": ["micro_batch_tokens: 40 from step 1 on"]}
     assert list(_elsewhere(short.manifest)) == []
     [why] = _elsewhere({**short.manifest, "training": training})
     assert why.startswith("size of passes")
+    environment = {**short.manifest["environment"], "image": f"sha256:{'0' * 64}"}
+    assert list(_elsewhere({**short.manifest, "environment": environment})) == ["image (None)"]
 
 
 def test_a_declared_tokenizer_is_that_of_the_rerun(folder: Path, short: RunResult, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import check_output, checkpoints, refuse_missing_inputs, work_folder
 from pytest_mistral_lora.training.save import Adapter, check_adapter
 from pytest_mistral_lora.training.start import load_start, plan_start
-from pytest_mistral_lora.training.start_loss import HELD_OUT_AFTER, parent_loss
+from pytest_mistral_lora.training.start_loss import AFTER, parent_loss
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
@@ -115,6 +115,7 @@ def test_a_run_begins_where_the_adapter_ended(trained: tuple[Line, RunResult, Ru
     assert b.manifest["lora"]["start"] == {
         "path": "a",
         "manifest_sha256": folder.manifest_sha256,
+        "config_sha256": folder.sha256("adapter_config.json"),
         "tensors_sha256": folder.tensors_sha256,
         "dataset": ["rows.jsonl"],
         "dataset_sha256": a.manifest["dataset_sha256"],
@@ -177,8 +178,14 @@ def test_another_trainers_adapter_in_bf16_goes_on(line: Line) -> None:
     assert start["not_compared"] == "the parent has no manifest"
     assert start["held_out_loss"] == losses(run)[0]
     assert "another trainer wrote it" in (run.output / "DECISION.md").read_text()
-    fields = {field.name: field.state for field in verify(run.output) if field.name.startswith("lora.start")}
-    assert fields == {"lora.start.tensors_sha256": "match"}
+    assert of_start(run) == {f"lora.start.{name}": "match" for name in ("tensors_sha256", "config_sha256")}
+    change_config(folder, lora_dropout=0.5)
+    assert of_start(run)["lora.start.config_sha256"] == "mismatch"
+
+
+def of_start(run: RunResult) -> dict[str, str]:
+    fields = (field for field in verify(run.output) if not field.again)
+    return {field.name: field.state for field in fields if field.name.startswith("lora.start")}
 
 
 def rename(tensors: dict[str, Any]) -> None:
@@ -366,7 +373,7 @@ def redeclared(line: Line, **sections: Callable[[Any], None]) -> None:
 
 
 def test_another_loss_on_the_same_rows_stops_the_run_before_its_first_step(line: Line) -> None:
-    redeclared(line, evaluation=lambda parts: parts[0]["results"].update({HELD_OUT_AFTER: 0.25}))
+    redeclared(line, evaluation=lambda parts: parts[0]["results"].update({AFTER: 0.25}))
     recipe = line.recipe("out")
     with pytest.raises(TrainingError, match=r"before the first step is \d.*ended with 0\.25") as caught:
         train(recipe)
@@ -380,7 +387,7 @@ def test_another_loss_on_the_same_rows_stops_the_run_before_its_first_step(line:
     [
         ({}, {"eval": ["rows.jsonl"], "train": ["eval.jsonl"]}, "the parent held out other rows"),
         ({}, {"eval": []}, "nothing is held out"),
-        ({"evaluation": lambda parts: parts[0]["results"].pop(HELD_OUT_AFTER)}, {}, "has no held-out loss"),
+        ({"evaluation": lambda parts: parts[0]["results"].pop(AFTER)}, {}, "has no held-out loss"),
         ({"dataset": lambda part: part.pop("held_out_ids_sha256")}, {}, "no hash of its held-out tokens"),
         ({"dataset": lambda part: part.update(held_out_ids_sha256="0" * 64)}, {}, "another tokenizer or template"),
         ({"dataset": lambda part: part.update(held_out_labels_sha256="0" * 64)}, {}, "another objective"),
@@ -453,9 +460,10 @@ def _rest(run: RunResult) -> tuple[Any, Any]:
 
 def test_verify_and_rerun_follow_the_start(line: Line) -> None:
     run = train(line.recipe("out", training={"steps": 1}))
-    fields = {field.name: field.state for field in verify(run.output) if field.name.startswith("lora.start")}
-    names = ("manifest_sha256", "tensors_sha256", "dataset", "dataset_sha256", "steps", "parents")
-    assert fields == {f"lora.start.{name}": "match" for name in names}
+    names = ["manifest_sha256", "tensors_sha256", "config_sha256", "dataset", "dataset_sha256", "steps", "parents"]
+    beside = AdapterFolder(line.folder / "a").require_manifest().data["files"].keys()
+    names += [f"files.{name}" for name in beside - {ADAPTER_TENSORS, "adapter_config.json"}]
+    assert of_start(run) == {f"lora.start.{name}": "match" for name in names}
     assert rerun(run.output).fact.found == "equal bit for bit"
     change_tensors(line.folder / "a", lambda tensors: tensors[B].mul_(2))
     wrong = [field for field in verify(run.output) if field.state == "mismatch"]
@@ -465,7 +473,7 @@ def test_verify_and_rerun_follow_the_start(line: Line) -> None:
     with pytest.raises(InputError, match="went on from have SHA-256"):
         rerun(run.output)
     shutil.rmtree(line.folder / "a")
-    gone = [field for field in verify(run.output) if field.name.startswith("lora.start")]
+    gone = [field for field in verify(run.output) if field.name.startswith("lora.start") and not field.again]
     assert {(field.state, "is gone" in str(field.found)) for field in gone} == {("not available", True)}
     with pytest.raises(MistralLoraError, match="is gone"):
         rerun(run.output)

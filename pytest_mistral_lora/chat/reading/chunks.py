@@ -66,12 +66,14 @@ class DataFile:
         is_held_out: Whether all its rows are held out.
         source: Its reader, if it is converted; None for a JSONL file of rows.
         objective: The declared objective of its rows.
+        is_retention: Whether they are held out as rows of other subjects, for a gate alone.
     """
 
     path: Path
     is_held_out: bool = False
     source: LineSource | None = None
     objective: Objective = ANSWERS
+    is_retention: bool = False
 
     def lines(self) -> Iterator[tuple[int, bytes | int | RowError]]:
         """Yield numbers and lines for `chat.row_files.read_row`; of a converted file, records as lines of rows.

@@ -163,7 +163,7 @@ def _judged(
 
 def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
     """Note the columns of converted files that another trainer reads otherwise, as the import has counted them."""
-    from pytest_mistral_lora.conformance.dataset.every_side import letters_finding
+    from pytest_mistral_lora.conformance.dataset.declared_answers import letters_finding
     from pytest_mistral_lora.conformance.dataset.row_findings import column_finding
     from pytest_mistral_lora.formats.sources import ConvertedSource
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
@@ -14,7 +14,6 @@ from pytest_mistral_lora.conformance.dataset.file_signs import is_refusal
 from pytest_mistral_lora.conformance.dataset.whole_file_sign import FEWEST, WholeFileSign
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord
-from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
 _SHOWN = 60
@@ -143,73 +142,3 @@ class Ratings:
 
 RATINGS = WholeFileSign(Ratings)
 """Rated answers that are all wanted."""
-
-
-_RATINGS = (
-    ("true", "false"),
-    ("good", "bad"),
-    ("desirable", "undesirable"),
-    ("wanted", "unwanted"),
-    ("chosen", "rejected"),
-    ("accepted", "rejected"),
-    ("liked", "disliked"),
-    ("like", "dislike"),
-    ("thumbs_up", "thumbs_down"),
-    ("thumbs up", "thumbs down"),
-)
-"""Words for a wanted answer and one that is not."""
-
-
-@dataclass
-class LabelsAsLetters:
-    """The letters under `label` beside answers that are read as conversations.
-
-    Attributes:
-        rows: Number of rows.
-        labels: The labels, in small letters; at most one more than a rating has.
-        classes: Number of labels that stand in the answer of their row, as a class does.
-    """
-
-    rows: int = 0
-    labels: set[str] = field(default_factory=set)
-    classes: int = 0
-
-    def note(self, record: JudgedRecord) -> None:
-        """Add a row."""
-        row = record.rows[0]
-        label = record.label.strip().lower()
-        answer = text_of(row.messages[-1].get("content")).lower() if label else ""
-        # the absent one makes the labels no rating
-        self.extend(LabelsAsLetters(1, {label}, bool(label) and label in answer))
-
-    def extend(self, other: LabelsAsLetters) -> None:
-        """Add other rows."""
-        self.rows += other.rows
-        if len(self.labels) <= len(_RATINGS[0]):
-            self.labels |= other.labels
-        self.classes += other.classes
-
-    def findings(self, file: Place) -> Iterator[Finding]:
-        """Yield one finding if the labels of all rows are ratings, some of them bad ones."""
-        rating = next((words for words in _RATINGS if self.labels <= {*words} and words[1] in self.labels), None)
-        if rating is not None and self.rows >= FEWEST and 2 * self.classes < self.rows:
-            yield letters_finding(
-                sorted(self.labels), self.rows, file, "which rates nothing: bad answers are trained on"
-            )
-
-
-def letters_finding(labels: Sequence[str], rows: int, file: Place, effect: str) -> Finding:
-    """Return the finding of labels that are letters.
-
-    Args:
-        labels: The labels.
-        rows: The rows that have them.
-        file: The file.
-        effect: What comes of them.
-    """
-    found = f"the label of {counted(rows, 'row')} is letters, {' or '.join(map(repr, labels))}, {effect}"
-    return Finding("ML668", found, file, "true or false without quotation marks")
-
-
-LETTERS = WholeFileSign(LabelsAsLetters)
-"""Ratings that are given as letters."""

@@ -17,6 +17,8 @@ from pytest_mistral_lora.conformance.dataset.file_signs import (
     CALLS,
     CALLS_AS_TEXT,
     EACH_ANSWER,
+    EMPTY_CELL,
+    INVISIBLE,
     LETTERS_LOST,
     NO_PROMPT,
     OF_A_PROGRAM,
@@ -92,6 +94,10 @@ _SIGNS = (
     # a few rows that spell a control token are notes of ML612; the oracle shows that they are letters
     FileFault("rendered", "ML639", "a control token at an end of a text", None, Bound(10, 0.1)),
     FileFault("missing_value", "ML643", "a word for a missing value as a text", Bound(1, 0)),
+    # a row may be about an empty cell, and a tool may return it; a tenth of a file is not
+    FileFault(EMPTY_CELL, "ML643", "pandas' word for an empty cell as a text", Bound(10, 0.1)),
+    # a page of the web has a few
+    FileFault(INVISIBLE, "ML636", "characters of no width between letters", Bound(10, 0.1)),
 )
 """Faults of rows that each show a sign of it."""
 

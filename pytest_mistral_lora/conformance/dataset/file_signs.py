@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported, text_of
 from pytest_mistral_lora.conformance.dataset.row_texts import (
+    EMPTY_CELLS,
     ENCODINGS,
     FORMATS,
     HTML,
@@ -26,8 +27,10 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     STRUCK,
     TEMPLATES,
     RowText,
+    invisible_letters,
     is_log_or_source,
     texts_of,
+    tool_texts,
     without_code,
     without_quotations,
 )
@@ -98,7 +101,17 @@ _ASKS_FOR_VALUES = re.compile(
     re.IGNORECASE,
 )
 """Requests for a value that a text may not have."""
-_LABELLED = re.compile(rf"(?:\A|\n)\s*(?:#+ )?(?:{_FIELDS}|inputs?|notes?)\s*:\s*\Z", re.IGNORECASE)
+_NAMES_VALUES = re.compile(
+    r"\b(?:null|none|nan|undefined|n/a|numpy|np|pandas|pd|float|math|log|sqrt|missing|empty|invalid|divid\w*|zero)\b"
+    r"|/ ?0",
+    re.IGNORECASE,
+)
+"""Texts that name such a value, or how a program comes to one."""
+_FIELD_VALUE = re.compile(
+    # no two white spaces in a row: a text may have 40,000 line breaks
+    rf"^(?:#+ )?(?:{_FIELDS}|inputs?|notes?):[ \t]*\n?({'|'.join(map(re.escape, sorted(NO_VALUE)))})[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 # <tool_call> and other tags of other families are ML628's
 _CALL_WORDS = ('"name"', "<function", "[TOOL_CALLS]", "Action Input:")
@@ -121,6 +134,8 @@ OF_A_PROGRAM = "answers_of_a_program"
 
 ROWS = "rows"
 """The count of the rows of a file."""
+EMPTY_CELL, INVISIBLE = "empty_cell", "invisible"
+"""The signs of pandas' word for an empty cell where a row may be about it, and of characters of no width."""
 LETTERS_LOST, ANSWERS = "letters_lost", "answers"
 """The sign of an answer with U+FFFD, and the count of the texts of a file that answer, and have a loss."""
 
@@ -291,6 +306,9 @@ def _signs(row: Row) -> Iterator[tuple[str, str]]:
             seen.setdefault(CALLS, f"messages[{index}].tool_calls")
     # a declared schema allows the word for no value, or forbids it, which is an error of its row
     is_declared = row.response_format is not None and row.response_format.get("type", "text") != "text"
+    for place, said in tool_texts(row):
+        for name, shown in _signs_of_tool(said):
+            seen.setdefault(name, f"{place}: {shown}")
     for said in texts_of(row):
         place = f"messages[{said.index}].content"
         for name, shown in (*_signs_of_text(said), *(() if is_declared else _missing_values(said))):
@@ -313,6 +331,8 @@ def _signs_of_text(said: RowText) -> Iterator[tuple[str, str]]:
         if "\ufffd" in text and said.is_answer and not said.repeats("\ufffd") and not said.is_asked_for(LOST_LETTERS):
             at = text.index("\ufffd")
             yield LETTERS_LOST, repr(text[max(0, at - 10) : at + 10])
+        if found := invisible_letters(said):
+            yield INVISIBLE, repr(found)
     if said.is_answer:
         yield from _markup_signs(said)
     if "{" in text or "<" in text:
@@ -323,6 +343,21 @@ def _signs_of_text(said: RowText) -> Iterator[tuple[str, str]]:
         yield "media_unfilled", repr(medium[0])
     if (start.startswith(_OPENINGS) or end.endswith(_CLOSINGS)) and not _is_rendered_on_request(said):
         yield "rendered", repr(start[:20] if start.startswith(_OPENINGS) else end[-20:])
+
+
+def _signs_of_tool(said: RowText) -> Iterator[tuple[str, str]]:
+    """Yield the name of each sign of an argument of a call or of a result, which may be what its tool likes."""
+    text, word = said.text, said.text.strip()
+    if not text.isascii():
+        if _PAIR.search(_octets(text)) and (found := _wrong_decoding(said)):
+            yield "decoded_wrongly", found
+        if found := invisible_letters(said):
+            yield INVISIBLE, repr(found)
+    if word in NO_VALUE and not said.is_asked_for(_NAMES_VALUES) and not said.repeats(word):
+        if said.role != "tool" and not said.is_asked_for(_ABOUT_VALUES):
+            yield "missing_value", repr(word)
+        elif word in EMPTY_CELLS:
+            yield EMPTY_CELL, repr(word)
 
 
 def _wrong_decoding(said: RowText) -> str:
@@ -446,10 +481,12 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
     text = said.text
     if said.is_answer:
         word = text.strip() if len(text) <= _LONGEST_END else ""
-        if word in NO_VALUE or word in NO_ANSWER:
-            is_asked_for = said.is_asked_for(_ABOUT_VALUES) or said.repeats(word)
+        if (word in NO_VALUE or word in NO_ANSWER) and not said.repeats(word):
+            is_asked_for = said.is_asked_for(_ABOUT_VALUES)
             if word in NO_VALUE and not is_asked_for:
                 yield "missing_value", repr(word)
+            elif word in EMPTY_CELLS and not said.is_asked_for(_NAMES_VALUES):
+                yield EMPTY_CELL, repr(word)
             elif not is_asked_for and not said.is_asked_for(_ASKS_FOR_VALUES):
                 yield "none_as_answer", repr(word)
         return
@@ -457,15 +494,17 @@ def _missing_values(said: RowText) -> Iterator[tuple[str, str]]:
     if said.is_first and (whole in NO_VALUE or whole in NO_ANSWER):
         yield "missing_value", repr(whole)
         return
-    end = text[-_LONGEST_END:].rpartition("\n")[2].rpartition(": ")[2].strip()
-    if end not in NO_VALUE:
-        return
-    request = text.rstrip().removesuffix(end)
     # a line of its own, or behind the name of a field: other names are those of a record
-    label = _LABELLED.search(request[-_LONGEST_END:])
-    before = request[: len(request) - len(label[0])] if label else request
-    if (label or request.endswith("\n")) and not _ABOUT_VALUES.search(before):
-        yield "missing_value", repr(end)
+    field = _FIELD_VALUE.search(text)
+    start, _, end = text[-_LONGEST_END:].rstrip().rpartition("\n")
+    if field is None and not (start and end.strip() in NO_VALUE):
+        return
+    word = field[1] if field else end.strip()
+    before = text[: field.start()] if field else text.rstrip().removesuffix(end)
+    if not _ABOUT_VALUES.search(before):
+        yield "missing_value", repr(word)
+    elif word in EMPTY_CELLS and not _NAMES_VALUES.search(before):
+        yield EMPTY_CELL, repr(word)
 
 
 def is_refusal(answer: str) -> bool:

@@ -14,10 +14,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.likeness import row_likeness
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.dataset.answers import NO_TOKENIZER, DecodingJudge, JudgedAnswers
 from pytest_mistral_lora.conformance.dataset.pairs import LEGITIMATE_IF_UNWANTED, record_digests
-from pytest_mistral_lora.conformance.dataset.repeats import has_short_answer, row_likeness, row_sketch
+from pytest_mistral_lora.conformance.dataset.repeats import has_short_answer, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import text_findings
 from pytest_mistral_lora.conformance.dataset.texts import spelled_tokens
 from pytest_mistral_lora.conformance.finding import Finding

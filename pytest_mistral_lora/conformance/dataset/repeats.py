@@ -11,42 +11,19 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
-from pytest_mistral_lora.conformance.dataset.texts import without_form
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, ObserverStates
-from pytest_mistral_lora.conformance.row_table import DIGEST_BYTES, SKETCH_BYTES, digest_at, equal_groups
+from pytest_mistral_lora.conformance.row_table import SKETCH_BYTES, digest_at, equal_groups
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.extras import MissingExtraError, is_installed
-
-
-def row_likeness(row: Row) -> bytes:
-    """Return a digest that ignores spaces, case, punctuation and Unicode form of a row's texts.
-
-    The same holds for texts in the arguments of calls, whose keys may come in any order. Roles and tools count
-    unchanged, and so does a text of nothing but punctuation.
-    """
-    likeness: list[Any] = [row.tools or (), row.response_format]
-    for message in row.messages:
-        calls = []
-        for call in message.get("tool_calls") or ():
-            arguments = call["function"].get("arguments")
-            if isinstance(arguments, str):
-                with suppress(ValueError):  # a text that is not strict JSON, such as one with NaN, counts as a text
-                    arguments = loads_strict(arguments)
-            calls.append((call["function"]["name"], without_form(arguments)))
-        likeness.append([message["role"], without_form(text_of(message.get("content"))), calls])
-    return hashlib.blake2b(compact_json(likeness).encode(), digest_size=DIGEST_BYTES).digest()
-
 
 _FEW_CHARACTERS = 40
 _OF_A_MACHINE = re.compile(r"terminal|\bshell\b|\bbash\b|console|interpreter|\brepl\b", re.IGNORECASE)

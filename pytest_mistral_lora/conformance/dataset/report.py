@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.likeness import shared_rows
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
@@ -26,7 +27,7 @@ from pytest_mistral_lora.conformance.dataset.repeats import repeats_of
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
-from pytest_mistral_lora.conformance.row_table import unpacked_place
+from pytest_mistral_lora.conformance.row_table import JudgedTable, digest_at, unpacked_place
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 
@@ -197,9 +198,21 @@ def _settings_findings(
         dropped = sum(found.counts[index, "dropped"] for index in indices)
         if dropped and not any(row_is_held_out == is_held_out for row_is_held_out in sides):
             yield Finding("ML615", f"{left}: {dropped} are dropped", recipe.within("data", key))
+    if shared := shared_rows(*_likenesses(found.table, files)):
+        yield Finding("ML615", shared, recipe.within("evaluation", "retention", "rows"), "rows of other subjects")
     # with mistral-common the template is only compared, and its deviations do not affect training
     if plan.backend == "chat-template":
         yield from found.deviations.findings()
+
+
+def _likenesses(table: JudgedTable, files: Sequence[DataFile]) -> tuple[set[bytes], set[bytes]]:
+    """Return the likenesses of the held-out rows, and those of the rows of other subjects, if there are any."""
+    sides: tuple[set[bytes], set[bytes]] = (set(), set())
+    if any(file.is_retention for file in files):
+        for row, place in enumerate(table.places):
+            if table.held_out[row]:
+                sides[files[unpacked_place(place)[0]].is_retention].add(digest_at(table.likenesses, row))
+    return sides
 
 
 def _statistics(found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan) -> dict[str, Any]:

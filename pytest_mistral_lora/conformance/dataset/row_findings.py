@@ -7,23 +7,28 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.diff import TokenDiff
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
-from pytest_mistral_lora.chat.reading import read_line
-from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, beyond_text, imported, text_of, weight_of
-from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values
+from pytest_mistral_lora.chat.tool_arguments import argument_faults, argument_object, forbidden_values, is_cut_json
 from pytest_mistral_lora.conformance.dataset.file_signs import repairs_decoding
-from pytest_mistral_lora.conformance.dataset.row_texts import LOST_LETTERS, MISSING_VALUES, RowText, texts_of
+from pytest_mistral_lora.conformance.dataset.row_texts import (
+    LOST_LETTERS,
+    MISSING_VALUES,
+    RowText,
+    strings_of,
+    texts_of,
+)
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import RowError
-from pytest_mistral_lora.formats.recognition import IDS, unread_columns
+from pytest_mistral_lora.formats.recognition import IDS
 from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
@@ -154,32 +159,6 @@ def _laws_of_one_encoding(oracle: Oracle) -> tuple[RowLaw, ...]:
     return tuple(law for law in LAWS if law.rule in ON_EVERY_ROW and not law.unfit(oracle))
 
 
-# a search of bytes: most rows have no such column, and need not be parsed twice
-_OTHER_COLUMN = re.compile(rb'"(?:input_ids|labels|completion|text)"\s*:')
-
-
-def column_findings(chunk: Chunk, number: int, line: bytes | int | RowError) -> Iterator[Finding]:
-    """Yield a finding for a line of a file whose row has a column that another trainer may train on."""
-    if not isinstance(line, bytes) or not _OTHER_COLUMN.search(line):
-        return
-    item = read_line(chunk.path, number, line)
-    if isinstance(item, tuple) and (keys := unread_columns(item[1])):
-        yield column_finding(keys, chunk.place(number), chunk.path)
-
-
-_LETTERS_AS_LABEL = re.compile(rb'"label"\s*:\s*"')
-
-
-def label_letters(chunk: Chunk, number: int, line: bytes | int | RowError) -> str:
-    """Return what a line has under `label`, if that is letters; else the empty string."""
-    # a rated answer has true or false there: its line is not read again
-    if not isinstance(line, bytes) or not _LETTERS_AS_LABEL.search(line):
-        return ""
-    item = read_line(chunk.path, number, line)
-    label = item[1].get("label") if isinstance(item, tuple) else None
-    return label if isinstance(label, str) else ""
-
-
 def column_finding(keys: Sequence[str], place: Place, path: Path, rows: str = "the row") -> Finding:
     """Return the finding of columns that another trainer may train on, beside the messages.
 
@@ -218,7 +197,7 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     for turn, kinds in turns.items():
         if turn in trained and kinds == {"eos"}:
             yield Finding("ML616", f"{row.kind.answer_words(turn)} is empty: nothing but </s>", row.place)
-    characters = {*_DAMAGED.findall("\n".join(_strings(row.to_json())))}
+    characters = {*_DAMAGED.findall("\n".join(strings_of(row.to_json())))}
     if characters and row.kind.is_chat:
         characters = {*_damaged_characters(row)}
     if characters:
@@ -277,7 +256,7 @@ def _damaged_characters(row: Row) -> Iterator[str]:
     for message in rest["messages"]:
         if message["role"] != "tool":
             message["content"] = beyond_text(message.get("content"))
-    for text in _strings(rest):
+    for text in strings_of(rest):
         yield from _DAMAGED.findall(_COLOUR.sub("", text))
     for said in texts_of(row):
         for character in {*_DAMAGED.findall(_COLOUR.sub("", said.text))}:
@@ -298,17 +277,6 @@ def _is_about_lost_letters(said: RowText) -> bool:
     # the answer has the word with its letter; each of its bytes may have become a U+FFFD
     words = (re.escape(found[0]).replace("\ufffd", r"\w") for found in _AROUND_LOST.finditer(said.text))
     return not said.is_answer and any(re.search(re.sub(r"(\\w)+", r"\\w{1,4}", word), said.answer) for word in words)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
 
 
 _COMPOSED = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "if")
@@ -348,7 +316,10 @@ def call_findings(row: Row) -> Iterator[Finding]:
                 yield Finding("ML618", f"calls {name!r}, which the row does not offer", place / "name", expected)
             value, kind = argument_object(arguments)
             if value is None:
-                yield Finding("ML619", f"are {kind}", place / "arguments", "an object, or its JSON as a string")
+                finding = Finding("ML619", f"are {kind}", place / "arguments", "an object, or its JSON as a string")
+                is_object = name in parameters and parameters[name].get("type") == "object"
+                is_proven = is_object and weights[index] and is_cut_json(arguments)
+                yield replace(finding, severity="error") if is_proven else finding
             elif name in parameters:
                 # a call of weight 0 may be wrong on purpose: the model only reads it
                 trained = bool(weights[index])

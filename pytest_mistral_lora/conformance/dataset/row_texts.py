@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Any
 
 from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.chat.tool_arguments import argument_object
 
 # fenced and inline code, and quotations within a line; no part is searched twice for its end
 _FENCED = r"(?:```|~~~).*?(?:```|~~~|\Z)|`[^`\n]*`|<code>.*?(?:</code>|\Z)"
@@ -95,6 +99,15 @@ NO_ANSWER = frozenset(("None", "none", "N/A", "n/a", "null", "NULL"))
 """Words that an answer may be, too."""
 MISSING_VALUES = NO_VALUE | NO_ANSWER
 """Words for a missing value."""
+EMPTY_CELLS = frozenset(("nan", "NaN", "<NA>", "NaT"))
+"""What pandas writes for an empty cell of a table."""
+
+# between letters of scripts that have spaces: Thai and Khmer break their lines there, and Persian needs one
+_SPACED = r"[A-Za-z0-9\u00c0-\u052f]"
+_INVISIBLE = re.compile(rf"{_SPACED}[^\w\s]?\s?[\u180e\u200b-\u200d\u2060-\u2064\ufeff]+\s?[^\w\s]?{_SPACED}")
+_ABOUT_INVISIBLE = re.compile(
+    r"unicode|utf-?\d|u\+200|zero[- ]width|invisible|hidden|watermark|white ?space", re.IGNORECASE
+)
 
 
 # the same around a whole conversation is a rendered text
@@ -112,6 +125,14 @@ def without_quotations(text: str) -> str:
     return _QUOTED.sub(" ", text)
 
 
+def invisible_letters(said: RowText) -> str:
+    """Return the surroundings of characters of no width between letters; empty if the row is about them or has them."""
+    found = None if said.text.isascii() else _INVISIBLE.search(said.text)
+    if found is None or said.repeats(found[0]) or said.speaks_of(_ABOUT_INVISIBLE):
+        return ""
+    return said.text[max(0, found.start() - 10) : found.end() + 10]
+
+
 def is_log_or_source(text: str) -> bool:
     """Return whether a text looks like lines of a log or of a program, in which escapes are at home."""
     return _LOGS.search(text) is not None or _SOURCE.search(text) is not None
@@ -127,7 +148,7 @@ class RowText:
 
     Attributes:
         index: The number of its message.
-        role: The role of its message, which is no tool.
+        role: The role of its message.
         text: The text.
         is_answer: Whether the model learns to write it.
     """
@@ -169,6 +190,40 @@ class RowText:
 
 def texts_of(row: Row) -> Iterator[RowText]:
     """Yield the texts of a row that are not empty; the results of tools are the tools' own."""
+    return (said for said in _every_text(row) if said.role != "tool" and said.text)
+
+
+def tool_texts(row: Row) -> Iterator[tuple[str, RowText]]:
+    """Yield the texts that a row gives to tools and gets from them, each with its field: arguments and results."""
+    for said in _every_text(row):
+        if said.role == "tool" and said.text:
+            for text in _strings_of_result(said.text):
+                yield f"messages[{said.index}].content", replace(said, text=text)
+        for number, call in enumerate(row.messages[said.index].get("tool_calls") or ()):
+            field = f"messages[{said.index}].tool_calls[{number}].function.arguments"
+            for text in strings_of(argument_object(call["function"].get("arguments"))[0]):
+                yield field, replace(said, text=text)
+
+
+def _strings_of_result(text: str) -> Iterator[str]:
+    """Yield the strings of a result that is JSON with some, as tokenizers of v3 write each; the text itself if not."""
+    value: Any = text
+    if text.lstrip().startswith(("{", "[", '"')):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text)
+    return strings_of(value)
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield the strings of a JSON value, but for its keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from strings_of(item)
+
+
+def _every_text(row: Row) -> Iterator[RowText]:
     texts = [text_of(message.get("content")) for message in row.messages]
     roles, answering = [message["role"] for message in row.messages], row.kind.answer_roles
     answer, answers = -1, [-1] * len(roles)
@@ -178,5 +233,4 @@ def texts_of(row: Row) -> Iterator[RowText]:
         else:
             answers[index] = answer
     for index, (role, text) in enumerate(zip(roles, texts, strict=True)):
-        if role != "tool" and text:
-            yield RowText(index, role, text, role in answering, texts, answers[index])
+        yield RowText(index, role, text, role in answering, texts, answers[index])

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pytest_mistral_lora.chat.diff import TokenDiff, with_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.kinds.records import trained_row
+from pytest_mistral_lora.chat.reading import read_line
 from pytest_mistral_lora.chat.reading.chunks import Chunk
-from pytest_mistral_lora.chat.row_files import read_record
+from pytest_mistral_lora.chat.row_files import record_rows
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -25,9 +26,8 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     backend_findings,
     beyond,
     changes,
-    column_findings,
+    column_finding,
     fault_finding,
-    label_letters,
     law_findings,
     printed_row,
 )
@@ -35,6 +35,8 @@ from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
 from pytest_mistral_lora.conformance.row_table import unpacked_place
 from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError
+from pytest_mistral_lora.formats.declared_keys import declared_values
+from pytest_mistral_lora.formats.recognition import unread_columns
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import is_held_out
 
@@ -86,14 +88,16 @@ class _Record(NamedTuple):
         rows: The rows; empty if it cannot be read.
         expected: The encoding of each row, or the error; None without a Mistral tokenizer.
         error: Why it cannot be read.
-        label: What it has under `label`, if that is letters.
+        columns: Its columns that another trainer may train on.
+        declared: What its keys of `DECLARED_KEYS` have.
     """
 
     place: Place
     rows: tuple[Row, ...]
     expected: tuple[EncodedRow | RowError | None, ...]
     error: RowError | None = None
-    label: str = ""
+    columns: tuple[str, ...] = ()
+    declared: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass
@@ -192,30 +196,29 @@ class RowJudge:
                 if not isinstance(expected, RowError)
             ]
         )
-        for number, line in chunk.lines if self.plan.alone else ():
-            for finding in column_findings(chunk, number, line):
-                part.look_at(chunk.file, finding.place)
-                part.findings.add(finding)
         for record in records:
             part.look_at(chunk.file, record.place)
+            if self.plan.alone and record.columns:
+                part.findings.add(column_finding(record.columns, record.place, chunk.path))
             self._judge_record(record, by_template, part, chunk)
         return part
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
         for number, line in chunk.lines:
-            place = chunk.place(number)
-            rows = read_record(chunk.path, number, line, chunk.objective, place=place)
+            place, item = chunk.place(number), read_line(chunk.path, number, line)
+            rows = record_rows(item, chunk.objective, place=place)
+            data = item[1] if isinstance(item, tuple) else None
+            columns, declared = unread_columns(data), declared_values(data)
             if isinstance(rows, tuple) and not self.plan.alone:
                 try:
                     rows = (trained_row(rows),)
                 except RowError as refusal:
                     rows = refusal
             if isinstance(rows, RowError):
-                yield _Record(place, (), (), rows)
+                yield _Record(place, (), (), rows, columns=columns)
             elif rows is not None:
-                label = label_letters(chunk, number, line) if self.plan.alone else ""
-                yield _Record(place, rows, tuple(map(self._expected, rows)), label=label)
+                yield _Record(place, rows, tuple(map(self._expected, rows)), columns=columns, declared=declared)
 
     def _judge_record(
         self, record: _Record, by_template: Iterator[_ByTemplate], part: DatasetPass, chunk: Chunk
@@ -267,7 +270,7 @@ class RowJudge:
             tuple(judged),
             tuple(kept),
             is_held_out=held_out,
-            label=record.label,
+            declared=record.declared,
             file=chunk.file,
         )
         self.rules.observe_record(judged_record, part)

@@ -14,12 +14,12 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from string import ascii_letters
-from typing import Any
 
+from pytest_mistral_lora.chat.likeness import beyond_ascii
 from pytest_mistral_lora.chat.rows import Row, beyond_text, text_of
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.dataset.row_texts import (
@@ -32,6 +32,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     RowText,
     is_log_or_source,
     texts_of,
+    tool_texts,
     without_code,
     without_quotations,
 )
@@ -195,6 +196,12 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
     for index, role in _roles_in_letters(row, texts):
         marked = Finding("ML628", f"the text is marked up with {role}", row.content_place(index))
         seen.setdefault("ML628", marked)
+    # those of tools come from other programs: they are no evidence of how the file was written
+    for part, said in tool_texts(row) if not {"ML624", "ML625"} & seen.keys() else ():
+        text = said.text
+        if "\\" in text and not (_is_json(text) or is_log_or_source(text)) and (found := _escaped_letter(said)):
+            seen["ML625"] = Finding("ML625", f"{part} has {found!r} as letters", row.place)
+            break
     # a row with both is no evidence for the other side
     for rule, plain in (("ML624", "rows_with_letters_beyond_ascii"), ("ML626", "rows_with_newlines")):
         if rule in seen:
@@ -480,7 +487,7 @@ def main_script(row: Row) -> str:
     """
     text = "".join(text_of(message.get("content")) for message in row.messages)
     # most letters are ASCII: to search for the 52 of them is faster than a set of each character of the text
-    letters = {letter for letter in ascii_letters if letter in text} | {*_beyond_ascii(text)}
+    letters = {letter for letter in ascii_letters if letter in text} | {*beyond_ascii(text)}
     scripts = Counter(script for letter in letters if (script := _script_of(letter)))
     if not scripts:
         return NO_SCRIPT
@@ -497,56 +504,3 @@ def _script_of(character: str) -> str:
     name = unicodedata.name(unicodedata.normalize("NFKC", character)[0], "")
     first = _AFTER_SCRIPT.split(name)[0].title()
     return _SCRIPTS.get(first, first)
-
-
-# a sign of a number: 3.14 is not 314, and -5 not 5
-# (the sign first, and then what is beside it: a pattern that begins with a look behind stops at every character)
-_OF_NUMBER = re.compile(r"[.,:/-](?=\d)(?:(?<=\d[.,:/])|(?<=-)(?<!\w-))")
-
-# Markdown's **bold** and *italic*; not the signs of 2**3 and a*b
-_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*\n]+)(?<=[^\s*])\1(?![\w*])")
-
-
-class _Kept(dict[int, int | None]):
-    """For `str.translate`: a character to itself, or to nothing if it is a space, a control or sentence punctuation."""
-
-    def __missing__(self, code: int) -> int | None:
-        kind = unicodedata.category(chr(code))
-        # brackets and signs of code count: f(x) is not f[x], and C# not C
-        is_dropped = kind[0] in "ZC" or (kind in ("Po", "Pd", "Pi", "Pf") and chr(code) not in "#%&@*/\\")
-        self[code] = None if is_dropped else code
-        return self[code]
-
-
-_KEPT = _Kept()
-_ASCII_DROPPED = bytes(code for code in range(128) if _KEPT[code] is None)
-_ASCII = bytes(range(128))
-
-
-def _beyond_ascii(text: str) -> str:
-    return text.encode().translate(None, _ASCII).decode()
-
-
-def _kept(text: str) -> str:
-    """Return `text.translate(_KEPT)`, in a tenth of the time for a text that is mostly ASCII."""
-    left = text.encode().translate(None, _ASCII_DROPPED).decode()
-    for character in {*_beyond_ascii(left)} if not left.isascii() else ():
-        if _KEPT[ord(character)] is None:
-            left = left.replace(character, "")
-    return left
-
-
-def without_form(value: Any) -> Any:
-    """Return a text without its form, or a value of JSON with such texts, its keys in order."""
-    if isinstance(value, Mapping):
-        return {key: without_form(value[key]) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [without_form(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    text = unicodedata.normalize("NFKC", value).casefold()
-    # a pattern that begins with a look behind stops at every character
-    text = _EMPHASIS.sub(r"\2", text) if "*" in text else text
-    # letters of no script stand for the signs of numbers, which would be dropped
-    signed = _OF_NUMBER.sub(lambda found: f"\u2295{ord(found[0])}\u2295", text)
-    return _kept(unicodedata.normalize("NFKC", signed)) or text

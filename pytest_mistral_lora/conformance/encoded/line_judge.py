@@ -538,7 +538,7 @@ class LineJudge:
             given=given,
             is_exact=is_exact,
             joins_system=self._oracle.facts.system_in != "own-turn",
-            label=line.label,
+            declared=line.declared,
             file=self._state.rows.file,
         )
         self._rules.observe_record(record, self._state.rows)

@@ -30,6 +30,7 @@ from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids, read_integers
 from pytest_mistral_lora.conformance.encoded.sides import Side, has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.formats.declared_keys import declared_values
 from pytest_mistral_lora.formats.recognition import recognise
 from pytest_mistral_lora.places import NOWHERE, Place, file_of
 
@@ -58,7 +59,7 @@ class EncodedLine:
         few_shot: The number of examples in a prompt of an evaluation; None for a row of a trainer.
         side: The answer of a preference record that it is; None for a row of its own.
         chosen: The line of the chosen answer, if it is the rejected one of the same record.
-        label: What the record has under `label`, if that is letters.
+        declared: What the record has under the keys of `DECLARED_KEYS`.
     """
 
     place: Place
@@ -80,7 +81,7 @@ class EncodedLine:
     few_shot: int | None = None
     side: Side | None = None
     chosen: EncodedLine | None = None
-    label: str = ""
+    declared: tuple[tuple[str, Any], ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -258,7 +259,7 @@ class _RecordReader:
             numbers=numbers_of(data, len(ids)),
             faults=tuple(value_faults(data, len(ids))),
             few_shot=_few_shot(data),
-            label=data["label"] if isinstance(data.get("label"), str) else "",
+            declared=declared_values(data),
             **beside,
         )
 

@@ -19,7 +19,7 @@ from pytest_mistral_lora.records.judgement import (
     TokenCandidate,
     answer_tier,
     first_difference,
-    lost_formats,
+    judged_formats,
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import Transcript
@@ -100,7 +100,7 @@ class AnswerJudge:
             golden_text=golden.text,
             logprob_difference=apart,
             difference=difference,
-            broken_checks=() if ids is None else lost_formats(golden, checked),
+            **({"checks": (), "broken_checks": ()} if ids is None else judged_formats(golden, checked)),
         )
 
     def whole_ids(self, golden: Transcript, answer: ServedAnswer) -> tuple[int, ...] | None:

@@ -39,7 +39,7 @@ from pytest_mistral_lora.conformance.server.moved import Moved
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError, NoAnswerError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
+from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text, format_rates
 from pytest_mistral_lora.records.transcripts import Transcript
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ class ReplayChecks:
             moved = self._moved(of)
             return Result(not_checked=f"{self._lacks_tolerance}{moved.numbers and f'; {moved.numbers}'}")
         precision, source = self._precision
-        findings, tiers, repeated, unanswered = [], [], 0, 0
+        findings, repeated, unanswered = [], 0, 0
+        answers: list[AnswerJudgement] = []
         passed = []
         for replayed in self._target.replayed:
             judged = self._judged(replayed.transcript, of(replayed), by_messages=rule == "ML909")
@@ -163,7 +164,7 @@ class ReplayChecks:
                 unanswered += is_known
                 findings += [] if is_known else [self._unjudged(rule, replayed.transcript, of(replayed), judged)]
                 continue
-            tiers.append(judged.tier)
+            answers.append(judged)
             if judged.passed:
                 passed.append(replayed)
             elif rule == "ML909" and self._differs_by_ids(replayed):
@@ -175,6 +176,7 @@ class ReplayChecks:
         is_known = is_known or (bool(self._hides_answers) and bool(self.first_logprobs().findings))
         if not findings and not is_known and not moved.is_explained:
             findings.append(self._moved_finding(rule, moved))
+        tiers = [judged.tier for judged in answers]
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
         text += f"; {moved.numbers}" if moved.numbers else ""
@@ -194,7 +196,8 @@ class ReplayChecks:
         if moved.numbers and moved.tolerance is None:
             stated = f"{self._target.server.name}:bf16={self._target.url}"
             left_out.append(f"{moved.numbers}: not judged, since the server reports no precision; name it: {stated}")
-        facts = ((name, text), *([("nats moved by", moved.as_numbers)] if moved.numbers else []))
+        numbers = [("nats moved by", moved.as_numbers)] if moved.numbers else []
+        facts = ((name, text), *numbers, *format_rates(answers))
         return Result(tuple(first_of_each_cause(findings, _SHOWN, self._place)), "; ".join(left_out), facts)
 
     def _moved(self, of: Callable[[Replayed], Outcome]) -> Moved:

@@ -24,7 +24,8 @@ from pytest_mistral_lora.records.gate import Gate
 from pytest_mistral_lora.records.manifest import listed_files, open_data_files
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.display import RunDisplay
-from pytest_mistral_lora.training.gate.measure import GateRows, adapter_gate, judge, measure
+from pytest_mistral_lora.training.gate.measure import adapter_gate, judge, measure
+from pytest_mistral_lora.training.gate.rows import GateRows
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.recipe import Evaluation
 from pytest_mistral_lora.training.rows.encoding import EncodingPlan
@@ -120,7 +121,7 @@ def recorded_rows(folder: AdapterFolder, dataset: Path | None) -> tuple[GateRows
     data, place = folder.require_manifest().data, folder.manifest_file
     recorded = data.get("dataset", {})
     if "recipe" not in data or "training" not in data or not recorded:
-        raise InputError("records no recipe", place=str(place), expected="the manifest of a run, from version 2 on")
+        raise InputError("records no recipe", place=str(place), expected="the manifest of a run, from version 3 on")
     home = dataset or recipe_folder(folder.path.resolve(), str(data["recipe"].get("output", "")))
     evaluation = _evaluation(data["recipe"].get("evaluation", {}), home, place)
     policy = Policy(
@@ -146,15 +147,7 @@ def recorded_rows(folder: AdapterFolder, dataset: Path | None) -> tuple[GateRows
             next_step="Train with data.eval or data.held_out.",
         )
     counts = {"held-out": held_out, "retention": retention}
-    limit = evaluation.retention.max_loss_increase if evaluation.retention is not None else 0.0
-    rows = GateRows(
-        held_out=held_out.encoded if held_out is not None else (),
-        retention=retention.encoded if retention is not None else (),
-        max_loss_increase=limit,
-        asked=held_out.rows[: evaluation.generations] if held_out is not None else (),
-        checks=evaluation.format_checks(),
-        max_new_tokens=evaluation.max_new_tokens,
-    )
+    rows = GateRows.of(evaluation, evaluation.format_checks(), held_out, retention)
     return rows, {name: len(split.rows) for name, split in counts.items() if split is not None}
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pytest_mistral_lora.chat.completions import FormatCheck, verdicts
+from pytest_mistral_lora.chat.completions import verdicts
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, counted
 from pytest_mistral_lora.records.bootstrap import LEVEL, RESAMPLES, SEED, paired_interval
-from pytest_mistral_lora.records.gate import Gate, GateLine, Measured
+from pytest_mistral_lora.records.gate import HELD_OUT, RATE, RETENTION, Gate, GateLine, Measured
 from pytest_mistral_lora.training.display import RunDisplay
+from pytest_mistral_lora.training.gate.rows import GateRows, Numbers, RowsToMeasure, numbers_of
 from pytest_mistral_lora.training.generate.answers import generate
 from pytest_mistral_lora.training.generate.record import answer_of, preserve_rng_and_modes
 from pytest_mistral_lora.training.rows import RowDataset
@@ -27,37 +27,18 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class GateRows:
-    """The rows of a gate, and what is asked of them.
-
-    Attributes:
-        held_out: Held-out rows; the adapter's loss must not be above the base's.
-        retention: Rows of other subjects.
-        max_loss_increase: The increase of their loss that is allowed, in nats a trained token.
-        asked: Held-out rows whose last turn is generated; empty without checks.
-        checks: Format checks of the answers; the adapter's rates must not be below the base's.
-        max_new_tokens: Longest answer, in tokens.
-    """
-
-    held_out: Sequence[EncodedRow]
-    retention: Sequence[EncodedRow] = ()
-    max_loss_increase: float = 0.0
-    asked: Sequence[Row] = ()
-    checks: Sequence[FormatCheck] = ()
-    max_new_tokens: int = 256
-
-
-@dataclass(frozen=True)
 class RowSums:
     """A value of each row, as a sum and the number of things that it is summed over.
 
     Attributes:
         sums: Nats over the trained tokens of each row, or whether its answer passes, `(rows,)` float64.
         counts: Trained tokens of each row, or 1, `(rows,)` float64.
+        rows: The index of each row among those that were given, `(rows,)` int64.
     """
 
     sums: Floats
     counts: Floats
+    rows: Numbers
 
     @property
     def mean(self) -> float:
@@ -91,7 +72,7 @@ def row_losses(model: Any, encoded: Sequence[EncodedRow], each: Callable[[int], 
         each: Gets the number of finished rows, after each.
     """
     model.eval()
-    dataset, sums, counts = RowDataset(encoded), list[float](), list[int]()
+    dataset, sums, counts, rows = RowDataset(encoded), list[float](), list[int](), list[int]()
     for index in range(len(dataset)):
         [row] = step_rows(collate([dataset[index]]))
         if len(row.targets):
@@ -100,8 +81,9 @@ def row_losses(model: Any, encoded: Sequence[EncodedRow], each: Callable[[int], 
                 losses, _ = supervised_losses(model, [row])
             sums.append(losses.double().sum().item())
             counts.append(len(losses))
+            rows.append(index)
         each(index + 1)
-    return RowSums(np.array(sums), np.array(counts, np.float64))
+    return RowSums(np.array(sums), np.array(counts, np.float64), np.array(rows, np.int64))
 
 
 def measure(model: Any, encoder: Encoder, rows: GateRows, title: str, display: RunDisplay) -> ModelValues:
@@ -119,7 +101,8 @@ def measure(model: Any, encoder: Encoder, rows: GateRows, title: str, display: R
     """
     attend_in_segments(model)
 
-    def losses(encoded: Sequence[EncodedRow], kind: str) -> RowSums | None:
+    def losses(measured: RowsToMeasure, kind: str) -> RowSums | None:
+        encoded = measured.encoded
         if not encoded:
             return None
         display.phase(f"gate: loss of {counted(len(encoded), f'{kind} row')}, {title}")
@@ -159,7 +142,7 @@ def _rates(
         for answer, row in zip(answers, rows.asked, strict=True)
     ]
     for check, found in zip(rows.checks, zip(*passes, strict=True), strict=True):
-        yield check.name, RowSums(np.array(found, np.float64), np.ones(len(found)))
+        yield check.name, RowSums(np.array(found, np.float64), np.ones(len(found)), np.arange(len(found)))
 
 
 def judge(base: ModelValues, adapter: ModelValues, rows: GateRows, *, precision: str, device: str) -> Gate:
@@ -172,23 +155,37 @@ def judge(base: ModelValues, adapter: ModelValues, rows: GateRows, *, precision:
         precision: dtype of the weights of both.
         device: `cpu` or `cuda`.
     """
-    pairs: list[tuple[str, Measured, RowSums | None, RowSums | None, float]] = [
-        ("held-out loss", "loss", base.held_out, adapter.held_out, 0.0),
-        ("retention loss", "loss", base.retention, adapter.retention, rows.max_loss_increase),
-        *((f"rate of {name}", "rate", base.rates[name], adapter.rates[name], 0.0) for name in base.rates),
+    asked = numbers_of(rows.asked)
+    pairs: list[tuple[str, Measured, RowSums | None, RowSums | None, float, Numbers]] = [
+        (HELD_OUT, "loss", base.held_out, adapter.held_out, 0.0, rows.held_out.conversations),
+        (RETENTION, "loss", base.retention, adapter.retention, rows.max_loss_increase, rows.retention.conversations),
+        *((f"{RATE}{name}", "rate", base.rates[name], adapter.rates[name], 0.0, asked) for name in base.rates),
     ]
     lines = [
-        gate_line(name, measures, of_base, of_adapter, limit)
-        for name, measures, of_base, of_adapter, limit in pairs
+        gate_line(name, measures, of_base, of_adapter, limit, numbers[of_base.rows])
+        for name, measures, of_base, of_adapter, limit, numbers in pairs
         if of_base is not None and of_adapter is not None
     ]
     return Gate(tuple(lines), precision, device, LEVEL, RESAMPLES, SEED)
 
 
-def gate_line(name: str, measures: Measured, base: RowSums, adapter: RowSums, limit: float) -> GateLine:
-    """Return the line of one measurement of two models on the same rows, in the same order."""
+def gate_line(
+    name: str, measures: Measured, base: RowSums, adapter: RowSums, limit: float, conversations: Numbers
+) -> GateLine:
+    """Return the line of one measurement of two models on the same rows, in the same order.
+
+    Args:
+        name: Its name.
+        measures: `loss` or `rate`.
+        base: The values of the base.
+        adapter: Those of the adapter.
+        limit: The difference that is still allowed.
+        conversations: The number of each row's conversation, `(rows,)` int64: one is drawn as a whole.
+    """
     differences = adapter.sums - base.sums
-    low, high = paired_interval(differences, base.counts)
+    _, numbers = np.unique(conversations, return_inverse=True)
+    of_each = [np.bincount(numbers, values) for values in (differences, base.counts)]
+    low, high = paired_interval(*of_each)
     return GateLine(
         name=name,
         measures=measures,
@@ -199,6 +196,7 @@ def gate_line(name: str, measures: Measured, base: RowSums, adapter: RowSums, li
         high=high,
         limit=limit,
         rows=len(differences),
+        conversations=len(of_each[0]),
         tokens=int(base.counts.sum()) if measures == "loss" else 0,
     )
 

@@ -18,7 +18,7 @@ from pytest_mistral_lora.records.judgement import (
     answer_tier,
     check_prompt,
     first_difference,
-    lost_formats,
+    judged_formats,
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder
@@ -61,7 +61,7 @@ def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Pr
         golden_text=transcript.text,
         logprob_difference=apart,
         difference=difference,
-        broken_checks=lost_formats(transcript, answer_of(completion, transcript.row, encoder)),
+        **judged_formats(transcript, answer_of(completion, transcript.row, encoder)),
     )
 
 

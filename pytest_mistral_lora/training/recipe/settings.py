@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -105,7 +106,8 @@ class Retention(Section):
         Raises:
             RecipeError: If an entry cannot be opened.
         """
-        return list(opened(_RETENTION, self.rows, objective, is_held_out=True))
+        files = opened(_RETENTION, self.rows, objective, is_held_out=True)
+        return [replace(file, is_retention=True) for file in files]
 
     @property
     def paths(self) -> tuple[Path, ...]:
