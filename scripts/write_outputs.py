@@ -307,7 +307,7 @@ OUTPUTS = (
     Output("compared", RENDER, compared_row),
     Output("pair", RENDER, rendered_pair),
     Output("bad rows", ROWS, bad_rows),
-    Output("check", ROWS, masked_eos),
+    Output("audit", ROWS, masked_eos),
     Output("prepared rows", PREPARED, prepared_rows),
     Output("import", IMPORT, imported_rows),
     Output("loss", IMPORT, refused_loss),

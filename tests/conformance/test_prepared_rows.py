@@ -104,7 +104,7 @@ def without(lines: Sequence[Data], *keys: str) -> list[Data]:
 
 
 def check(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    code = main(["check", str(path), "--tokenizer", "spm-v3", *words])
+    code = main(["check", str(path), "--tokenizer", "spm-v3", "-v", *words])
     printed = capsys.readouterr()
     return code, printed.out + printed.err
 
