@@ -199,7 +199,7 @@ def test_audit_agrees_with_check(toy: Toy, tmp_path: Path, capsys: pytest.Captur
     lines = with_ids(oracle_named(TOKENIZER), toy.records())
     path = write_lines(tmp_path / "rows.jsonl", lines)
     dataset = write_lines(tmp_path / "dataset.jsonl", toy.records())
-    words = ("check", str(path), "--tokenizer", TOKENIZER)
+    words = ("check", str(path), "--as", "encoded", "--tokenizer", TOKENIZER)
     assert main([*words]) == 0
     assert f"{len(lines)} rows: {len(lines)} sound" in capsys.readouterr().out
     # the records of the dataset are those of the lines
