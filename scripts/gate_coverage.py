@@ -1,6 +1,6 @@
 """Measure how often the gate's bootstrap interval holds the true difference: `python scripts/gate_coverage.py`.
 
-It prints a table for docs/gate.md: for each kind of rows and each number of rows, the share of trials whose interval
+It prints a table: for each kind of rows and each number of rows, the share of trials whose interval
 holds the true value (95 % is the aim), and the share whose whole interval is above it, which would be a failure of an
 adapter that is exactly at the limit.
 """

@@ -77,7 +77,7 @@ def _named(versions: Mapping[str, str]) -> str:
 
 
 def _rules(fault: Fact) -> str:
-    return ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in fault.rules)
+    return ", ".join(f"[{rule}](rules.md#{rule.partition('.')[0].lower()})" for rule in fault.rules)
 
 
 def _plain(text: str) -> str:

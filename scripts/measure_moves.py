@@ -2,7 +2,7 @@
 
 A tiny model is trained for some steps, so that its answers are more or less certain, its answers are recorded, and
 llama.cpp (the package `xllamacpp`) answers the same prompts with its weights in each form. The table of
-`records.judgement.TOLERANCES` lies above what this printed for several sizes; docs/serving.md has the numbers.
+`records.judgement.TOLERANCES` lies above what this printed for several sizes.
 """
 
 from __future__ import annotations

@@ -26,13 +26,11 @@ from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from known_faults_page import known_faults_page  # noqa: E402
-from maintainers_page import maintainers_page  # noqa: E402
 from page_blocks import with_block  # noqa: E402
-from prepared_page import prepared_page  # noqa: E402
 from published_page import published_page  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 from recordings_page import recordings_page  # noqa: E402
-from sound_rows_page import sound_rows_page  # noqa: E402
+from sound_rows_page import sound_rows  # noqa: E402
 
 from pytest_mistral_lora.chat.oracle.versions import VERSIONS  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
@@ -40,7 +38,6 @@ from pytest_mistral_lora.conformance.finding import PROOFS, RULES, Rule, with_pa
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.runners import TRAINERS, Trainer  # noqa: E402
 from pytest_mistral_lora.serving.deviations import READ_DEVIATIONS, ReadDeviation  # noqa: E402
-from pytest_mistral_lora.serving.server import Server  # noqa: E402
 from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
@@ -112,8 +109,8 @@ def rules_page(*, words: bool = False) -> str:
         "reason, the fix and an example, a broken row or file with its finding, and the command that fixes it or shows",
         "you the tokens. On the site, each id links to a page that has the same.",
         "",
-        "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check. A note",
-        "is shown, and fails only if you add `--mistral-strict`.",
+        "Every finding starts with the id of a rule. From 0.1.0 on, an id never changes its meaning. An error fails",
+        "its check. A note is shown, and fails only if you add `--mistral-strict`.",
         "",
         "An error needs a proof. The column *proof* has what a rule takes as proof:",
         "",
@@ -146,12 +143,7 @@ def _words(rule: Rule) -> str:
 
 def symptoms_page() -> str:
     """Return the page of symptoms, with the settings of each trainer between its marks."""
-    return _between_marks("symptoms.md", "trainers", _tables_of_fixes(TRAINERS.of_this_package(), "what is wrong"))
-
-
-def serving_page() -> str:
-    """Return the page of servers, with the options of each server between its marks."""
-    return _between_marks("serving.md", "servers", _tables_of_fixes(SERVERS.of_this_package(), "what must hold"))
+    return _between_marks("symptoms.md", "trainers", _tables_of_fixes(TRAINERS.of_this_package()))
 
 
 def _between_marks(page: str, name: str, lines: Iterable[str]) -> str:
@@ -159,15 +151,15 @@ def _between_marks(page: str, name: str, lines: Iterable[str]) -> str:
     return with_block((DOCS / page).read_text(encoding="utf-8"), name, "\n".join(lines))
 
 
-def _tables_of_fixes(programs: Iterable[Trainer | Server], heading: str) -> Iterator[str]:
-    """Yield a table for each program that has fixes: the rules, their classes or titles, and what to set."""
-    for program in programs:
+def _tables_of_fixes(trainers: Iterable[Trainer]) -> Iterator[str]:
+    """Yield a table for each trainer that has fixes: the rules, their classes or titles, and what to set."""
+    for trainer in trainers:
         rules: dict[str, list[str]] = {}
-        for rule, fix in program.fixes().items():
+        for rule, fix in trainer.fixes().items():
             rules.setdefault(fix, []).append(rule)
         if not rules:
             continue
-        yield from ("", f"### {program.title}", "", f"| rule | {heading} | what to set |", "|---|---|---|")
+        yield from ("", f"### {trainer.title}", "", "| rule | what is wrong | what to set |", "|---|---|---|")
         for fix, ids in rules.items():
             links = ", ".join(f"[{rule}](rules.md#{rule.lower()})" for rule in ids)
             titles = ", ".join(RULES[rule].fault_class or RULES[rule].title for rule in ids)
@@ -337,9 +329,8 @@ def _page(lines: list[str]) -> str:
 def committed_pages() -> dict[str, str]:
     """Return the pages that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
-    made |= {"sound-rows.md": sound_rows_page(), "known-faults.md": known_faults_page()}
-    made["maintainers.md"] = maintainers_page()
-    return made | {"prepared.md": prepared_page(), "symptoms.md": symptoms_page(), "serving.md": serving_page()}
+    made |= {"symptoms.md": symptoms_page(), "known-faults.md": known_faults_page()}
+    return made | {"stats.md": _between_marks("stats.md", "sound rows", sound_rows())}
 
 
 def site_pages() -> dict[str, str]:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,13 +25,12 @@ from pytest_mistral_lora.records.files import write_text
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.md"
-PREPARED = ROOT / "docs" / "prepared.md"
 IMPORT = ROOT / "docs" / "import.md"
 REPORTS = ROOT / "docs" / "reports.md"
 SUITE = ROOT / "docs" / "suite.md"
 STATS = ROOT / "docs" / "stats.md"
-RED = ROOT / "docs" / "red.md"
-MASKS = ROOT / "docs" / "masks.md"
+SYMPTOMS = ROOT / "docs" / "symptoms.md"
+ORACLE = ROOT / "docs" / "oracle.md"
 START = ROOT / "docs" / "init.md"
 RENDER = ROOT / "docs" / "render.md"
 TOUR = ROOT / "docs" / "tour.md"
@@ -62,10 +60,10 @@ def failing_template(folder: Path) -> str:
     return _part(_printed(*command, folder=folder, exit_code=1), "ML004 ", "        5  ")
 
 
-def rendered_row(folder: Path, tokenizer: tuple[str, ...] = TOKENIZER) -> str:
+def rendered_row(folder: Path) -> str:
     """Return the tokens of a row."""
     write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
-    return _printed_here("render", "rows.jsonl", *tokenizer, folder=folder)
+    return _printed_here("render", "rows.jsonl", *TOKENIZER, folder=folder)
 
 
 def rendered_pair(folder: Path) -> str:
@@ -302,13 +300,11 @@ class Output:
 
 
 OUTPUTS = (
-    Output("render", ROWS, rendered_row),
     Output("tokens", RENDER, rendered_row),
     Output("compared", RENDER, compared_row),
     Output("pair", RENDER, rendered_pair),
     Output("bad rows", ROWS, bad_rows),
-    Output("audit", ROWS, masked_eos),
-    Output("prepared rows", PREPARED, prepared_rows),
+    Output("prepared rows", ROWS, prepared_rows),
     Output("import", IMPORT, imported_rows),
     Output("loss", IMPORT, refused_loss),
     Output("stats", STATS, figures_of_rows),
@@ -317,10 +313,9 @@ OUTPUTS = (
     Output("tour", TOUR, broken_demo),
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
-    Output("red", RED, masked_eos),
-    Output("masks", MASKS, partial(rendered_row, tokenizer=SHIPPED_V3)),
-    Output("objective", MASKS, undeclared_objective),
-    Output("declared", MASKS, declared_objective),
+    Output("red", SYMPTOMS, masked_eos),
+    Output("objective", ORACLE, undeclared_objective),
+    Output("declared", ORACLE, declared_objective),
 )
 
 

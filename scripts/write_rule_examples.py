@@ -51,7 +51,13 @@ def rules_file(rules: dict[str, dict[str, Any]]) -> str:
     """Return rules as TOML, with their keys in one order and without empty values."""
     lines = ["# `example.row`, `.table` and `.finding` are recorded by scripts/write_rule_examples.py."]
     for rule_id, rule in rules.items():
-        for header, keys, table in ((rule_id, KEYS, rule), (f"{rule_id}.example", EXAMPLE_KEYS, rule["example"])):
+        names = rule.get("names", {})
+        tables = (
+            (rule_id, KEYS, rule),
+            *([(f"{rule_id}.names", tuple(names), names)] if names else ()),
+            (f"{rule_id}.example", EXAMPLE_KEYS, rule["example"]),
+        )
+        for header, keys, table in tables:
             lines += ["", f"[{header}]", *(f"{key} = {_toml(table[key])}" for key in keys if table.get(key))]
     return "\n".join(lines) + "\n"
 

@@ -64,7 +64,7 @@ def test_the_runner_needs_the_standard_library_alone() -> None:
     assert imported <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", ["spm-v1", "tekken-240718"])
+@pytest.mark.parametrize("name", ["spm-v1", pytest.param("tekken-240718", marks=pytest.mark.slow)])
 def test_mistral_common_answers_as_recorded(name: str) -> None:
     code, lines = run(GOLDENS, name, sys.executable, FOLDER / "answer.py", shipped_tokenizer(name))
     asked = len(lines) - 1
@@ -74,7 +74,11 @@ def test_mistral_common_answers_as_recorded(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "derived"), [("magistral-small-2506", "derived-v11"), ("magistral-small-2509", "derived-v13-thinking")]
+    ("name", "derived"),
+    [
+        pytest.param("magistral-small-2506", "derived-v11", marks=pytest.mark.slow),
+        ("magistral-small-2509", "derived-v13-thinking"),
+    ],
 )
 def test_a_derived_file_answers_as_the_published_tokenizer(name: str, derived: str) -> None:
     code, lines = run(GOLDENS, name, sys.executable, FOLDER / "answer.py", derived_tokenizer(derived, words=0))

@@ -53,6 +53,7 @@ def test_training_is_measured_beside_transformers_with_the_same_losses(tmp_path:
     assert "does not count" not in done.stdout
 
 
+@pytest.mark.slow
 def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     options = ("--rows", 5, "--generated", "--repetitions", 1, "--processes", 1, "--tokenizer", "spm-v3")
@@ -74,6 +75,7 @@ def test_a_side_of_a_speed_patch_is_measured(patch: str, side: str) -> None:
     assert memory >= 0
 
 
+@pytest.mark.slow
 def test_the_suite_is_measured_beside_its_imports(
     modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,7 @@ def test_needed_operations_are_those_that_torch_counts(modules: dict[str, Module
     assert needed - modules["meters"].needed_flops(config, 4, unsupervised) == 4 * 64 * 500 * 99
 
 
+@pytest.mark.slow
 def test_steps_are_counted_without_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     done = run("counted.py", "--quick", "--json", file)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 from forked import run_forked
+from page_sections import section
 from write_docs import INCIDENTS
 
 from pytest_mistral_lora.chat.oracle import VERSION
@@ -104,9 +105,7 @@ def test_the_example_of_a_deviation_shows_it_and_nothing_else(
     assert not comparison.equal
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/gate.md", "docs/bridges.md", "examples/accelerate/README.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/runners.md", "examples/accelerate/README.md"])
 def test_every_key_that_a_page_names_is_one_of_a_recipe(page: str) -> None:
     named = set(re.findall(r"`(base|data|lora|training|evaluation)\.(\w+)", (ROOT / page).read_text(encoding="utf-8")))
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
@@ -189,6 +188,13 @@ def test_every_path_of_the_repository_that_a_text_names_exists() -> None:
     assert lacking == set()
 
 
+def test_every_rule_that_a_text_names_exists() -> None:
+    # the id of the example of how a rule is added is free
+    known = {*RULES, "ML699", *(old for rule in RULES.values() for old in rule.names.values())}
+    texts = {file: set(re.findall(r"\bML\d{3}\b", file.read_text(encoding="utf-8"))) for file in TEXTS}
+    assert {(file.relative_to(ROOT).as_posix(), rule) for file, ids in texts.items() for rule in ids - known} == set()
+
+
 def prose(page: Path) -> str:
     """Return the text of a page without its code blocks and code spans."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -206,7 +212,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_glossary_has_at_most_ten_words_and_every_page_is_linked() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    glossary = section("index.md", "Glossary")
     assert 0 < len(re.findall(r"^\| (?!word |---)", glossary, flags=re.MULTILINE)) <= 10
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
@@ -237,7 +243,7 @@ OF_VLLM = (
 
 
 def test_the_commands_of_vllm_on_a_cpu_are_those_that_its_tests_run() -> None:
-    page = (ROOT / "docs" / "vllm-cpu.md").read_text(encoding="utf-8")
+    page = section("serving.md", "vLLM on a CPU")
     blocks = "".join(re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL))
     assert re.findall(r"^\$ (.*)$", blocks, flags=re.MULTILINE) == [*OF_VLLM]
     tox = (ROOT / "tox.ini").read_text(encoding="utf-8").partition("[testenv:serving-vllm]")[2].partition("\n[")[0]

@@ -17,6 +17,7 @@ import pytest
 import torch
 from check_verb import check, rows
 from datasets import Dataset, DatasetDict, IterableDataset
+from page_sections import section
 
 from pytest_mistral_lora import (
     CheckpointTokenizer,
@@ -39,7 +40,7 @@ OTHER = {
     "input_ids": [1, 3, 23325, 4, 16127, 2],
     "labels": [-100] * 4 + [16127, 2],
 }
-PAGE = (Path(__file__).parents[1] / "docs" / "notebook.md").read_text(encoding="utf-8")
+PAGE = section("api.md", "From a notebook")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -124,8 +125,9 @@ class Import:
     line: int
 
 
-def _imports(source: str) -> Iterator[Import]:
-    yield from _walk(ast.parse(source), late=False)
+@cache
+def _imports(source: str) -> tuple[Import, ...]:
+    return tuple(_walk(ast.parse(source), late=False))
 
 
 def _walk(node: ast.AST, *, late: bool) -> Iterator[Import]:
@@ -213,9 +215,8 @@ def test_no_class_name_is_used_twice() -> None:
     assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
-@pytest.mark.parametrize("module", _modules())
-def test_no_import_goes_against_the_picture(module: str) -> None:
-    assert _violations(module, _modules()[module]) == []
+def test_no_import_goes_against_the_picture() -> None:
+    assert [found for module, source in _modules().items() for found in _violations(module, source)] == []
 
 
 def test_no_imports_run_in_a_circle() -> None:
@@ -348,3 +349,9 @@ def test_no_room_has_a_name_for_a_module_and_for_something_else() -> None:
         for name in {module.stem for module in path.parent.glob("*.py")} - {"__init__", "__main__"}:
             # `from room import name` would give the one or the other, by the order of imports
             assert isinstance(getattr(room, name, room), ModuleType), f"{room.__name__}.{name}"
+
+
+def test_each_module_of_the_tests_has_a_name_that_no_other_has() -> None:
+    # pytest puts their folders on one path: of two modules, a test would import the one that was first
+    names = Counter(path.stem for path in Path(__file__).parent.rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} == {"conftest"}

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import write_outputs
 from forked import run_forked
+from page_sections import section
 
 from pytest_mistral_lora.cli import main
 
-PAGE = (Path(__file__).parents[1] / "docs" / "prepared.md").read_text(encoding="utf-8")
+PAGE = section("rows.md", "My trainer has prepared this")
 COMMANDS = re.findall(r"^\$ (.*)$", PAGE, flags=re.MULTILINE)
 
 

@@ -29,9 +29,9 @@ from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SUITE, ROWS, IMPORT, TRAINING, RECIPE, RECORDS = (
+SUITE, ROWS, RENDER, IMPORT, TRAINING, RECIPE, RECORDS = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("suite", "rows", "import", "training", "recipe", "records")
+    for name in ("suite", "rows", "render", "import", "training", "recipe", "records")
 )
 
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,8 +79,8 @@ def test_the_figures_are_right() -> None:
     count = sum(len(golden_paths(goldens_folder() / "templates" / name)) for name in SHIPPED)
     text = " ".join(README.split())
     assert f"{count} recorded conversations" in text
-    assert len(LAWS) == 23
-    assert "twenty-three laws" in text
+    assert len(LAWS) == 14
+    assert "fourteen laws" in text
     assert f"one of {len(RULES.of('encoded'))} classes" in text
     assert f"one of {len(RULES.of('encoded'))} classes" in " ".join(ROWS.split())
     assert [RULES[rule].fault_class for rule in ("ML546", "ML525", "ML545")] == [
@@ -164,7 +164,7 @@ def test_the_configuration_and_the_tests_of_a_repository_work(
     )
     command = ("--mistral-golden", "-k", "own-mine")
     assert run_pytest(*command).ret == 1
-    assert ["--mistral-golden", "--mistral-golden-update"] in command_lines(SUITE, "pytest")
+    assert any("--mistral-golden-update" in words for words in command_lines(SUITE, "pytest"))
     assert run_pytest(*command, "--mistral-golden-update").ret == 0
     assert run_pytest(*command).ret == 0
 
@@ -237,7 +237,7 @@ def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path, 
 
 
 def test_the_outputs_are_those_of_the_commands_of_the_page() -> None:
-    assert ["render", "rows.jsonl", *write_outputs.TOKENIZER] in command_lines(ROWS, "mistral-lora")
+    assert ["render", "rows.jsonl", *write_outputs.TOKENIZER] in command_lines(RENDER, "mistral-lora")
     assert ["import", "sharegpt.json", "--to", "rows.jsonl"] in command_lines(IMPORT, "mistral-lora")
 
 

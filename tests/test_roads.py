@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from derived_tekken import derived_tokenizer
 from guarded_runs import begin, make_trainer
+from sampling import sampled
 from sound_rows import SOUND_ROWS
 from toys import Data, ids_alone, with_ids, write_lines
 
@@ -200,7 +201,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return base
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, ("reasoning_content", "audio that is lost", "a shell")))
 def test_a_file_has_one_verdict_on_every_road(
     name: str, bases: Callable[[str], Path], tmp_path: Path, run_pytest: Callable[..., pytest.RunResult]
 ) -> None:

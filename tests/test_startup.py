@@ -53,7 +53,11 @@ def _is_light(name: str) -> bool:
     return name.partition(".")[0] in sys.stdlib_module_names | {"pytest", "_pytest", "pluggy", "iniconfig", "packaging"}
 
 
-@pytest.mark.parametrize("args", [(), QUIET, ("-v", "--junitxml=x.xml")], ids=["usual", "alone", "verbose"])
+@pytest.mark.parametrize(
+    "args",
+    [(), QUIET, pytest.param(("-v", "--junitxml=x.xml"), marks=pytest.mark.slow)],
+    ids=["usual", "alone", "verbose"],
+)
 def test_an_inactive_plugin_imports_the_standard_library_and_pytest_only(
     args: tuple[str, ...], session: pytest.Pytester
 ) -> None:
@@ -88,7 +92,12 @@ def test_the_option_table_is_added_in_few_calls() -> None:
 
 
 @pytest.mark.parametrize(
-    "hook", ["pytest_configure(config)", "pytest_unconfigure(config)", "pytest_terminal_summary()"]
+    "hook",
+    [
+        pytest.param("pytest_configure(config)", marks=pytest.mark.slow),
+        "pytest_unconfigure(config)",
+        pytest.param("pytest_terminal_summary()", marks=pytest.mark.slow),
+    ],
 )
 def test_a_heavy_import_in_any_hook_is_found(hook: str, session: pytest.Pytester) -> None:
     code = f"import pytest_mistral_lora.plugin\n\n\ndef {hook}:\n    import numpy\n"

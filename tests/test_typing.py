@@ -112,7 +112,7 @@ WRONG = {
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The lines of mypy for what is right and what is wrong, in one call: most of its time is for this package."""
     examples = examples_of_pages()
-    assert {"README", "docs_guard", "docs_notebook", "docs_suite"} <= examples.keys()
+    assert {"README", "docs_guard", "docs_api", "docs_suite"} <= examples.keys()
     modules = {"user": IMPORTS + USER, "wrong": IMPORTS + "\n".join(WRONG) + "\n", **examples}
     return errors_of_modules(tmp_path_factory.mktemp("typing"), modules)
 

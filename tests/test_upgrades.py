@@ -1,4 +1,4 @@
-"""What docs/upgrades.md says is true under the versions that run, and a library that does not fit is named."""
+"""What docs/releases.md says is true under the versions that run, and a library that does not fit is named."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from converted import converted_tokenizer
 from forked import run_forked
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from page_sections import section
 
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.versions import EXACT_TEMPLATES, SUPPORTED
 from pytest_mistral_lora.errors import LibraryError
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "upgrades.md").read_text(encoding="utf-8")
+PAGE = section("releases.md", "Guard a library upgrade")
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
 RunPytest = Callable[..., pytest.RunResult]
 MERGES_BY_ID = SpecifierSet(">=5,<5.24")

@@ -43,10 +43,16 @@ def run(args: argparse.Namespace) -> int:
     ids = [name.upper() for name in args.ids]
     unknown = [name for name in ids if name not in RULES]
     if unknown:
+        new_name = RULES.new_name(unknown[0])
+        step = (
+            f"Read it: mistral-lora rules {new_name.partition('.')[0]}."
+            if new_name
+            else "List them: mistral-lora rules."
+        )
         raise InputError(
             f"there is no rule {unknown[0]!r}",
-            expected="an id such as ML204",
-            next_step="List them: mistral-lora rules.",
+            expected=new_name or "an id such as ML204",
+            next_step=step,
         )
     chosen = [RULES[rule] for rule in dict.fromkeys(ids or RULES)]
     if args.search is not None:

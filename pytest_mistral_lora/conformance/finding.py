@@ -1,4 +1,4 @@
-"""Rules, read from `rules/<subject>.toml`, and the findings of checks. An id never changes its meaning.
+"""Rules, read from `rules/<subject>.toml`, and the findings of checks. From 0.1.0 on, an id never changes its meaning.
 
 Rules about programs, such as a default of a trainer, are read from the files beside the programs.
 """
@@ -9,7 +9,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +141,8 @@ class Rule:
         fault_class: The name of the fault in the reports of `audit`, for a rule on encoded rows; `class` in the file.
         by_program: Whether its fix is a setting of the program that made the artifact. If that is not known, the fix in
             each known program stands below the general one.
+        names: The parts of a rule that says one thing of several, each with the id that it had as a rule of its own.
+            `ML107.encoding` is what a finding, a list of known deviations and a known fault may name.
     """
 
     id: str
@@ -157,6 +159,7 @@ class Rule:
     error_since: str = ""
     fault_class: str = ""
     by_program: bool = False
+    names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def fix(self) -> str:
@@ -184,6 +187,7 @@ class Rule:
             "since": f"{self.since}; an error since {self.error_since}" if self.error_since else self.since,
             "why": self.why,
             "fix": self.fix,
+            **({"names": ", ".join(f"{self.id}.{name}" for name in self.names)} if self.names else {}),
             **self.program_fixes,
             "source": self.source,
             "example": self.example.fault,
@@ -220,6 +224,16 @@ class RuleTable(Mapping[str, Rule]):
         for subject in _SUBJECTS:
             files = (subject, *(inner for inner, (other, _) in _WITHIN.items() if other == subject))
             yield from sorted(rule_id for file in files for rule_id in _read_rules(file))
+
+    def has_name(self, name: str) -> bool:
+        """Return whether a text is a name within a rule, such as `ML107.encoding`."""
+        rule_id, _, part = name.partition(".")
+        return rule_id in self and part in self[rule_id].names
+
+    def new_name(self, rule_id: str) -> str:
+        """Return the name that has taken the place of an id, such as `ML107.encoding` of `ML119`; empty if none has."""
+        names = ((rule.id, name, old) for rule in self.values() for name, old in rule.names.items())
+        return next((f"{new}.{name}" for new, name, old in names if old == rule_id != new), "")
 
     def of(self, subject: str, case: str = "") -> list[Rule]:
         """Return the rules of a subject in the order of their ids; with a case, only those that this check reports."""
@@ -324,7 +338,8 @@ class Finding:
         fix: The way to mend it in the tool that made it, perhaps with placeholders for paths; empty for the rule's own
             fix.
         tokens: The tokens around the first difference, or None.
-        name: The name of its cause, by which a list of known deviations accepts only this cause; may be empty.
+        name: The name of its cause, or its name within its rule, such as `ML107.encoding`, by which a list of known
+            deviations accepts it alone; may be empty.
         severity: `error` fails the check; `note` only under `--mistral-strict`. It is its rule's, unless a note is
             raised to an error, for example because the fault is in every row, or the run is by older rules.
         error_from: The version from which it is an error, if it is a note because the run is by older rules; else

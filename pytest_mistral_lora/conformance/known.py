@@ -54,9 +54,10 @@ class Xfail:
     """One known deviation.
 
     Attributes:
-        id: A rule id, for the findings of this rule in every check; a node id, for all findings of this check; the
-            name of a cause, such as `default-system-prompt`, for the findings of this cause in every check; or the id
-            of a known fault, for the findings that it can explain under the versions of the run.
+        id: A rule id, for the findings of this rule in every check; a name within a rule, such as `ML107.encoding`; a
+            node id, for all findings of this check; the name of a cause, such as `default-system-prompt`, for the
+            findings of this cause in every check; or the id of a known fault, for the findings that it can explain
+            under the versions of the run.
         reason: Why it is accepted.
         place: File and line.
         until: The first day on which it is no longer accepted; None for no end.
@@ -143,14 +144,15 @@ def finders_of(xfail: Xfail) -> Finders:
         from pytest_mistral_lora.programs.facts import fact
 
         fault = fact(xfail.id)
-        rules = [RULES[rule] for rule in fault.rules]
+        rules = [RULES[rule.partition(".")[0]] for rule in fault.rules]
         subjects = {rule.subject for rule in rules} | ({"answer"} if fault.checks else set())
         return Finders(
             frozenset(subjects), cases=frozenset([*fault.checks, *(case for rule in rules for case in rule.cases)])
         )
-    if xfail.id not in RULES:
+    rule_id = xfail.id.partition(".")[0]
+    if rule_id not in RULES:
         return _OF_CAUSES
-    rule = RULES[xfail.id]
+    rule = RULES[rule_id]
     homes = _OF_ENCODED_ROWS if rule.subject == "encoded" else frozenset({rule.subject})
     return Finders(homes, frozenset(_ALSO_FOUND_BY.get(rule.subject, ())), frozenset(rule.cases))
 
@@ -158,8 +160,8 @@ def finders_of(xfail: Xfail) -> Finders:
 def read_xfails(path: Path) -> tuple[Xfail, ...]:
     """Read a file of known deviations, one a line: `ID  # reason`, or `ID  # reason  # until 2027-06-30`.
 
-    The id is a rule's, a check's or a known fault's, or the name of a cause. From the date on, the deviation is no
-    longer accepted. Blank lines and lines that begin with `#` are skipped.
+    The id is a rule's, a name within a rule, a check's or a known fault's, or the name of a cause. From the date on,
+    the deviation is no longer accepted. Blank lines and lines that begin with `#` are skipped.
 
     Raises:
         InputError: If the path is a pipe or a device.
@@ -191,7 +193,8 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(
                 f"{place}: {name!r} is not the node id of a check{did_you_mean(subject, SUBJECTS)}; expected {expected}"
             )
-        is_of_fault = "::" not in name and name not in RULES and name not in _cause_names()
+        is_of_rule = name in RULES or RULES.has_name(name)
+        is_of_fault = "::" not in name and not is_of_rule and name not in _cause_names()
         if is_of_fault:
             _require_fault(name, place)
         if name in xfails:
@@ -210,6 +213,8 @@ def _require_fault(name: str, place: str) -> None:
 
     known = {fault.id: fault for fault in facts()}
     if name not in known:
+        if new_name := RULES.new_name(name):
+            raise ValueError(f"{place}: {name} is no rule of its own any more; expected {new_name}")
         hint = did_you_mean(name, _cause_names() | known.keys())
         expected = (
             "a rule id such as ML204, a node id, the name of a cause such as default-system-prompt, or the id of a "
@@ -307,7 +312,7 @@ def _is_explained(finding: Finding, nodeid: str, xfail: Xfail, server: Callable[
     from pytest_mistral_lora.programs.facts import Symptom, fact
 
     subject, case = nodeid.split("::", 3)[2:]
-    fault, symptom = fact(xfail.id), Symptom(finding.rule, finding.found, subject, case)
+    fault, symptom = fact(xfail.id), Symptom(finding.rule, finding.found, subject, case, name=finding.name)
     if server is None or not fault.explains(symptom):
         return fault.explains(symptom)
     if fault.program.kind == "server":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -352,7 +353,11 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: As for `answers`.
         """
-        return _awaited(self._replay(self.transcripts[0], self.answers.model))
+        from pytest_mistral_lora.serving.replay import replay
+
+        transcripts, model = self.transcripts[0], self.answers.model
+        progress = partial(self.progress, "transcripts", len(transcripts))
+        return self._asked(lambda client: replay(self.server, client, transcripts, model, progress))
 
     @property
     def drafts(self) -> bool:
@@ -363,13 +368,15 @@ class ServerTarget(JudgedTarget):
         answers = (answered(outcome) for outcome in outcomes)
         return self.answers.facts.drafts or any(answer.is_drafted for answer in answers if answer)
 
-    async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
-        from pytest_mistral_lora.serving.replay import SECONDS, replay
+    def _asked(self, ask: Callable[[ServerClient], Awaitable[T]]) -> T:
+        """Return what is asked of the server by a client that is open for this alone."""
+        from pytest_mistral_lora.serving.replay import SECONDS
 
-        async with self.client(SECONDS) as client:
-            return await replay(
-                self.server, client, transcripts, model, lambda: self.progress("transcripts", len(transcripts))
-            )
+        async def ask_once() -> T:
+            async with self.client(SECONDS) as client:
+                return await ask(client)
+
+        return _awaited(ask_once())
 
     def answer_without_grammar(self, transcript: Transcript) -> Outcome:
         """Ask for the answer to the messages of a transcript, free of the server's grammar; None if it has none.
@@ -377,13 +384,10 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: As for `answers`.
         """
-        return _awaited(self._ask_without_grammar(transcript, self.answers.model))
+        from pytest_mistral_lora.serving.replay import ask_without_grammar
 
-    async def _ask_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
-        from pytest_mistral_lora.serving.replay import SECONDS, ask_without_grammar
-
-        async with self.client(SECONDS) as client:
-            return await ask_without_grammar(self.server, client, transcript, self.oracle, model)
+        model = self.answers.model
+        return self._asked(lambda client: ask_without_grammar(self.server, client, transcript, self.oracle, model))
 
     def ids_without_grammar(self, transcript: Transcript) -> Outcome:
         """Ask for the answer to the ids of a transcript, free of a default grammar; None if the server can have none.
@@ -391,13 +395,10 @@ class ServerTarget(JudgedTarget):
         Raises:
             InputError: As for `answers`.
         """
-        return _awaited(self._ask_ids_without_grammar(transcript, self.answers.model))
+        from pytest_mistral_lora.serving.replay import ask_ids_without_grammar
 
-    async def _ask_ids_without_grammar(self, transcript: Transcript, model: str) -> Outcome:
-        from pytest_mistral_lora.serving.replay import SECONDS, ask_ids_without_grammar
-
-        async with self.client(SECONDS) as client:
-            return await ask_ids_without_grammar(self.server, client, transcript, model)
+        model = self.answers.model
+        return self._asked(lambda client: ask_ids_without_grammar(self.server, client, transcript, model))
 
     @KeptProperty
     def forced_answers(self) -> tuple[ForcedAnswer, ...]:

@@ -317,7 +317,14 @@ class Session:
 
         servers = self._servers
         symptoms = (
-            Symptom(finding.rule, finding.found, outcome.subject, outcome.case, servers.get(outcome.target, ""))
+            Symptom(
+                finding.rule,
+                finding.found,
+                outcome.subject,
+                outcome.case,
+                servers.get(outcome.target, ""),
+                finding.name,
+            )
             for outcome in self.outcomes
             for finding in outcome.findings
         )

@@ -173,7 +173,7 @@ def judge(target: Target, case: Golden | Case) -> Result:
         for prompt in () if findings else prompts_of(case.row):
             # a prompt can be refused where the row is not
             with suppress(OracleRejection):
-                findings += judged(prompt)
+                findings += judged(prompt, as_prompt=True)
     return Result(tuple(findings))
 
 
@@ -226,6 +226,7 @@ def template_findings(
     place: Place = NOWHERE,
     file: Place = NOWHERE,
     versions: str = "",
+    as_prompt: bool = False,
 ) -> Iterator[Finding]:
     """Yield each difference that a chat template makes to a row or a prompt, if no named deviation explains it.
 
@@ -235,22 +236,26 @@ def template_findings(
     Args:
         oracle: Mistral's own tokenization.
         template: The template with its tokenizer.
-        row: The row, or a prompt of it: then its labels are not judged.
+        row: The row, or a prompt of it.
         recorded: Named deviations recorded for this row; None to accept every named deviation.
         place: The file and line of the row, or the template's file.
         file: The template's file; may be empty.
         versions: Lines with the library versions of recording and of this run; by default only of this run.
-    """
-    from pytest_mistral_lora.chat.templates.compare import OTHER_LAYOUT, compare, is_prompt
+        as_prompt: Whether it is a prompt: then its labels are not judged.
 
-    comparison = compare(row, oracle, template)
+    Raises:
+        OracleRejection: If mistral-common refuses the row.
+    """
+    from pytest_mistral_lora.chat.templates.compare import OTHER_LAYOUT, compare
+
+    comparison = compare(row, oracle, template, as_prompt=as_prompt)
     versions, data = versions or running_versions(), row.to_jsonl()
     if comparison.refusal in UNSTEADY:
         yield Finding(UNSTEADY[comparison.refusal], comparison.unexplained, place, detail=versions, row=data)
         return
     fix = _fix(template) if comparison.differences else ""
     for difference in comparison.differences:
-        found, ids = difference_words(difference, NOWHERE if file == place else file, is_prompt=is_prompt(row))
+        found, ids = difference_words(difference, NOWHERE if file == place else file, is_prompt=as_prompt)
         sides = comparison.sides_of(difference)
         spans = comparison.oracle.spans if sides and sides[0][1] is not None else ()
         parts: dict[str, Any] = {"detail": ""}
@@ -262,7 +267,7 @@ def template_findings(
             # what else it does differently goes with its layout
             parts["effect_of"] = "ML004"
         yield Finding("ML004", found, place, row=data, fix=fix, **parts)
-    if comparison.differences or is_prompt(row):
+    if comparison.differences or as_prompt:
         return
     expected, actual = comparison.oracle, comparison.template
     new = [name for name in comparison.deviations if recorded is not None and name not in recorded]

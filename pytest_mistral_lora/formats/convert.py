@@ -189,6 +189,8 @@ def conversions(
         for key in report.own_keys.details
         if key in DECLARED_KEYS
     ]
+    if layout.exchanged:
+        report.remarks.append(f"the declaration of {source.path} reads {layout.exchanged}")
     report.remarks += [f"no record of {source.path} has the declared key {key!r}" for key in sorted(unseen)]
 
 

@@ -73,17 +73,18 @@ def convert_record(
         return _row_of_texts(draft, reading, columns, changes)
     draft, more = _with_rejected(draft, reading)
     changes += more
+    mark = None
     # what a record with both answers declares says nothing about one of them
-    mark = None if draft.rejected is not None else _marked(draft.fields, columns, reading)
-    bad = _unwanted(draft.fields, mark, keeps_bad="unwanted" not in lossy) if draft.rejected is None else ""
-    if bad:
-        return None, [*changes, lost("unwanted", bad)]
-    if mark is not None and "unwanted" not in lossy:
+    if draft.rejected is None:
+        mark = _marked(draft.fields, columns, reading)
+        if bad := _unwanted(draft.fields, mark, keeps_bad="unwanted" not in lossy):
+            return None, [*changes, lost("unwanted", bad)]
+    if "unwanted" in lossy:
+        mark = None
+    if mark is not None:
         if isinstance(letters := draft.fields[mark.key], str):
             changes.append(changed("label-letters", letters))
         draft = draft._replace(fields={key: item for key, item in draft.fields.items() if key != mark.key})
-    else:
-        mark = None
     fields, more = _without_media(draft.fields, keys)
     changes += more
     answer_at = draft.answer_at
@@ -143,13 +144,17 @@ def convert_as_given(
             del own["tools"]
     layout, columns = Layout(found.name), MarkColumns(lambda: (own,))
     converted, changes = convert_record(Record(place, own), layout, columns, padded=False, as_given=True)
+    if not changes and "tools" in own:
+        # they are in no form, and would be lost without a word
+        raise RowError("a record of another format", place=place)
     for change in changes:
         if change.is_loss:
             lost_part = LOSSES[change.kind] + (f" ({change.detail})" if change.detail else "")
             step = f"To leave it out: {import_command(place, '--lossy', change.kind)}"
             raise RowError(f"a row cannot keep {lost_part}", place=change.place or place, next_step=step)
     rest = {key: value for key, value in data.items() if key not in own}
-    return {**rest, **(converted or {})}, tuple(dict.fromkeys(change.words for change in changes))
+    words = dict.fromkeys(change.words for change in changes)
+    return {**rest, **(converted or {})}, tuple(words) or ("fields have our names",)
 
 
 def _row_of_texts(

@@ -186,7 +186,8 @@ def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tu
     In a conversation, the record does not tell where the answer begins.
 
     Raises:
-        RowError: If the conversation begins with another question than the prompt.
+        RowError: If the conversation begins with another question than the prompt, or with the prompt where the record
+            is read as it is given: a trainer would train on it twice.
     """
     prompt = draft.messages
     draft, changes = add_side(draft, key, value, "assistant", reading)
@@ -200,6 +201,8 @@ def add_answer(draft: Draft, key: str, value: Any, reading: RecordReading) -> tu
     question = next((index for index, (role, _) in enumerate(answer_texts) if role == "user"), 0)
     for start in (0, question):
         if prompt and answer_texts[start : start + len(prompt)] == prompt_texts:
+            if draft.calls.as_given:
+                raise error_at(reading.place / key / start / "role", "is that of the prompt again", "the answer alone")
             return draft._replace(messages=[*answer[:start], *prompt, *answer[start + len(prompt) :]]), changes
     if prompt and prompt[-1]["role"] == "user" and roles[:1] == ["user"]:
         expected = "the answer alone, or the prompt and its answer"

@@ -31,6 +31,13 @@ MESSAGE_FIELDS = ("role", "content", "thinking", "weight", "tool_calls", "tool_c
 """Fields of a message that a layout can name the key of."""
 KNOWN_ROLES = {**{role: role for role in ROLES}, **OTHER_ROLES}
 """Names of roles, each with our name."""
+_SIDES = {
+    **dict.fromkeys(("instruction", "prompt"), "the prompt"),
+    **dict.fromkeys(("output", "response", "completion"), "the answer"),
+    "chosen": "the chosen answer",
+    "rejected": "the rejected answer",
+}
+"""Names of columns that tell what is in them; `question` and `answer` do not: a question may be what is generated."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,15 @@ class Layout:
     @cached_property
     def _known_roles(self) -> Mapping[str, str]:
         return {**KNOWN_ROLES, **self.roles}
+
+    @property
+    def exchanged(self) -> str:
+        """What is declared under the name of its counterpart, and the counterpart under its name; empty without any."""
+        declared = [(_SIDES.get(name), key, _SIDES.get(key)) for name, key in self.keys.items()]
+        declared += [(ours, name, KNOWN_ROLES.get(name)) for name, ours in self.roles.items()]
+        crossed = {(read_as, own): name for read_as, name, own in declared if read_as and own and read_as != own}
+        both = [f"{name!r} as {read_as}" for (read_as, own), name in crossed.items() if (own, read_as) in crossed]
+        return ", ".join(both)
 
     def to_json(self) -> dict[str, Any]:
         """Return the declared parts that are read, except the format, as plain JSON data."""

@@ -18,7 +18,7 @@ HELD_OUT, RETENTION, RATE = "held-out loss", "retention loss", "rate of "
 
 FEWEST_CONVERSATIONS = 40
 """Fewest conversations whose interval is judged: of fewer it is too narrow. With so many it held the true value in 86
-to 95 % of trials, and was wholly above it in at most 4 %, by `scripts/gate_coverage.py`; docs/gate.md has the table."""
+to 95 % of trials, and was wholly above it in at most 4 %, by `scripts/gate_coverage.py`."""
 
 _MOST_CONVERSATIONS = 1_000_000
 """A need of more conversations than these is none that somebody can meet."""

@@ -37,7 +37,7 @@ class TierTolerance:
 
 # bf16 has 8 significant bits: a logit near 30 is rounded by up to 0.06, the difference of two by up to twice that.
 # The quantised ones were measured with GGUF files of SmolLM2-135M, 24 answers of 32 tokens; what moves, with those of
-# tiny models, by scripts/measure_moves.py: see docs/serving.md.
+# tiny models, by scripts/measure_moves.py.
 TOLERANCES: Mapping[str, TierTolerance] = {
     "fp32": TierTolerance(0.01, 0.005, 0.1, 0.01),
     "fp16": TierTolerance(0.05, 0.01, 0.15, 0.02),

@@ -141,7 +141,7 @@ class Usage(Form):
 
 
 class Timings(Form):
-    """The numbers of a request that llama.cpp adds: how many tokens a smaller model drafted."""
+    """The numbers of a request that some servers add: how many tokens a smaller model drafted."""
 
     draft_n: Count | None = None
 

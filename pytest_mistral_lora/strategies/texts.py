@@ -166,7 +166,7 @@ def _objects(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
 def any_arguments(text: TextStrategy) -> SearchStrategy[Any]:
     """Generate arguments: an object, or a text: its JSON, JSON within JSON, unusual JSON, or not JSON."""
     as_json = st.builds(json.dumps, _objects(text), ensure_ascii=st.booleans())
-    not_json = st.sampled_from(('{"a": ', "{'a': 1}", "a=1", "{} {}"))
+    not_json = st.sampled_from(("{'a': 1}", "a=1", "{} {}"))
     return st.one_of(_objects(text), as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON), not_json)
 
 

@@ -226,8 +226,8 @@ def next_commands(output: Path, *, answers: bool, chats: bool) -> list[str]:
     folder = shlex.quote(str(output))
     merged, files = (shlex.quote(str(output.with_name(f"{output.name}-{kind}"))) for kind in ("merged", "served"))
     served = [
-        f"mistral-lora export {folder} --to vllm --output {files}",
-        f"mistral-lora serve-check http://127.0.0.1:8000 --tokenizer {folder} --adapter {folder}",
+        f"mistral-lora export {folder} --to SERVER --output {files}",
+        f"mistral-lora serve-check URL --tokenizer {folder} --adapter {folder}",
     ]
     return [
         f"mistral-lora verify {folder}",

@@ -174,7 +174,7 @@ def test_only_consecutive_answers_of_equal_weight_are_one_turn(
 def in_the_other_form(arguments: Any, *, escaped: bool) -> Any:
     """Arguments as JSON where they are an object, and as an object where they are its JSON; any other text stays."""
     if not isinstance(arguments, str):
-        return json.dumps(arguments, ensure_ascii=escaped)
+        return json.dumps(arguments, ensure_ascii=escaped, indent=None if escaped else 1)
     try:
         value = json.loads(arguments)
     except ValueError:
@@ -250,6 +250,76 @@ def test_another_turn_moves_at_most_the_system_prompt(
     assert (two.input_ids[: len(one.input_ids)] == one.input_ids) is stays
     if stays:
         assert (two.labels or ())[: len(one.input_ids)] == one.labels
+
+
+@few
+@given(single=tool_rows(), several=tool_rows(parallel=True))
+@of_each(*each_oracle.WITH_TOOLS, *each_oracle.NEWER)
+def test_another_turn_changes_no_earlier_answer_of_a_row_with_tools(
+    oracle: Oracle, single: dict[str, Any], several: dict[str, Any]
+) -> None:
+    row = several if oracle.facts.parallel_calls else single
+    if row["messages"][-1].get("tool_calls") or not oracle.facts.keeps_calls:
+        return  # no question may follow a call, and v2 leaves earlier calls out
+    question, answer = {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Then."}
+    one, two = oracle.encode(row), oracle.encode(row | {"messages": [*row["messages"], question, answer]})
+    assert answers(two)[:-1] == answers(one)
+    assert trained(two)[: len(trained(one))] == trained(one)
+    has_system = any(message["role"] == "system" for message in row["messages"])
+    moves = oracle.facts.tools_in == "last-user-turn" or (has_system and oracle.facts.system_in == "last-user-turn")
+    if not moves:
+        assert two.input_ids[: len(one.input_ids)] == one.input_ids
+        assert (two.labels or ())[: len(one.input_ids)] == one.labels
+
+
+def trained(encoded: EncodedRow) -> list[list[bool]]:
+    return [[span.supervised for span in spans] for spans in encoded.answer_spans.values()]
+
+
+@few
+@given(row=rows(weights=True), data=st.data())
+@of_each(*SHIPPED, *each_oracle.NEWER)
+def test_neighbours_of_one_role_are_one_turn_with_a_blank_line_between(
+    oracle: Oracle, row: dict[str, Any], data: st.DataObject
+) -> None:
+    messages = row["messages"]
+    spoken_at = [n for n, message in enumerate(messages) if message["role"] in ("user", "assistant")]
+    at = data.draw(st.sampled_from(spoken_at))
+    text = "\n\n".join(filter(None, ("One.", messages[at]["content"])))
+    first, joined = (messages[at] | {"content": content} for content in ("One.", text))
+    apart = oracle.encode(row | {"messages": [*messages[:at], first, *messages[at:]]})
+    assert apart == oracle.encode(row | {"messages": [*messages[:at], joined, *messages[at + 1 :]]})
+
+
+@few
+@given(row=tool_rows(parallel=True, any_ids=True))
+@of_each(*sorted({*each_oracle.NEWER} - {"derived-v11"}))
+def test_from_v13_on_the_ids_of_calls_change_nothing(oracle: Oracle, row: dict[str, Any]) -> None:
+    other, ids = copy.deepcopy(row), dict[str, str]()
+    for message in other["messages"]:
+        for call in message.get("tool_calls", ()):
+            call["id"] = ids.setdefault(call["id"], f"call_{len(ids):05}")
+        if message["role"] == "tool":
+            message["tool_call_id"] = ids[message["tool_call_id"]]
+    assert oracle.encode(other) == oracle.encode(row)
+
+
+@few
+@given(row=rows(efforts=("none", "low", "high"), formats=True))
+@of_each("derived-v15-schema")
+def test_the_settings_of_a_row_stand_once_before_the_first_answer(oracle: Oracle, row: dict[str, Any]) -> None:
+    encoded = oracle.encode(row)
+    opens, closes = (encoded.input_ids.index(oracle.control_ids[name]) for name in SETTINGS)
+    assert [encoded.input_ids.count(oracle.control_ids[name]) for name in SETTINGS] == [1, 1]
+    assert closes < min(span.start for span in encoded.spans if span.role == "assistant")
+    shown = json.loads(oracle.decode(encoded.input_ids[opens + 1 : closes]))
+    schema = ((row.get("response_format") or {}).get("json_schema") or {}).get("schema")
+    # as text: the order of a schema's keys is the order of the answer's
+    assert json.dumps(shown.get("json_schema")) == json.dumps(schema)
+    assert shown["reasoning_effort"] == row.get("reasoning_effort", "none")
+
+
+SETTINGS = ("[MODEL_SETTINGS]", "[/MODEL_SETTINGS]")
 
 
 def answers(encoded: EncodedRow) -> list[tuple[int, ...]]:

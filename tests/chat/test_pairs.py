@@ -73,6 +73,21 @@ def test_only_the_answer_is_scored(oracle_name):
 
 
 @pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (
+            {"prompt": [*PROMPT, {**RED[0], "weight": 1}, *PROMPT]},
+            [*PROMPT, {**RED[0], "weight": 0}, *PROMPT, *BLUE],
+        ),
+    ],
+)
+def test_what_other_programs_write_is_converted(change, messages):
+    _, rejected = parse_rows({**A_PAIR, **change})
+    assert list(rejected.messages) == messages
+    assert rejected.converted == ("answers in the prompt have weight 0",)
+
+
+@pytest.mark.parametrize(
     ("change", "place", "found"),
     [
         ({"prompt": []}, "prompt", "is empty"),
@@ -81,7 +96,6 @@ def test_only_the_answer_is_scored(oracle_name):
         ({"rejected": [{"role": "bot", "content": "x"}]}, "rejected[0].role", "'bot'"),
         ({"rejected": PROMPT + RED}, "rejected[0].role", "'user'"),
         ({"prompt": PROMPT + RED}, "prompt[1].role", "'assistant'"),
-        ({"prompt": [*PROMPT, {**RED[0], "weight": 1}, *PROMPT]}, "prompt[1].weight", "1"),
         ({"chosen": [{**RED[0], "weight": 0}]}, "chosen[0].weight", "0"),
         ({"tool": []}, "", "unknown key 'tool'"),
         ({"tools": {}}, "tools", "is an object"),

@@ -222,10 +222,10 @@ def test_calls_in_turns_of_their_own_are_read_as_calls_of_one_turn() -> None:
 
 
 UNREADABLE: dict[str, tuple[str, list[Any], int, str, str]] = {
-    "no ids": ("spm-v3", [], 0, "the ids end before the first turn", "[INST]"),
+    "no ids": ("spm-v3", [], 0, "the ids end before the first turn", "<s>"),
     "raw text": ("spm-v3", [1, "It is blue.", 2], 1, "the text 'It is blue.'", "[INST]"),
-    "a text without BOS": ("tekken-240718", ["It is blue.", 2], 0, "the text 'It is blue.'", "[INST]"),
-    "the rest of an answer": ("spm-v7", ["blue.", 2], 0, "the text 'blue.'", "[SYSTEM_PROMPT] or [INST]"),
+    "a text without BOS": ("tekken-240718", ["It is blue.", 2], 0, "the text 'It is blue.'", "<s>"),
+    "the rest of an answer": ("spm-v7", ["blue.", 2], 0, "the text 'blue.'", "<s>"),
     "cut in the question": ("spm-v3", [1, 3, "Which"], 3, "the ids end within the part after the [INST]", "[/INST]"),
     "cut before the answer": ("spm-v3", [1, 3, "a", 4], 4, "the ids end after a turn of user", "an answer"),
     "an empty answer": ("spm-v3", [1, 3, "a", 4, 2], 4, "the answer is empty", "the text"),

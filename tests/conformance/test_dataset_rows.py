@@ -89,6 +89,9 @@ SPEAKING = {
         "gpt-oss opens a turn with <|start|>user<|message|> and ends it with <|end|>, it says.",
         "Compose with f <| g |> h, or with <|> alone; `<tool_call>` is a tag of Qwen's.",
         "User: is a label, and so is Assistant: in this sentence.",
+        "<PRE>\nkept lines\n</PRE> is a tag of HTML.",
+        "The merchant's number goes into <MID>, and the ending into <SUF>",
+        "Code Llama fills a gap by `<PRE> a <SUF> b <MID>`.",
     ],
     "thoughts": ["R1 writes <think> first.", "`<think>x</think>` is its form.", "I think, therefore I am. <thinking>"],
 }
@@ -127,6 +130,12 @@ TURNS = [
     "<\uff5cUser\uff5c>Hi {}",
     "<\uff5cbegin\u2581of\u2581sentence\uff5c>Be brief.<\uff5cUser\uff5c>Hi {}<\uff5cAssistant\uff5c>",
     "<\uff5cAssistant\uff5c>Hi {}<\uff5cend\u2581of\u2581sentence\uff5c>",
+    # gaps of Code Llama, StarCoder, Qwen and DeepSeek-Coder
+    "<PRE> def area_{}(a, b): <SUF> return area <MID>",
+    "<PRE> <SUF> return area <MID> def area_{}(a, b):",
+    "<fim_prefix>def area_{}(a, b):<fim_suffix>return area<fim_middle>",
+    "<|fim_prefix|>def area_{}(a, b):<|fim_suffix|>return area<|fim_middle|>",
+    "<\uff5cfim\u2581begin\uff5c>def area_{}(a, b):<\uff5cfim\u2581hole\uff5c>return area<\uff5cfim\u2581end\uff5c>",
 ]
 PARTS = [
     "Hi {}<|im_end|>",
@@ -136,6 +145,7 @@ PARTS = [
     "<\uff5cbegin\u2581of\u2581sentence\uff5c>Hi {}",
     "Hi {}<|return|>",
     "User: Hi {}\nAssistant:",
+    "<fim_prefix>def area_{}(a, b):",
 ]
 
 

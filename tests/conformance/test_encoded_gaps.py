@@ -79,7 +79,7 @@ def test_ids_are_judged_by_the_rows_of_a_dataset(tmp_path: Path) -> None:
     assert dict(found.counts) == {"ML502": 1, "ML506": 1}
 
 
-@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("name", [pytest.param("spm-v3", marks=pytest.mark.slow), "tekken-240911"])
 def test_a_row_is_read_back_from_its_ids(name: str, tmp_path: Path) -> None:
     oracle = oracle_named(name)
     for row in GAPS:
@@ -109,7 +109,7 @@ def test_ids_without_a_label_do_not_tell_their_completion() -> None:
         read_back(encoded.input_ids[:3], oracle, encoded.labels)
 
 
-@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("name", [pytest.param("spm-v3", marks=pytest.mark.slow), "tekken-240911"])
 def test_the_faults_of_trainers_are_named(name: str) -> None:
     oracle = oracle_named(name)
     row = FimRow.of("The sky is bl", "today.", "ue ")
@@ -165,7 +165,7 @@ def test_render_shows_the_parts_of_a_stored_gap(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["with texts", "ids alone"])
-@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("name", [pytest.param("spm-v3", marks=pytest.mark.slow), "tekken-240911"])
 def test_an_empty_completion_is_found(name: str, alone: bool, tmp_path: Path) -> None:
     oracle = oracle_named(name)
     lines = [line_of(row, oracle) for row in (*GAPS, FimRow.of("def f():\n    return", "\n", ""))]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
+from pytest_mistral_lora.chat.likeness import _KEPT, _OF_NUMBER, _kept
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.observers import RowRules
-from pytest_mistral_lora.conformance.dataset.texts import _KEPT, _OF_NUMBER, _kept
 from pytest_mistral_lora.conformance.mask.row_laws import (
     _CLOSES,
     _OPENS,

@@ -61,6 +61,28 @@ def test_a_cause_with_a_name_is_listed_and_accepted_by_it(tmp_path: Path) -> Non
         read_xfails(file)
 
 
+def test_a_name_within_a_rule_is_listed_and_accepted_by_it(tmp_path: Path) -> None:
+    encoding, labels = (Finding("ML107", "found", name=f"ML107.{name}") for name in ("encoding", "labels"))
+    check = "mistral-golden::a::mask::mistral-common-agrees"
+    assert entries(baseline_text([outcome("mask::mistral-common-agrees", encoding)])) == ["ML107.encoding  # "]
+    file = tmp_path / "known.txt"
+    file.write_text("ML107.encoding  # looked at\n")
+    assert unknown_among([encoding, labels], check, read_xfails(file)) == [labels]
+    file.write_text("ML107  # looked at\n")
+    assert unknown_among([encoding, labels], check, read_xfails(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("ML119", "expected ML107.encoding"), ("ML107.encodings", "there is no rule"), ("ML111", "there is no rule")],
+)
+def test_an_id_that_is_no_rule_any_more_is_an_error(name: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "known.txt"
+    file.write_text(f"{name}  # looked at\n")
+    with pytest.raises(ValueError, match=rf"known\.txt:1: .*{expected}"):
+        read_xfails(file)
+
+
 @pytest.mark.of_field
 def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:
     outcomes = [outcome("dataset::z", Finding("ML426", "a note")), outcome("dataset::w", not_checked="no base")]
@@ -173,6 +195,8 @@ def test_a_reason_without_a_date_of_an_end_is_read(reason: str, tmp_path: Path) 
         ("ML649", "dataset", "answers-are-read-back", True, True),
         ("ML649", "encoded", "answers", True, False),
         ("ML649", "runner", "any-row", True, False),
+        ("ML107.encoding", "mask", "mistral-common-agrees", True, True),
+        ("ML107.labels", "dataset", "laws-hold", True, False),
         ("default-system-prompt", "template", "any", True, True),
         ("default-system-prompt", "dataset", "any", True, False),
         ("default-system-prompt", "adapter", "any", False, False),

@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.manifest import checks
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.training.adapter import peft_quiet
 
-CASES = ["schema", "facts", "base", "base-config", "dataset", "declared", "files-listed"]
+CASES = ["schema", "facts", "base", "base-config", "dataset", "declared", "restated", "files-listed"]
 
 
 @pytest.fixture(scope="module")

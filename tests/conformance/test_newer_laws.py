@@ -16,11 +16,11 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.mask.checks import LawRows, checks
 from pytest_mistral_lora.conformance.targets import Target
 
-NEWER = {"call-ids-change-no-id", "settings-are-the-rows", "thoughts-have-their-markers"}
+NEWER = {"thoughts-have-their-markers"}
 KNOWN = {
     "derived-v11": set[str](),
-    "derived-v13": {"call-ids-change-no-id"},
-    "derived-v13-thinking": {"call-ids-change-no-id", "thoughts-have-their-markers"},
+    "derived-v13": set[str](),
+    "derived-v13-thinking": NEWER,
     "derived-v15-schema": NEWER,
 }
 

@@ -64,7 +64,7 @@ def findings(
     ("broken", "case", "rule"),
     [
         pytest.param(_Shouting, "supervised-text-is-what-is-said", "ML109", marks=pytest.mark.slow),
-        (_Shouting, "ids-are-mistral-commons", "ML119"),
+        (_Shouting, "mistral-common-agrees", "ML107"),
         pytest.param(_OtherPrompt, "prompt-is-the-beginning", "ML112", marks=pytest.mark.slow),
     ],
 )
@@ -111,5 +111,5 @@ def test_a_verdict_that_changes_from_call_to_call_is_a_finding_and_no_traceback(
             Chance.asked += 1
             return super().encode(_shouted(row) if isinstance(row, Row) and Chance.asked % 7 == 0 else row)
 
-    [found] = findings(Chance(shipped_tokenizer("spm-v3")), "ids-are-mistral-commons")
-    assert found.rule == "ML119"
+    [found] = findings(Chance(shipped_tokenizer("spm-v3")), "mistral-common-agrees")
+    assert found.rule == "ML107"

@@ -17,8 +17,6 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.checks import file_results
 from pytest_mistral_lora.report.lines import LOOK_AT
 
-PAGE = Path(__file__).parents[2] / "docs" / "sound-rows.md"
-
 
 @pytest.mark.parametrize("rows", SOUND_ROWS, ids=lambda rows: rows.title)
 def test_sound_rows_have_no_finding(rows: SoundRows, tmp_path: Path) -> None:
@@ -49,11 +47,3 @@ def test_check_is_silent(tmp_path: Path, capsys: Any) -> None:
     out = capsys.readouterr().out
     assert LOOK_AT not in out
     assert "\n0 findings;" in out
-
-
-def test_the_page_shows_a_row_of_each_file() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    for rows in SOUND_ROWS:
-        assert f"\n## {rows.title}\n" in page
-        for file in rows.files:
-            assert f"\n{json.dumps(file[0], ensure_ascii=False)}\n" in page

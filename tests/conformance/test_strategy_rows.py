@@ -57,7 +57,7 @@ def findings_of(data: list[Data], tokenizer: CheckpointTokenizer, folder: Path) 
     for verdict in audit.verdicts():
         yield from verdict.findings
     assert audit.judged == len(data)
-    # the ids of U+2581 are those of a space, at which no sound answer ends: see docs/prepared.md
+    # the ids of U+2581 are those of a space, at which no sound answer ends: see docs/rows.md
     # and no label tells that a plan of weights, and not a fault, left a row without one
     bare = [
         {key: line[key] for key in ("input_ids", "labels")}

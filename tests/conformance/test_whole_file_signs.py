@@ -13,6 +13,7 @@ import pytest
 from dataset_recipes import found, said, v3, write_rows
 from encoded_files import audit_findings, write_lines
 from preference_records import kto, texts_pair, with_ids
+from sampling import sampled
 from sound_rows import TOWNS
 
 from pytest_mistral_lora.chat.encoded import Policy
@@ -190,7 +191,7 @@ def encoded(form: Form, tokenizer: str) -> list[Data]:
 IN_IDS = {name: rule for name, (rule, _) in FORMS.items() if rule in ("ML661", "ML662")}
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("tokenizer", sampled(TOKENIZERS, ("spm-v1", "tekken-240911")))
 @pytest.mark.parametrize("name", IN_IDS)
 def test_ids_alone_show_it_with_each_tokenizer(name: str, tokenizer: str, tmp_path: Path) -> None:
     path = write_lines(tmp_path, encoded(FORMS[name][1], tokenizer))

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from imported import GOOD, axolotl, llamafactory
 
+from pytest_mistral_lora import judge
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, RecipeError
-from pytest_mistral_lora.formats.sources import recorded_file
+from pytest_mistral_lora.formats.convert import convert
+from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.report import Report
+from pytest_mistral_lora.formats.sources import recorded_file, sources_of
 from pytest_mistral_lora.runners import TRAINERS
 from pytest_mistral_lora.training.recipe import load_recipe
 from pytest_mistral_lora.training.recipe.data import DataSource
@@ -39,6 +43,49 @@ def test_a_source_has_the_rows_of_a_declared_data_set_and_records_its_layout(tmp
     (tmp_path / "dataset_info.json").unlink()
     again = recorded_file(file.path, {"source": file.source.facts()})
     assert list(read_rows(again)) == rows
+
+
+COLUMNS = {"prompt": "instruction", "response": "output"}
+ALPACA = {"instruction": "u", "output": "a"}
+PAIR = {"instruction": "u", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "record", "words"),
+    [
+        ({"columns": COLUMNS}, ALPACA, ""),
+        (
+            {"columns": {"prompt": "output", "response": "instruction"}},
+            ALPACA,
+            "'output' as the prompt, 'instruction' as the answer",
+        ),
+        # questions are generated from answers on purpose
+        ({"columns": {"prompt": "answer", "response": "question"}}, {"question": "u", "answer": "a"}, ""),
+        ({"ranking": True, "columns": {"prompt": "instruction"}}, PAIR, ""),
+        (
+            {"ranking": True, "columns": {"prompt": "instruction", "chosen": "rejected", "rejected": "chosen"}},
+            PAIR,
+            "'rejected' as the chosen answer, 'chosen' as the rejected answer",
+        ),
+        (ENTRY, TALK, ""),
+        (
+            {**ENTRY, "tags": {**TAGS, "user_tag": "assistant", "assistant_tag": "user"}},
+            {"talk": TALK["talk"][::-1]},
+            "'assistant' as user, 'user' as assistant",
+        ),
+    ],
+)
+def test_names_that_a_declaration_exchanges_are_noted(tmp_path: Path, entry: Any, record: Any, words: str) -> None:
+    path = llamafactory(tmp_path, entry, record)
+    verdict = judge(path, tokenizer="spm-v3", kind="rows")
+    assert verdict.ok
+    expected = [("ML676", f"its declaration reads {words}", "rows.json")] if words else []
+    notes = [(one.rule, one.found, Path(str(one.place)).name) for one in verdict.findings]
+    assert notes == expected
+    report = Report()
+    sources, _ = sources_of(path, Layout())
+    assert list(convert(sources, report))
+    assert [remark.partition(" reads ")[2] for remark in report.remarks] == ([words] if words else [])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from imported import USER, answer, call, calls, chat, result, sharegpt, user
 
+from pytest_mistral_lora import judge
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.formats.convert import Source, convert
 from pytest_mistral_lora.formats.report import Report
@@ -70,6 +71,24 @@ def test_the_failure_of_a_tool_is_no_part_of_its_result(tmp_path: Path) -> None:
     rows, report = converted(tmp_path, chat(USER, answer([use]), user([failed]), answer("Sorry.")))
     assert not rows
     assert report.losses["message-keys"].details == {"is_error": 1}
+
+
+@pytest.mark.parametrize(
+    ("answered", "rules"), [("uvw1x2y3z", set()), ("zzzzzzzzz", {"ML621"}), ("toolu_9", {"ML621"})]
+)
+def test_a_result_of_no_call_stays_one(answered: str, rules: set[str], tmp_path: Path) -> None:
+    use = {"type": "tool_use", "id": "uvw1x2y3z", "name": "f", "input": {"x": 1}}
+    given = {"type": "tool_result", "tool_use_id": answered, "content": "one"}
+    record = chat(USER, answer([use]), user([given]), answer("Done."), tools=[TOOL])
+    [row], _ = converted(tmp_path, record)
+    # only ids without nine letters and digits are replaced, and never by the id of a call
+    assert (row["messages"][2]["tool_call_id"] == answered) == (answered != "toolu_9")
+    for name, rows in (("before", record), ("after", row)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(rows), "utf-8")
+        findings = judge(path, tokenizer="spm-v2").findings
+        assert {finding.rule for finding in findings} == rules
+        assert {str(finding.place.within()) for finding in findings} <= {f"{path}:1, messages[2].tool_call_id"}
 
 
 HERMES = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'

@@ -146,7 +146,7 @@ def test_another_trainer_trains_sound_rows_and_is_stopped_by_a_fault(
         pytest.skip(f"{package} is not installed here; docs/contributing.md says how to run it")
     if package == "swift" and is_sound and version("transformers") in SpecifierSet(">=5,<5.24"):
         # ms-swift encodes answers apart, which shows the fault: the run is stopped by ML528
-        pytest.skip("the base is converted by this transformers, which merges in the wrong order: docs/upgrades.md")
+        pytest.skip("the base is converted by this transformers, which merges in the wrong order: docs/releases.md")
     lines = [json.dumps({"messages": list(row.messages)}) for row in chat_rows(8)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     offline = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_HF": "1"}

@@ -678,3 +678,10 @@ class ML675(Example):
 
     def sound(self, artifact: Artifact) -> None:
         set_training(artifact, learning_rate=2e-4)
+
+
+class ML676(Example):
+    mutant = recipe.columns_exchanged
+
+    def sound(self, artifact: Artifact) -> None:
+        recipe.use_columns(artifact, instruction="instruction", output="output")

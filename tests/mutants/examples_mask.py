@@ -9,7 +9,6 @@ import mutants_mask_rows as rows
 import mutants_mask_settings as settings
 from gallery import Artifact, Example
 from mutants_mask_encodings import supervised, with_ids
-from mutants_mask_rows import said
 from mutants_mask_settings import of_newest
 
 
@@ -67,7 +66,7 @@ class ML105(OfPlainRow):
 
 
 class ML106(Example):
-    also = "ML109 ML117 ML119"
+    also = "ML107 ML109"
 
     def broken(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
@@ -80,12 +79,11 @@ class ML106(Example):
         artifact["row"]["messages"][-1]["content"] = "</s>"
 
 
-class ML107(OfPlainRow):
-    mutant = encodings._a_mask_of_zeros
+class ML107(Example):
+    mutant = rows._the_encoders_have_moved
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+        artifact["tokenizer"] = artifact["newer_tokenizer"]
 
 
 class ML108(Example):
@@ -118,59 +116,12 @@ class ML110(Example):
         artifact["after"] = lambda made: made
 
 
-class ML111(OfPlainRow):
-    mutant = encodings._another_encoding_each_time
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["after"] = lambda made: made
-
-
 class ML112(OfPlainRow):
     mutant = rows._another_prompt
 
     def sound(self, artifact: Artifact) -> None:
         artifact["row"] = plain_row()
         artifact["prompt"] = lambda row, tokenizer: tokenizer.encode_prompt(row)
-
-
-class ML113(Example):
-    mutant = rows._arguments_are_pasted
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["before"] = lambda row: row
-
-
-class ML114(Example):
-    mutant = rows._strict_is_shown
-
-    def start(self, artifact: Artifact) -> None:
-        artifact["row"]["tools"][0]["function"]["strict"] = True
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["row"]["tools"][0]["function"]["strict"] = True
-
-
-class ML115(Example):
-    mutant = rows._results_are_paired_by_place
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["tokenizer"] = artifact["newer_tokenizer"]
-        artifact["before"] = lambda row: row
-
-
-class ML116(OfPlainRow):
-    mutant = rows._neighbours_are_joined_by_a_line
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["before"] = lambda row: said(row, lambda text: text)
-
-
-class ML117(Example):
-    mutant = encodings._only_the_last_answer
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
 
 
 class ML118(Example):
@@ -180,50 +131,8 @@ class ML118(Example):
         artifact["before"] = lambda row: row | {"messages": [*row["messages"]]}
 
 
-class ML119(Example):
-    also = "ML109 ML112"
-
-    def broken(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["before"] = lambda row: said(row, str.lower)
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["row"] = plain_row()
-        artifact["before"] = lambda row: said(row, str)
-
-
-class ML120(Example):
-    mutant = rows._any_call_id_is_accepted
-
-    def sound(self, artifact: Artifact) -> None:
-        # it is refused
-        messages = artifact["row"]["messages"]
-        messages[4]["tool_calls"][0]["id"] = messages[6]["tool_call_id"] = "call_1"
-
-
-class ML121(Example):
-    mutant = rows._the_encoders_have_moved
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["tokenizer"] = artifact["newer_tokenizer"]
-
-
-class ML122(Example):
-    mutant = settings._ids_of_calls_are_written
-
-    def sound(self, artifact: Artifact) -> None:
-        of_newest(artifact, lambda row: row)
-
-
 class ML123(Example):
     mutant = settings._the_first_chunk_of_a_result
-
-    def sound(self, artifact: Artifact) -> None:
-        of_newest(artifact, lambda row: row)
-
-
-class ML124(Example):
-    mutant = settings._the_effort_is_left_out
 
     def sound(self, artifact: Artifact) -> None:
         of_newest(artifact, lambda row: row)

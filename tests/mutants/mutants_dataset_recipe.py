@@ -31,6 +31,20 @@ def learning_rate_without_its_exponent(artifact: Artifact) -> None:
     set_training(artifact, learning_rate=2)
 
 
+def use_columns(artifact: Artifact, **keys: str) -> None:
+    """Make the rows Alpaca's, and declare the columns of its fields."""
+    texts = [[message["content"] for message in row["messages"]][-2:] for row in artifact["rows"][:4]]
+    artifact["rows"] = [{"instruction": question, "output": answer} for question, answer in texts]
+    source = {"path": "rows.jsonl", "format": "alpaca", "layout": {"keys": keys}}
+    artifact["recipe"]["data"]["train"] = [source]
+
+
+@mutant("ML676", says="reads 'output' as the prompt, 'instruction' as the answer")
+def columns_exchanged(artifact: Artifact) -> None:
+    """The columns of prompts and of answers are exchanged in their declaration."""
+    use_columns(artifact, instruction="output", output="instruction")
+
+
 @mutant("ML641", "I33", says="'qproj' matches nothing")
 def misspelt_target_modules(artifact: Artifact) -> None:
     """A target of the adapter is misspelt."""

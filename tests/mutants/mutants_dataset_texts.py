@@ -139,6 +139,14 @@ def rendered_for_gemma(artifact: Artifact) -> None:
     _write_into(artifact, 2, lambda text: f"<start_of_turn>model\n{text}<end_of_turn>")
 
 
+@mutant("ML628", says="marked up with <SUF>")
+def gaps_rendered_for_code_llama(artifact: Artifact) -> None:
+    """Questions are gaps in Code Llama's letters, and no row has a suffix of its own."""
+    for row in artifact["rows"][:3]:
+        text = row["messages"][0]["content"]
+        row["messages"][0]["content"] = f"<PRE> {text} <SUF> return area <MID>"
+
+
 @mutant("ML629", "N69", says="marked up with <|im_start|>")
 def one_text_rendered_as_chatml(artifact: Artifact) -> None:
     """One question is a rendered conversation."""

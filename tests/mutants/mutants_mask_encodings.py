@@ -125,7 +125,7 @@ def _weights_are_ignored(artifact: Artifact) -> None:
     artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
 
 
-@mutant("ML103 ML107 ML117")
+@mutant("ML103 ML107")
 def _only_the_last_answer(artifact: Artifact) -> None:
     """Only the last answer is supervised, though every one has weight 1."""
     artifact["after"] = lambda made: supervised(made, lambda span: span["turn"] == made["spans"][-1]["turn"])
@@ -137,7 +137,7 @@ def _eos_is_masked(artifact: Artifact) -> None:
     artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"] and span["kind"] != "eos")
 
 
-@mutant("ML104 ML117 ML119", "I02")
+@mutant("ML104 ML107", "I02")
 def _eos_is_missing(artifact: Artifact) -> None:
     """The row ends without EOS."""
 
@@ -147,21 +147,21 @@ def _eos_is_missing(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML105 ML112 ML119", "I03")
+@mutant("ML105 ML107 ML112", "I03")
 def _bos_twice(artifact: Artifact) -> None:
     """The template writes BOS, and the tokenizer adds another."""
     bos = artifact["tokenizer"].bos_id
     artifact["after"] = lambda made: with_ids(made, 0, [bos, bos])
 
 
-@mutant("ML105 ML107 ML112 ML119")
+@mutant("ML105 ML107 ML112")
 def _no_bos(artifact: Artifact) -> None:
     """BOS is left out: a space stands in its place."""
     space = artifact["tokenizer"].encode_text(" ")
     artifact["after"] = lambda made: with_ids(made, 0, space)
 
 
-@mutant("ML106 ML112 ML119", "I22")
+@mutant("ML106 ML107 ML112", "I22")
 def _a_user_forges_eos(artifact: Artifact) -> None:
     """The text </s> of a user becomes EOS."""
     eos = artifact["tokenizer"].eos_id
@@ -184,7 +184,7 @@ def _a_turn_is_taken_for_another(artifact: Artifact) -> None:
     artifact["after"] = after
 
 
-@mutant("ML109 ML117 ML119")
+@mutant("ML107 ML109")
 def _another_answer(artifact: Artifact) -> None:
     """Another word is supervised than the assistant's text has."""
     never = artifact["tokenizer"].encode_text("Never")[:1]
@@ -195,12 +195,3 @@ def _another_answer(artifact: Artifact) -> None:
 def _a_call_without_its_marker(artifact: Artifact) -> None:
     """The marker of a tool call carries no loss."""
     artifact["after"] = marker_apart
-
-
-@mutant("ML111 ML116 ML117")
-def _another_encoding_each_time(artifact: Artifact) -> None:
-    """Every second encoding is another one."""
-    seen: list[Made] = []
-    artifact["after"] = lambda made: (
-        seen.append(made) or (supervised(made, lambda span: False) if len(seen) % 2 else made)
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from bench_mask import Made
 from gallery import Artifact, mutant
@@ -47,7 +47,7 @@ def renamed(row: Made) -> Made:
     return row | {"messages": messages}
 
 
-@mutant("ML108 ML109 ML112 ML116 ML119")
+@mutant("ML107 ML108 ML109 ML112")
 def _weights_in_the_text(artifact: Artifact) -> None:
     """The weight of an answer is written into the prompt."""
     question, answer = artifact["question"], artifact["answer"]
@@ -57,7 +57,7 @@ def _weights_in_the_text(artifact: Artifact) -> None:
     )
 
 
-@mutant("ML109 ML116 ML119", "I59")
+@mutant("ML107 ML109", "I59")
 def _answers_are_stripped(artifact: Artifact) -> None:
     """White space around an answer is stripped; Mistral strips spaces at its end only."""
     artifact["row"]["messages"][-1]["content"] = "\n  It is mild.\n"
@@ -70,13 +70,13 @@ def _another_prompt(artifact: Artifact) -> None:
     artifact["prompt"] = lambda row, tokenizer: tokenizer.encode_prompt(row)[1:]
 
 
-@mutant("ML110 ML112 ML113 ML119")
+@mutant("ML107 ML110 ML112")
 def _arguments_are_pasted(artifact: Artifact) -> None:
     """Arguments that are a string are encoded as the text that they are."""
     artifact["before"] = pasted
 
 
-@mutant("ML112 ML114 ML119")
+@mutant("ML107 ML112")
 def _strict_is_shown(artifact: Artifact) -> None:
     """The model is shown whether a tool is strict."""
     artifact["before"] = lambda row: (
@@ -84,29 +84,14 @@ def _strict_is_shown(artifact: Artifact) -> None:
     )
 
 
-@mutant("ML112 ML115 ML119")
+@mutant("ML107 ML112")
 def _results_are_paired_by_place(artifact: Artifact) -> None:
     """Results are paired with calls by their place instead of their id."""
     artifact["tokenizer"] = artifact["newer_tokenizer"]
     artifact["before"] = renamed
 
 
-@mutant("ML116", "I48")
-def _neighbours_are_joined_by_a_line(artifact: Artifact) -> None:
-    """Neighbouring messages are joined by one line break instead of two."""
-    artifact["before"] = lambda row: row | {"messages": list(_joined(row["messages"], "\n"))}
-
-
-def _joined(messages: list[Made], joint: str) -> Iterator[Made]:
-    for role, run in itertools.groupby(messages, key=lambda message: message["role"]):
-        group = list(run)
-        if role in ("user", "assistant") and len(group) > 1:
-            yield group[0] | {"content": joint.join(message["content"] for message in group)}
-        else:
-            yield from group
-
-
-@mutant("ML120", "I48", says="mistral-common raises nothing")
+@mutant("ML107", "I48", says="mistral-common raises nothing")
 def _neighbours_are_refused(artifact: Artifact) -> None:
     """A second question straight after the first is refused."""
     artifact["row"] = {"messages": [artifact["question"], artifact["question"], artifact["answer"]]}
@@ -120,13 +105,13 @@ def _neighbours_are_refused(artifact: Artifact) -> None:
     artifact["before"] = before
 
 
-@mutant("ML112 ML118 ML119", "I12")
+@mutant("ML107 ML112 ML118", "I12")
 def _no_system_prompt(artifact: Artifact) -> None:
     """The system prompt is dropped."""
     artifact["before"] = lambda row: row | {"messages": [m for m in row["messages"] if m["role"] != "system"]}
 
 
-@mutant("ML112 ML119", "I12")
+@mutant("ML107 ML112", "I12")
 def _the_system_prompt_in_the_first_question(artifact: Artifact) -> None:
     """The system prompt is put into the first question; version 3 has it beside the last."""
 
@@ -140,7 +125,7 @@ def _the_system_prompt_in_the_first_question(artifact: Artifact) -> None:
     artifact["before"] = before
 
 
-@mutant("ML120", "I14", says="InvalidFunctionCallException")
+@mutant("ML107", "I14", says="InvalidFunctionCallException")
 def _any_call_id_is_accepted(artifact: Artifact) -> None:
     """Ids of another form are rewritten into the accepted form, so you train on a row that no server takes."""
     messages = artifact["row"]["messages"]
@@ -152,14 +137,24 @@ def _any_call_id_is_accepted(artifact: Artifact) -> None:
     artifact["before"] = before
 
 
-@mutant("ML120", "I47", says="InvalidMessageStructureException is raised; mistral-common raises nothing")
+@mutant("ML107", "I47", says="InvalidMessageStructureException is raised; mistral-common raises nothing")
 def _validated_for_serving(artifact: Artifact) -> None:
     """Rows are validated for serving, and there no row ends with an answer."""
     tokenizer = artifact["tokenizer"]
     artifact["before"] = lambda row: tokenizer.chat_turns(as_row(row), as_prompt=True) and row
 
 
-@mutant("ML121", "I58", says="builds a conversation in a way that this package does not know")
+@mutant("ML107 ML109 ML112", says="mistral-common gives 12, and others from token 2 on")
+def _texts_in_lower_case(artifact: Artifact) -> None:
+    """All texts are changed to lower case before they are encoded."""
+    question, answer = ("Which colour is the sky?", "Blue.")
+    artifact["row"] = {
+        "messages": [artifact["question"] | {"content": question}, artifact["answer"] | {"content": answer}]
+    }
+    artifact["before"] = lambda row: said(row, str.lower)
+
+
+@mutant("ML107", "I58", says="builds a conversation in a way that this package does not know")
 def _the_encoders_have_moved(artifact: Artifact) -> None:
     """mistral-common encodes messages with a method of an unknown name."""
     artifact["tokenizer"] = artifact["changed_tokenizer"]

@@ -72,37 +72,37 @@ def without(row: Made, key: str) -> Made:
     return {name: value for name, value in row.items() if name != key}
 
 
-@mutant("ML112 ML119 ML122", says="the tool calls have other ids")
+@mutant("ML107 ML112")
 def _ids_of_calls_are_written(artifact: Artifact) -> None:
     """The id of each call is written behind its name, as version 11 has it in a place of its own."""
     of_newest(artifact, with_ids_in_names)
 
 
-@mutant("ML112 ML119 ML123", says="'12 degrees' is in no turn of a tool")
+@mutant("ML107 ML112 ML123", says="'12 degrees' is in no turn of a tool")
 def _the_first_chunk_of_a_result(artifact: Artifact) -> None:
     """Of a result in chunks, the first is encoded."""
     of_newest(artifact, first_chunks)
 
 
-@mutant("ML112 ML119 ML124", says="the settings show reasoning_effort 'none'; the row has 'high'")
+@mutant("ML107 ML112")
 def _the_effort_is_left_out(artifact: Artifact) -> None:
     """A trainer knows messages and tools, and leaves the other keys of a row out."""
     of_newest(artifact, lambda row: without(row, "reasoning_effort"))
 
 
-@mutant("ML112 ML119 ML124", says="the settings show json_schema None")
+@mutant("ML107 ML112")
 def _the_schema_is_left_out(artifact: Artifact) -> None:
     """The response format of a row is left out."""
     of_newest(artifact, lambda row: without(row, "response_format"))
 
 
-@mutant("ML116 ML119 ML125", says="has the markers none")
+@mutant("ML107 ML125", says="has the markers none")
 def _thinking_is_text(artifact: Artifact) -> None:
     """Thinking is encoded as the beginning of the answer."""
     of_newest(artifact, thinking_as_text)
 
 
-@mutant("ML119 ML125", says="has the markers [THINK]; its chunks have [THINK] [/THINK]")
+@mutant("ML107 ML125", says="has the markers [THINK]; its chunks have [THINK] [/THINK]")
 def _thinking_never_ends(artifact: Artifact) -> None:
     """The end of each thought is left out."""
     of_newest(artifact, left_open)

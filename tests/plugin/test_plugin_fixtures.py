@@ -117,11 +117,8 @@ def test_a_case_without_a_golden_is_an_error_that_lists_the_cases(pytester: pyte
     result.stdout.fnmatch_lines(["*InputError: *'no-such' for spm-v3; expected *single*"])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["tokenizer", "oracle", "encode", "golden", "tiny_model", "lora_run", "manifest"],
-)
-def test_pytest_lists_each_fixture_with_its_scope(name: str, pytester: pytest.Pytester) -> None:
+def test_pytest_lists_each_fixture_with_its_scope(pytester: pytest.Pytester) -> None:
     lines = pytester.runpytest_inprocess("--fixtures").outlines
-    at = next(n for n, line in enumerate(lines) if line.startswith(f"mistral_{name} [session scope]"))
-    assert "(session)" in lines[at + 1]
+    for name in ("tokenizer", "oracle", "encode", "golden", "tiny_model", "lora_run", "manifest"):
+        at = next(n for n, line in enumerate(lines) if line.startswith(f"mistral_{name} [session scope]"))
+        assert "(session)" in lines[at + 1], name

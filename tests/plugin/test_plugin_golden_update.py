@@ -159,7 +159,9 @@ def test_a_run_that_is_killed_leaves_each_file_whole(golden: Run, recorded: Path
     assert killed.returncode == -signal.SIGKILL
     assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [False, True]
     assert [load(file).case for file in files] == ["hello", "prime"]
-    assert len(list(files[0].parent.iterdir())) == 3
+    [left] = {*files[0].parent.iterdir()} - {*files}
+    # a part that was written to lately may have a writer: remove_temporaries leaves it
+    os.utime(left, times=(0, 0))
     (pytester.path / "conftest.py").unlink()
     assert f"golden rewritten: {files[1]}" in _lines(_update(golden, recorded), "golden ")
     assert sorted(files[0].parent.iterdir()) == files

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from page_sections import section
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.judgement import TOLERANCES
 
 Run = Callable[..., pytest.RunResult]
-PAGE = (Path(__file__).parents[2] / "docs" / "goldens.md").read_text(encoding="utf-8")
+PAGE = section("suite.md", "Record your own goldens") + section("records.md", "Compare two runs")
 
 
 def _commands() -> list[list[str]]:

@@ -36,7 +36,9 @@ def here(pytester: pytest.Pytester) -> Path:
     return pytester.path
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["one process", "two workers"]
+)
 def test_labels_are_judged_by_the_option(workers: tuple[str, ...], here: Path, golden: Run) -> None:
     rows = ("--mistral-encoded=encoded.jsonl", "--mistral-dataset=rows.jsonl")
     targets = (*rows, "--mistral-tokenizer=spm-v3", *workers)

@@ -198,7 +198,9 @@ def test_with_a_dataset_the_runner_gets_its_rows(judged: Run, pytester: pytest.P
     assert judged("sound", "--mistral-dataset=rows.jsonl").ret == 0
 
 
-@pytest.mark.parametrize(("fault", "others"), [("template", []), ("template prompts", ["ML543"])])
+@pytest.mark.parametrize(
+    ("fault", "others"), [pytest.param("template", [], marks=pytest.mark.slow), ("template prompts", ["ML543"])]
+)
 def test_a_chat_template_is_the_one_cause_on_both_roads(
     fault: str, others: list[str], golden: Run, checkpoint: Path, pytester: pytest.Pytester, capsys: Any
 ) -> None:

@@ -42,13 +42,12 @@ def test_signs_are_listed_last_and_strict_fails_them(options: tuple[str, ...], g
 
 def test_what_was_not_checked_fails_alone_if_asked(golden: Run, pytester: pytest.Pytester) -> None:
     # a law of v2 and later
-    chosen = ("-k", "spm-v1::mask::two-masks-agree or spm-v1::tokenizer::file")
+    chosen = ("-k", "spm-v1::mask::mistral-common-agrees or spm-v1::tokenizer::file")
     assert golden(*chosen).ret == 0
     result = golden(*chosen, "--mistral-fail-not-checked")
     result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
-    command = (
-        "pytest --mistral-golden --mistral-examples 20 --mistral-fail-not-checked -k spm-v1::mask::two-masks-agree"
-    )
+    command = "pytest --mistral-golden --mistral-examples 20 --mistral-fail-not-checked"
+    command += " -k spm-v1::mask::mistral-common-agrees"
     assert f"rerun:  {command}" in result.outlines
     pytester.makeini("[pytest]\nmistral_fail_not_checked = true")
     assert golden(*chosen).ret == pytest.ExitCode.TESTS_FAILED

@@ -20,7 +20,7 @@ SCHEMA = json.loads(files("pytest_mistral_lora.report").joinpath("report.schema.
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
 OTHERS = "  dataset, encoded, adapter, merged, manifest, transcript, gguf, server, runner: no target of that kind"
-CHOSEN = ("-k", "spm-v1::tokenizer::file or spm-v1::template::own- or spm-v1::mask::two-masks-agree")
+CHOSEN = ("-k", "spm-v1::tokenizer::file or spm-v1::template::own- or spm-v1::mask::mistral-common-agrees")
 
 
 @pytest.fixture
@@ -96,21 +96,22 @@ def test_a_run_of_nothing_says_what_did_not_run(golden: Run, every_id: list[str]
 
 
 def test_strict_fails_what_could_not_be_checked(golden: Run) -> None:
-    chosen = ("-k", "spm-v1::mask::two-masks-agree or spm-v1::tokenizer::file")
+    chosen = ("-k", "spm-v1::mask::mistral-common-agrees or spm-v1::tokenizer::file")
     assert golden(*chosen).ret == 0
     result = golden(*chosen, "--mistral-strict")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
             "not checked: tokenizer v1: this law holds for v2 and later",
-            "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-strict -k spm-v1::mask::two-masks-agree",
+            "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-strict"
+            " -k spm-v1::mask::mistral-common-agrees",
         ]
     )
     assert " spm-v1   mask             -        1             -" in _summary(result)
 
 
 def test_a_run_that_judges_nothing_is_not_green(golden: Run) -> None:
-    result = golden("-k", "spm-v1::mask::two-masks-agree")
+    result = golden("-k", "spm-v1::mask::mistral-common-agrees")
     result.assert_outcomes(skipped=1, deselected=result.parseoutcomes()["deselected"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert any(line.startswith("No check could judge") for line in _summary(result))
@@ -123,7 +124,7 @@ def test_a_run_whose_checks_are_all_deselected_is_pytest_s_own_affair(golden: Ru
 
 def test_strict_by_the_ini_file_does_the_same(golden: Run, pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nmistral_strict = true")
-    assert golden("-k", "spm-v1::mask::two-masks or spm-v1::tokenizer::file").ret == pytest.ExitCode.TESTS_FAILED
+    assert golden("-k", "spm-v1::mask::mistral-common or spm-v1::tokenizer::file").ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_strict_changes_nothing_for_what_passes(golden: Run) -> None:
@@ -207,7 +208,7 @@ def test_the_report_has_every_check_with_its_findings(report: tuple[pytest.RunRe
     result, data = report
     checks = {check["nodeid"]: check for check in data["checks"]}
     template = "mistral-golden::spm-v1::template::own-new"
-    mask = "mistral-golden::spm-v1::mask::two-masks-agree"
+    mask = "mistral-golden::spm-v1::mask::mistral-common-agrees"
     file = "mistral-golden::spm-v1::tokenizer::file"
     assert list(checks) == [mask, template, file]
     for nodeid, check in checks.items():
@@ -260,7 +261,7 @@ def test_the_report_of_a_stopped_run_says_what_did_not_run(golden: Run, own_rows
 def test_the_report_can_be_a_page(golden: Run, own_rows: OwnRows, tmp_path: Path) -> None:
     folder = own_rows({**ROW, "name": "new"})
     out = tmp_path / "x.html"
-    chosen = ("-k", "spm-v1::template::own- or spm-v1::mask::two or spm-v1::tokenizer::file")
+    chosen = ("-k", "spm-v1::template::own- or spm-v1::mask::mistral-common or spm-v1::tokenizer::file")
     assert golden(f"--mistral-golden-dir={folder}", *chosen, f"--mistral-report={out}").ret == 1
     text = out.read_text()
     for words in ("1 failed", "1 passed", "1 not checked", "the row is not recorded", "ML007", "spm-v1 :: mask ::"):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from sampling import sampled
 
 from pytest_mistral_lora.runners import HARNESS, TRAINERS
 from pytest_mistral_lora.runners.prompts import read_prompt
@@ -47,7 +48,7 @@ def options(files: Mapping[str, Path]) -> list[str]:
     return [word for name, path in files.items() for word in (f"--{name}", str(path))]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(NAMES, ("axolotl_rows",)))
 def test_a_script_without_its_program_says_so_and_has_written_the_environment(
     name: str, files: dict[str, Path]
 ) -> None:

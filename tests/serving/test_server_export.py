@@ -16,6 +16,7 @@ import torch
 from converted import converted_tokenizer
 from derived_tekken import write_derived
 from packaging.requirements import Requirement
+from page_sections import section
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -100,7 +101,7 @@ def test_the_line_for_a_cpu_starts_the_module_with_the_same_options(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(capsys, base, "--to", "vllm", "--output", tmp_path / "served")[0] == 0
-    page = (Path(__file__).parents[2] / "docs" / "vllm-cpu.md").read_text(encoding="utf-8")
+    page = section("serving.md", "vLLM on a CPU")
     [line] = re.findall(r"^\$ (sed .*)$", page, flags=re.MULTILINE)
     subprocess.run(line, shell=True, cwd=tmp_path, check=True)
     words, other = (command(tmp_path / "served" / name) for name in ("serve.sh", "serve-cpu.sh"))

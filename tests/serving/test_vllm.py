@@ -130,6 +130,6 @@ def test_the_mode_of_transformers_shows_the_deviations_that_the_table_has_of_vll
     out = capsys.readouterr().out
     assert (code, "ML906" in out) == (1, True), out
     assert "named deviations, known of vLLM 0.32.0: " in out
-    # they converted a SentencePiece tokenizer so that spaces in a row get other ids: docs/upgrades.md
+    # they converted a SentencePiece tokenizer so that spaces in a row get other ids: docs/releases.md
     changed = name.startswith("spm") and version("transformers") in SpecifierSet(">=5,<5.24")
     assert ("ML902" in out) is changed, out

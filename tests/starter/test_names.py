@@ -110,7 +110,7 @@ def changed(one: str, other: str) -> dict[tuple[Any, ...], Any]:
     return {place: value for place, value in after.items() if before[place] != value}
 
 
-# what each file and shell is fooled by; the sweeps take every name for a folder and another format, too
+# what each file and shell is fooled by; the sweeps take every name
 FOOLING = ("x: y", '"d', "$(touch PWNED)", "--force", "${{ secrets.HF_TOKEN }}", "~root", "{{ a }}", "é東京")
 
 
@@ -118,7 +118,7 @@ FOOLING = ("x: y", '"d', "$(touch PWNED)", "--force", "${{ secrets.HF_TOKEN }}",
     ("kind", "name"),
     [
         sampled_case(kind, name, name=f"{kind}-{shown(name)}", is_kept=name in names)
-        for kind, names in {"rows": NAMES, "a folder": FOOLING, "another format": FOOLING}.items()
+        for kind, names in {"rows": FOOLING, "a folder": FOOLING[:3], "another format": FOOLING[:3]}.items()
         for name in NAMES
     ],
 )
@@ -185,8 +185,8 @@ def test_a_name_of_several_lines_is_refused_and_nothing_is_written(
     assert sorted(repository.rglob("*")) == before
 
 
-def test_a_letter_of_two_directions_and_a_joined_emoji_are_plain() -> None:
-    for name in ("שלום", "مرحبا", "👩‍💻", "a\u00a0b", "می‌خواهم"):
+def test_each_hostile_name_a_letter_of_two_directions_and_a_joined_emoji_are_plain() -> None:
+    for name in (*NAMES, "שלום", "مرحبا", "👩‍💻", "a\u00a0b", "می‌خواهم"):
         require_plain(name, Place.of("--base"))
         assert yaml.safe_load(yaml_text(name)) == name
     with pytest.raises(InputError, match=r"the name 'a\\nb' has the character U\+000A"):

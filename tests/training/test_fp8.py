@@ -218,6 +218,7 @@ def test_a_layout_that_is_not_known_is_refused_by_name(
         assert caught.value.next_step
 
 
+@pytest.mark.usefixtures("data_alone")
 @pytest.mark.parametrize("name", [pytest.param("transposed", marks=pytest.mark.slow), "NVFP4 in compressed-tensors"])
 def test_check_and_train_refuse_alike(
     fp8_bases: dict[int | None, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -325,7 +325,7 @@ def test_a_checkpointed_step_is_that_of_peft_in_float64(choice: str, tmp_path: P
 
 @each
 @pytest.mark.parametrize("choice", OF_CLASSES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_is_as_near_to_float64_as_that_of_peft(case: Case, choice: str, precision: str, tmp_path: Path) -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     rows, models = step_rows(), both_models(case, choice, tmp_path)
@@ -414,6 +414,7 @@ def test_plain_peft_loads_the_adapter_as_it_was_trained(chosen: Path, base: Path
     assert {name: shape[:2] for name, shape in shapes(model).items()} == expected
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_a_check_names_the_rank_of_each_layer(
     chosen: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -561,6 +562,7 @@ def test_the_first_step_of_a_run_is_that_of_peft_in_float64(precision: str, base
     assert first["grad_norm"] == pytest.approx(norm, rel=most)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(base: Path, tmp_path: Path) -> None:
     file = write_recipe(tmp_path, base)
     script = Path(__file__).with_name("dying_runs.py")

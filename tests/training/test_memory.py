@@ -238,7 +238,8 @@ sys.exit(main(["train", sys.argv[1]]))
 """
 
 
-@pytest.mark.parametrize(("on_oom", "code"), [("stop", 3), pytest.param("shrink", 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("on_oom", "code"), [("stop", 3), ("shrink", 0)])
 def test_a_limit_of_the_kernel(on_oom: str, code: int, base: Path, tmp_path: Path) -> None:
     """80 rows of 400 tokens at once need more than the limit allows; a few at a time do not."""
     write_rows(

@@ -455,6 +455,7 @@ def test_labels_against_the_objective_of_a_recipe_break_a_law(
     assert "(objective: last-answer)" in found
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_check_judges_the_rows_of_a_recipe_by_their_objective(base: Path, tmp_path: Path, capsys: Any) -> None:
     path = recipe_file(tmp_path, base, objective="last-answer")
     assert main(["check", str(path), "--examples", "1", "-v", "--no-cache"]) == 0

@@ -46,6 +46,19 @@ TRAINING = {
 }
 
 
+HELD_OUT = [
+    [
+        ("user", "How many wheels does a car have?"),
+        ("assistant", "A car has four wheels."),
+        ("user", "And a bicycle?"),
+        ("assistant", "A bicycle has two."),
+    ],
+    [("user", "Name an even number."), ("assistant", "Eight is even.")],
+    CONVERSATIONS[4],
+]
+"""Rows for the gate, which takes none that are trained on."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A recipe on disk that two processes train."""
@@ -55,7 +68,7 @@ class Job:
 
     def write(self, base: Path, **training: Any) -> Job:
         write_rows(self.folder / "rows.jsonl", CONVERSATIONS[:4])
-        write_rows(self.folder / "eval.jsonl", CONVERSATIONS[2:])
+        write_rows(self.folder / "eval.jsonl", HELD_OUT)
         data = recipe_data(
             base,
             training={**TRAINING, **training},

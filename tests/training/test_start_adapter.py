@@ -155,7 +155,7 @@ def test_three_generations_are_in_the_last_note(trained: tuple[Line, RunResult, 
     assert {"$.lora.start.tensors_sha256", "$.lora.start.parents[0]"} <= changed
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_dora_adapter_with_a_module_in_full_goes_on(line: Line, precision: str) -> None:
     lora = {"dora": True, "rslora": True, "modules_to_save": ["lm_head"], "target_modules": ["attention+mlp"]}
     sections: dict[str, Any] = {"lora": lora, "training": {"steps": 2, "precision": precision}}
@@ -354,6 +354,7 @@ def test_an_adapter_that_is_not_as_recorded_is_refused(line: Line) -> None:
     )
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_check_of_a_recipe_finds_it(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     change_tensors(line.copy(), rename)
     written = {**recipe_data(line.base, lora={"start": "copy"}), "output": "out"}

@@ -21,7 +21,7 @@ SUPPORTED = SpecifierSet(">=1.11.4")
 """Versions of mistral-common that this package works with: their encoders give the recorded ids, and pass the laws."""
 
 EXACT_TEMPLATES = SpecifierSet(">=1.13")
-"""Versions whose generated chat templates write the ids of their encoder: see docs/upgrades.md."""
+"""Versions whose generated chat templates write the ids of their encoder: see docs/releases.md."""
 
 TABLE = "pytest_mistral_lora/chat/oracle/versions.py"
 """The file to edit for a new version."""

@@ -137,13 +137,23 @@ def is_prompt(row: Row) -> bool:
     return row.messages[-1]["role"] in ("user", "tool")
 
 
-def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate) -> BackendComparison:
+def compare(
+    row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate, *, as_prompt: bool = False
+) -> BackendComparison:
     """Compare mistral-common and the chat template on a row, or on a prompt, which has no labels.
+
+    Args:
+        row: The row.
+        oracle: Mistral's own tokenization.
+        template: The template with its tokenizer.
+        as_prompt: Whether a row without an answer at its end is a prompt; else it is refused.
 
     Raises:
         OracleRejection: If mistral-common refuses the row.
     """
     row = as_row(row)
+    if is_prompt(row) and not as_prompt:
+        oracle.encode(row)  # refuses it
     behind, expected = _behind_own_prompt(row, oracle, template)
     own_prompt = behind is not row
     try:

@@ -150,6 +150,7 @@ def _judged(
         alone=isinstance(target, DatasetTarget),
     )
     found = scan(plan, files, tokenizer=target.tokenizer, **how)
+    _note_exchanged(found, files)
     if plan.alone:
         _note_columns(found, files)
     prompts = found.compare_prompts(target.tokenizer) if plan.compares else {}
@@ -159,6 +160,17 @@ def _judged(
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
     results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files, found)))
     return results
+
+
+def _note_exchanged(found: DatasetPass, files: Sequence[DataFile]) -> None:
+    """Note the declarations that read prompts as answers, or the like, by the names of their columns or roles."""
+    from pytest_mistral_lora.formats.sources import ConvertedSource
+
+    for index, file in enumerate(files):
+        if isinstance(file.source, ConvertedSource) and (words := file.source.source.layout.exchanged):
+            place = Place.of(file.path)
+            found.look_at(index, place)
+            found.findings.add(Finding("ML676", f"its declaration reads {words}", place, "each as what its name says"))
 
 
 def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:

@@ -23,7 +23,7 @@ _LEAST_OVERLAP, _LEAST_WORDS = 40, 4
 _LONGEST_OVERLAP = 20_000
 _WORD = re.compile(r"\w+")
 _MARKER = re.compile(
-    r"<\|?fim[-_](?:prefix|suffix|middle|pad)\|?>|<fim[-_](?:prefix|suffix|middle|pad)>"
+    r"<\|?fim[-_](?:prefix|suffix|middle|pad)\|?>"
     r"|<\uff5cfim\u2581(?:begin|hole|end)\uff5c>|(?:\A| )<(?:PRE|SUF|MID)> |<(?:EOT|FILL_ME)>"
 )
 """The markers of StarCoder, Qwen and CodeGemma, of DeepSeek-Coder, and of Code Llama."""

@@ -26,7 +26,6 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.mask.checks import LAWS
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
-from pytest_mistral_lora.conformance.template import difference_words
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.recognition import IDS
 from pytest_mistral_lora.places import Place
@@ -55,6 +54,7 @@ def backend_findings(row: Row, comparison: BackendComparison, oracle: Oracle) ->
         oracle: The oracle.
     """
     from pytest_mistral_lora.chat.templates.compare import is_prompt
+    from pytest_mistral_lora.conformance.template import difference_words
 
     for difference in comparison.differences:
         sides = comparison.sides_of(difference)
@@ -152,7 +152,7 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
         if law.rule not in rules or (weights and law.rule == "ML107"):
             continue
         if violation := law.violation(row, encoded, oracle):
-            yield Finding(law.rule, violation, row.place)
+            yield Finding(law.rule, violation, row.place, name=law.name)
 
 
 def _laws_of_one_encoding(oracle: Oracle) -> tuple[RowLaw, ...]:

@@ -149,7 +149,7 @@ class DatasetPass(RowPass):
                 counts["left_out"] += 1
                 continue
             try:
-                comparison = compare(prompt, tokenizer.oracle, tokenizer.template)
+                comparison = compare(prompt, tokenizer.oracle, tokenizer.template, as_prompt=True)
             except OracleRejection:
                 counts["refused"] += 1
                 continue

@@ -101,9 +101,12 @@ MARKER = (
     r"<\|/?[^\W\d]\w*(?: \w+)*\|>|\[\|[^\W\d]\w*\|\]|<\uff5c[^\uff5c\n]{1,30}\uff5c>"
     r"|<(?:start|end)_of_turn>|<</?SYS>>|<(?:bos|eos|sop|eop|eoh|eoa|eom|AI|用户)>|<(?:reserved_|extra_id_|unused)\d+>"
     r"|\[gMASK\]|</?(?:tool_calls?|tool_response|function_calls|function_results)>|<function=[\w.-]+>"
-    r"|### (?:Instruction|Response|Human|Assistant|User):"
+    r"|<fim[-_](?:prefix|suffix|middle|pad)>|### (?:Instruction|Response|Human|Assistant|User):"
 )
 """A marker of a turn, a call or a text by which another family's models are trained, as a regular expression."""
+
+_GAP = ("<SUF>", "<MID>")
+"""Code Llama's markers of a gap, in their order in each text with one; `<PRE>` is a tag of HTML, too."""
 
 # at an end of a text, or twice at an end of a line
 _MARKERS = re.compile(
@@ -129,6 +132,9 @@ _TURNS_OF_FAMILIES = tuple(
         # a turn of the user has no end marker
         (r"\A\s*(?:<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*<\uff5cUser\uff5c>", r"\S\s*\Z"),
         (r"<<SYS>>", r"<</SYS>>"),
+        # of a gap: its markers are no turn's, but they are complete in the same way
+        (r"<\|?fim[-_]prefix\|?>|<\uff5cfim\u2581begin\uff5c>", r"<\|?fim[-_]middle\|?>|<\uff5cfim\u2581end\uff5c>"),
+        _GAP,
         (r"GPT4(?: Correct)? ROLE:", r"<\|end_of_turn\|>"),
         (r"### (?:Instruction|Input|Response|Human|Assistant|User):", r"</s>|<\|endoftext\|>"),
     )
@@ -350,9 +356,14 @@ def _marker(said: RowText) -> str:
 
 def _any_marker(said: RowText) -> str:
     text = said.text
-    is_likely = "<" in text or "### " in text or "[|" in text or "[gMASK]" in text
-    found = _MARKERS.search(without_code(text)) if is_likely else None
-    return next(filter(None, found.groups())) if found else ""
+    if not ("<" in text or "### " in text or "[|" in text or "[gMASK]" in text):
+        return ""
+    text = without_code(text)
+    if found := _MARKERS.search(text):
+        marker: str = next(filter(None, found.groups()))
+        return marker
+    opening, closing = _GAP
+    return opening if closing in text.partition(opening)[2] else ""
 
 
 def _is_markup_asked_for(said: RowText, marker: str) -> bool:
@@ -360,7 +371,7 @@ def _is_markup_asked_for(said: RowText, marker: str) -> bool:
     if said.is_answer:
         return said.is_asked_for(_TURNS if _has_turn(said) else FORMATS) or said.repeats(marker)
     # in front of what is marked up, or behind it, a prompt may ask about it; behind a system prompt stands a question
-    marks = [*re.finditer(MARKER, said.text)]
+    marks = [*re.finditer(rf"{MARKER}|<PRE>|{'|'.join(_GAP)}", said.text)]
     before, after = said.text[: marks[0].start()], said.text[marks[-1].end() :]
     if before.rstrip().endswith(("?", ":", "\uff1f", "\uff1a")):
         return True

@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.mask import laws, row_laws
 from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.conformance.targets import Target
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
 
+LABELS = RowLaw(
+    "ML107", row_laws.scan_violation, "tools", fact=lambda version: version.control_tokens, name="ML107.labels"
+)
+"""The labels are those that mistral-common's control tokens give."""
+
+ENCODING = RowLaw("ML107", laws.reference_violation, "tools", name="ML107.encoding")
+"""The ids are those of mistral-common."""
+
 LAWS = (
     RowLaw("ML101", row_laws.partition_violation, "weights", is_of_labels=True),
     RowLaw("ML102", row_laws.owner_violation, "tools", is_of_labels=True),
@@ -31,7 +39,7 @@ LAWS = (
     RowLaw("ML104", row_laws.eos_violation, "weights", is_of_labels=True),
     RowLaw("ML105", row_laws.bos_violation, is_of_labels=True),
     RowLaw("ML106", row_laws.injection_violation),
-    RowLaw("ML107", row_laws.scan_violation, "tools", fact=lambda version: version.control_tokens),
+    LABELS,
     RowLaw("ML108", laws.weight_violation, "weights"),
     RowLaw("ML109", row_laws.assistant_text_violation),
     RowLaw(
@@ -40,28 +48,13 @@ LAWS = (
         "tools",
         fact=lambda version: version.calls_as,
     ),
-    RowLaw("ML111", laws.stability_violation, "tools"),
     RowLaw("ML112", laws.prompt_violation, "tools"),
-    RowLaw("ML113", laws.arguments_violation, "tools", fact=lambda version: version.tools_in),
-    RowLaw("ML114", laws.strict_violation, "tools", fact=lambda version: version.tools_in),
-    RowLaw("ML115", laws.order_violation, "parallel", fact=lambda version: version.sorts_results),
-    RowLaw("ML116", laws.neighbours_violation, "weights"),
-    RowLaw("ML117", laws.longer_violation, "tools"),
     RowLaw("ML118", row_laws.system_violation, "tools"),
-    RowLaw("ML119", laws.reference_violation, "tools"),
-    RowLaw("ML122", laws.ids_violation, "parallel", fact=lambda version: version.call_ids == "any"),
     RowLaw(
         "ML123",
         laws.results_violation,
         "parallel",
         fact=lambda version: version.results_as in ("id-and-text", "text"),
-    ),
-    RowLaw(
-        "ML124",
-        laws.settings_violation,
-        "tools",
-        fact=lambda version: version.settings,
-        needs=("efforts", "schemas"),
     ),
     RowLaw(
         "ML125",
@@ -71,7 +64,7 @@ LAWS = (
         needs=("thinking",),
     ),
 )
-"""Every law, in the order of its rule."""
+"""Every law that looks at a row alone, in the order of its rule."""
 
 _SOURCES = 32
 """Kinds of generated rows that are kept: a run of the suite has nine for one number of examples."""
@@ -130,21 +123,10 @@ def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield one check for each law, one for refusals, and one that compares the chat template with the oracle."""
+    """Yield one check for each law, and one that compares the chat template with the oracle."""
     for law in LAWS:
-        yield Check(target, "mask", law.case, partial(_law, target, law, settings))
-    yield Check(
-        target,
-        "mask",
-        RULES["ML121"].case,
-        partial(_own_law, target, settings, "ML121", "template", laws.construction_violation),
-    )
-    yield Check(
-        target,
-        "mask",
-        RULES["ML120"].case,
-        partial(_own_law, target, settings, "ML120", "messy", laws.refusal_violation),
-    )
+        judge = partial(_agrees, target, settings) if law is LABELS else partial(_law, target, law, settings)
+        yield Check(target, "mask", law.case, judge)
     yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))
 
 
@@ -160,7 +142,9 @@ def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
         if not violation:
             return None
         violation += "" if objective.is_default else f" (objective: {objective})"
-        return Finding(law.rule, violation, detail=encoded_text(encoded, oracle.piece), row=row.to_jsonl())
+        return Finding(
+            law.rule, violation, detail=encoded_text(encoded, oracle.piece), row=row.to_jsonl(), name=law.name
+        )
 
     found: list[Finding] = []
     for objective in target.objectives if law.is_of_labels else (ANSWERS,):
@@ -170,16 +154,21 @@ def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
     return Result(tuple(found))
 
 
-def _own_law(
-    target: Target, settings: Settings, rule: str, kind: str, violation: Callable[[Row, Oracle], str]
-) -> Result:
-    """Search for a row that breaks a law; the law encodes the row itself, because the encoding may be refused."""
+def _agrees(target: Target, settings: Settings) -> Result:
+    """Compare with the installed mistral-common: its encoders, its refusals, its ids, and labels by its markers."""
 
-    def finding(row: Row) -> Finding | None:
-        found = violation(row, target.oracle)
-        return Finding(rule, found, row=row.to_jsonl()) if found else None
+    def broken(name: str, kind: str, violation: Callable[[Row, Oracle], str]) -> list[Finding]:
+        def finding(row: Row) -> Finding | None:
+            found = violation(row, target.oracle)
+            return Finding("ML107", found, row=row.to_jsonl(), name=f"ML107.{name}") if found else None
 
-    return Result(tuple(search(finding, LawRows.of(kind, target.oracle), settings)))
+        return search(finding, LawRows.of(kind, target.oracle), settings)
+
+    if unknown := broken("encoder", "template", laws.construction_violation):
+        return Result(tuple(unknown))  # nothing is encoded, so nothing else can be compared
+    refusals = broken("refusal", "messy", laws.refusal_violation)
+    encoding, labels = (_law(target, law, settings) for law in (ENCODING, LABELS))
+    return Result((*refusals, *encoding.findings, *labels.findings), not_checked=labels.not_checked)
 
 
 def _template_agrees(target: Target, settings: Settings) -> Result:

@@ -35,6 +35,7 @@ class RowLaw:
         fact: The fact of the tokenizer versions that the law applies to; None for every version.
         needs: Fields of `RowFeatures`, one of which the tokenizer must have; empty for every tokenizer.
         is_of_labels: Whether it judges labels, by the objective of a row.
+        name: The name of its findings within the rule, such as `ML107.labels`; empty if the rule has no names.
     """
 
     rule: str
@@ -43,6 +44,7 @@ class RowLaw:
     fact: Fact | None = None
     needs: tuple[str, ...] = ()
     is_of_labels: bool = False
+    name: str = ""
 
     @property
     def case(self) -> str:

@@ -53,6 +53,7 @@ class Symptom:
         subject: The subject of the check that found it.
         case: The name of that check within its subject.
         server: The server that was judged, as a summary names it: `TITLE VERSION, model NAME`. Empty if it is none.
+        name: The name of the finding within its rule, such as `ML107.encoding`; may be empty.
     """
 
     rule: str
@@ -60,6 +61,7 @@ class Symptom:
     subject: str = ""
     case: str = ""
     server: str = ""
+    name: str = ""
 
 
 def release_of(version: str) -> Version | None:
@@ -113,7 +115,7 @@ def _end(value: object) -> object:
 _Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 _Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
-_Rule = Annotated[str, StringConstraints(pattern=r"^ML\d{3}$")]
+_Rule = Annotated[str, StringConstraints(pattern=r"^ML\d{3}(\.[a-z]+)?$")]
 _Versions = Mapping[_Name, Annotated[str, AfterValidator(_version)]]
 _Day = Annotated[date, Strict()]
 Proof = Literal["run", "read", "reported"]
@@ -195,7 +197,7 @@ class Fact(Entry):
         symptom: What a user sees.
         words: A pattern of the words of a finding that this fault causes; empty for any.
         is_named_by_words: Whether only this fault has these words, so that they name it whatever server reports them.
-        rules: Ids of the rules that are broken for this reason.
+        rules: Ids of the rules that are broken for this reason, or names within them, such as `ML107.encoding`.
         checks: Checks of the subject `answer` whose findings the fault can cause.
         way_out: What a user can do.
         works: The id of versions of the same file that do not have it; may be empty.
@@ -294,7 +296,8 @@ class Fact(Entry):
     def explains(self, symptom: Symptom) -> bool:
         """Return whether the fault can cause a finding, whatever the versions are."""
         is_of_answers = symptom.subject == "answer" and symptom.case in self.checks
-        return (symptom.rule in self.rules or is_of_answers) and bool(re.search(self.words, symptom.found))
+        is_of_rules = not {symptom.rule, symptom.name}.isdisjoint(self.rules)
+        return (is_of_rules or is_of_answers) and bool(re.search(self.words, symptom.found))
 
     def standing_for(self, symptom: Symptom, versions: Mapping[str, str]) -> Standing:
         """Return what the fact says about a finding: `absent` if the fault cannot cause it.

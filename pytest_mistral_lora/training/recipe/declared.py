@@ -29,7 +29,7 @@ class DeploymentServer(Section):
         default="auto",
         description="Kind of server, as `serve-check` names it; `auto` recognises it. `@11549` behind a kind is the "
         "version, for a server that reports none, and `:bf16` the precision of the served weights: "
-        "`llamacpp@11549:bf16`.",
+        "`KIND@11549:bf16`.",
         # as the schema of the manifest has it: a run must not end in a record that is not valid
         pattern=r"^[A-Za-z0-9_-]+(@[A-Za-z0-9.+_-]+)?(:[a-z0-9_]+)?$",
     )
