@@ -182,11 +182,11 @@ def annotation(folder: Path) -> str:
     return _printed_here(*words, folder=folder, exit_code=1)
 
 
-def baseline(folder: Path) -> str:
+def write_xfails(folder: Path) -> str:
     """Return the list of known deviations that accepts a wrong role and a repeated row."""
     row, wrong = {"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "role": "bot"}]}
     write_rows(folder / "rows.jsonl", row, wrong, row)
-    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--baseline", "known.txt")
+    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--write-xfails", "known.txt")
     _printed_here(*words, folder=folder, exit_code=1)
     return (folder / "known.txt").read_text(encoding="utf-8")
 
@@ -312,7 +312,7 @@ OUTPUTS = (
     Output("broken row", START, broken_row),
     Output("tour", TOUR, broken_demo),
     Output("annotation", REPORTS, annotation),
-    Output("baseline", SUITE, baseline),
+    Output("write-xfails", SUITE, write_xfails),
     Output("red", SYMPTOMS, masked_eos),
     Output("objective", ORACLE, undeclared_objective),
     Output("declared", ORACLE, declared_objective),

@@ -57,7 +57,7 @@ def test_help_lists_every_verb_once_in_its_group(
     [
         (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--report", "out.html"),
         (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--report", "out.json"),
-        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--baseline", "known.txt"),
+        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--write-xfails", "known.txt"),
         (("check", "--runner", "trl", "--tokenizer", "spm-v3"), "--output", "rows.jsonl"),
         (("render", "rows.jsonl", "--tokenizer", "spm-v3"), "--html", "out.html"),
         (("template", "--tokenizer", "spm-v3"), "--output", "chat.jinja"),

@@ -40,9 +40,9 @@ def test_known_deviations_do_not_fail_and_a_baseline_lists_the_others(
     rows(tmp_path, "bot")
     known = tmp_path / "known.txt"
     words = (str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3")
-    assert check(capsys, *words, "--baseline", str(known))[0] == 1
-    assert main(["check", *words, "--baseline", str(known)]) == 2
-    assert f"--baseline: {known} exists" in capsys.readouterr().err
+    assert check(capsys, *words, "--write-xfails", str(known))[0] == 1
+    assert main(["check", *words, "--write-xfails", str(known)]) == 2
+    assert f"--write-xfails: {known} exists" in capsys.readouterr().err
     assert main(["check", *words, "--xfails", str(known)]) == 2
     node_id = "mistral-golden::rows.jsonl::dataset::rows-are-valid"
     assert f"{known}:" in (error := capsys.readouterr().err)

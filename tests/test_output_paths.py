@@ -28,6 +28,7 @@ NO_PATHS = {
     ("rules", "--search"),
     *((verb, "--objective") for verb in ("check", "render", "stats")),
     *((verb, "--rules") for verb in ("check", "verify", "smoke", "serve-check")),
+    ("check", "--fail-on"),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),
     ("chat", "--system"),
@@ -65,7 +66,7 @@ def test_every_argument_is_declared() -> None:
     assert undeclared == NO_PATHS
     written = {(verb, name) for verb, name, one in of_verbs() if getattr(one.type, "role", "") == "written"}
     assert written == {
-        *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
+        *((verb, option) for verb in JUDGING for option in ("--write-xfails", "--report")),
         ("check", "--output"),
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
@@ -217,7 +218,9 @@ def test_only_our_own_files_are_replaced(place: Path, capsys: pytest.CaptureFixt
     assert "was not written" in ends(capsys, [*judged, "--report", "p.html"])
     assert "was not written" in ends(capsys, ["render", rows, "--tokenizer", "spm-v3", "--html", "r.html"])
     assert "is written for --report, too" in ends(capsys, [*judged, "--report", "z.rows.html", "--report", "z.json"])
-    assert "is written for --baseline, too" in ends(capsys, [*judged, "--report", "z.json", "--baseline", "z.json"])
+    assert "is written for --write-xfails, too" in ends(
+        capsys, [*judged, "--report", "z.json", "--write-xfails", "z.json"]
+    )
 
 
 def test_the_page_beside_a_report_goes_with_it(place: Path) -> None:

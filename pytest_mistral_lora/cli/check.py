@@ -13,11 +13,12 @@ from typing import Any
 from pytest_mistral_lora.cli import encoded
 from pytest_mistral_lora.cli.judging import (
     Judging,
-    add_baseline_option,
     add_format_option,
     add_report_option,
     add_rules_option,
+    add_write_xfails_option,
     add_xfails_option,
+    check_options,
 )
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -96,9 +97,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_xfails_option(parser)
     add_rules_option(parser)
     parser.add_argument(
-        "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
+        "--fail-on",
+        metavar="WHAT",
+        help="what fails beside errors: note, not-checked (a check that could not run), or both, joined by a comma",
     )
-    add_baseline_option(parser)
+    add_write_xfails_option(parser)
     parser.add_argument(
         "--no-cache",
         action="store_true",
@@ -138,8 +141,6 @@ def run(args: argparse.Namespace) -> int:
         oracle=args.oracle,
         objective=None if args.objective is None else Declaration(args.objective, "--objective"),
         train=args.train,
-        xfails=args.xfails,
-        baseline=args.baseline,
         option="--{}".format,
     )
     recipes = [target for target in plan.targets if isinstance(target, RecipeTarget)]
@@ -163,13 +164,11 @@ def run(args: argparse.Namespace) -> int:
         args,
         paths=[path.to_json() for path in plan.paths],
         memory=_memory(recipes, args.device_memory),
-        xfails=plan.xfails,
+        options=check_options(args, examples=args.examples, train=plan.train),
         brief=not args.verbose,
     )
     kept = None if args.no_cache else _kept_folder()
-    return judging.judge(
-        plan.targets, examples=args.examples, train=plan.train, fails_not_checked=args.fail_not_checked, kept=kept
-    )
+    return judging.judge(plan.targets, kept)
 
 
 def _kept_folder() -> Path | None:

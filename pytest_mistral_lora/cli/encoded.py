@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading.row_source import RowSource
-from pytest_mistral_lora.cli.judging import Judging, VerbView
+from pytest_mistral_lora.cli.judging import Judging, VerbView, check_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -158,14 +158,13 @@ def run(args: argparse.Namespace, path: RecognisedPath | None) -> int:
     from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
     from pytest_mistral_lora.conformance.groups import MOST_NAMES
     from pytest_mistral_lora.conformance.targets import Target, name_of
-    from pytest_mistral_lora.judging import known_deviations
 
     if args.tokenizer is None:
         expected = "the tokenizer of the model that is trained, such as the folder of the base"
         raise InputError("no tokenizer is named", place="--tokenizer", expected=expected)
     args.objective = None if args.objective is None else Declaration(args.objective, "--objective")
     args.tokenizer, args.oracle, _ = named_tokenizer(tokenizer_path(str(args.tokenizer)), args.oracle)
-    xfails = known_deviations(args.xfails, "--xfails")
+    options = check_options(args)
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
     with _encoded_rows(args, path) as given:
         file = given.file
@@ -195,7 +194,7 @@ def run(args: argparse.Namespace, path: RecognisedPath | None) -> int:
         given_as: dict[str, Any] = {"dataset": given.dataset, "source": rows, "objective": given.declared}
         target = AuditedTarget(name, file, judge=judge, fixes=fixes, **given_as)
         require_objectives([target])
-        show = partial(_print_findings, target, xfails) if args.output_format == "jsonl" else _show_nothing
+        show = partial(_print_findings, target, options.xfails) if args.output_format == "jsonl" else _show_nothing
         target = replace(target, audited=partial(_read_with_progress, file, report, show))
         is_of_checks = args.output_format == "json" or (args.output_format == "text" and args.verbose)
         view = VerbView(
@@ -209,13 +208,13 @@ def run(args: argparse.Namespace, path: RecognisedPath | None) -> int:
             args,
             # the rows of a trainer are in a folder that is removed
             paths=[{"path": str(file)} for file in args.dataset] if path is None else [path.to_json()],
-            xfails=xfails,
+            options=options,
             # -v asks for the checks, as of other targets; jsonl is of rows alone
             brief=not args.verbose,
             view=None if is_of_checks else view,
             has_bar=True,
         )
-        return judging.judge([target], fails_not_checked=args.fail_not_checked)
+        return judging.judge([target])
 
 
 def _last_line(session: Session) -> str:

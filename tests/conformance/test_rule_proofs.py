@@ -101,10 +101,10 @@ def test_audit_lists_signs_last(tmp_path: Path, capsys: Any) -> None:
 
 def test_check_fails_what_was_not_checked_if_asked(rows: Path, capsys: Any) -> None:
     words = ("check", str(rows), "--tokenizer", "spm-v3")
-    assert main([*words, "--fail-not-checked"]) == 0
+    assert main([*words, "--fail-on=not-checked"]) == 0
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     # v3 has no grammar to judge the answers by
     write_rows(rows, [{**row, "tools": tools} for row in BROKEN])
     assert main([*words]) == 0
-    assert main([*words, "--fail-not-checked"]) == 1
+    assert main([*words, "--fail-on=not-checked"]) == 1
     assert "1 failed, 0 not checked" in capsys.readouterr().out

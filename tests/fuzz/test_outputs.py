@@ -23,7 +23,7 @@ ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "co
 COMMANDS = (
     "check IN --tokenizer spm-v3 --examples 1 --report OUT",
     "check IN --tokenizer spm-v3 --examples 1 --report OUT --report OUT2",
-    "check IN --tokenizer spm-v3 --examples 1 --baseline OUT",
+    "check IN --tokenizer spm-v3 --examples 1 --write-xfails OUT",
     "check IN --tokenizer spm-v3 --examples 1 --xfails IN2 --report OUT",
     "check IN --base IN2 --report OUT",
     "render IN --tokenizer spm-v3 --html OUT",
