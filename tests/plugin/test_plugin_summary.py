@@ -103,7 +103,7 @@ def test_strict_fails_what_could_not_be_checked(golden: Run) -> None:
     result.stdout.fnmatch_lines(
         [
             "not checked: tokenizer v1: this law holds for v2 and later",
-            "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-fail-on=note,not-checked"
+            "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-fail-on=not-checked,note"
             " -k spm-v1::mask::mistral-common-agrees",
         ]
     )
