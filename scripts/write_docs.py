@@ -115,7 +115,7 @@ def rules_page(*, words: bool = False) -> str:
         "you the tokens. On the site, each id links to a page that has the same.",
         "",
         "Every finding starts with the id of a rule. From 0.1.0 on, an id never changes its meaning. An error fails",
-        "its check. A note is shown, and fails only if you add `--mistral-strict`.",
+        "its check. A note is shown, and fails only if you add `--fail-on note` (pytest: `--mistral-fail-on`).",
         "",
         "An error needs a proof. The column *proof* has what a rule takes as proof:",
         "",
