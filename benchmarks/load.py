@@ -1,4 +1,4 @@
-"""CPU seconds and memory of `check`, `import`, `audit` and `stats` by the number of rows, each in a process of its own.
+"""CPU seconds and memory of `check`, `import` and `stats` by the number of rows, each in a process of its own.
 
 A seeded generator makes sound rows of one question and its answer, some 60 tokens each. Run it from a checkout:
 python benchmarks/load.py --help
@@ -22,7 +22,8 @@ from rich.table import Table
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 
-BARE = "audit without messages"
+ENCODED = "check encoded rows"
+BARE = "check ids alone"
 WORDS = ("river", "train", "answers", "seven", "letters", "green", "house", "near", "old", "town", "people", "books")
 
 
@@ -63,7 +64,7 @@ def encoded(oracle: Oracle, question: str, answer: str) -> dict[str, Any]:
 
 
 def bare(oracle: Oracle, question: str, answer: str) -> dict[str, Any]:
-    """Return an encoded row without its messages: `audit` reads the ids back."""
+    """Return an encoded row without its messages: `check` reads the ids back."""
     made = encoded(oracle, question, answer)
     return {key: made[key] for key in ("input_ids", "labels")}
 
@@ -92,7 +93,7 @@ def run(verb: str, count: int, tokenizer: str) -> dict[str, float]:
         "check": row,
         "stats": row,
         "import": sharegpt,
-        "audit": partial(encoded, oracle),
+        ENCODED: partial(encoded, oracle),
         BARE: partial(bare, oracle),
     }
     words = ["--to", "converted.jsonl"] if verb == "import" else ["--tokenizer", tokenizer]
@@ -107,7 +108,7 @@ def run(verb: str, count: int, tokenizer: str) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write JSON where it is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    verbs = ["check", "import", "audit", BARE, "stats"]
+    verbs = ["check", "import", ENCODED, BARE, "stats"]
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of rows")
     parser.add_argument(
         "--verbs", nargs="+", choices=verbs, default=verbs, help="verbs to measure; default: all of them"

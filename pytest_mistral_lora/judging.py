@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading import path_of, similar_path
+from pytest_mistral_lora.conformance.check_options import CheckOptions, parse_fail_on, require_new
 from pytest_mistral_lora.conformance.collection import require_objectives, targets_of
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.known import Xfail, read_xfails
+from pytest_mistral_lora.conformance.known import known_deviations
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tokenizer_path
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
@@ -142,7 +143,8 @@ def judge(
     examples: int = 20,
     xfails: AnyPath | None = None,
     rules: str | None = None,
-    baseline: AnyPath | None = None,
+    fail_on: str | None = None,
+    write_xfails: AnyPath | None = None,
 ) -> Verdict:
     """Judge artifacts, as `mistral-lora check` does, in this process.
 
@@ -166,7 +168,9 @@ def judge(
         examples: The number of generated rows for each law.
         xfails: A file of known deviations, which do not fail.
         rules: The version by whose rules findings fail, such as `0.1`; None for all rules. What is newer is a note.
-        baseline: A new file for the list of all findings, to be filled in and given as `xfails`.
+        fail_on: What makes the verdict not ok beside errors: `note`, `not-checked`, or both, joined by a comma; None
+            for errors alone.
+        write_xfails: A new file for the list of all findings, to be filled in and given as `xfails`.
 
     Raises:
         InputError: If a path is missing or is not recognised, an argument has another type, an option does not apply to
@@ -203,21 +207,28 @@ def judge(
         oracle=declared,
         objective=Declaration.given(objective),
         train=train,
-        xfails=None if xfails is None else path_of(xfails, _XFAILS, place=Place.of("xfails=")),
-        baseline=None
-        if baseline is None
-        else require_writable(path_of(baseline, "a new file", place=Place.of("baseline="))),
         option="{}=".format,
     )
     if type(examples) is not int or examples < 1:
         raise InputError(repr(examples), place="examples=", expected="a whole number, 1 or more")
-    with opened_session(
-        plan.targets, examples=examples, train=plan.train, xfails=plan.xfails, rules=RuleSet.given(rules)
-    ) as session:
+    options = CheckOptions(
+        examples=examples,
+        train=plan.train,
+        fail_on=parse_fail_on(fail_on, "fail_on="),
+        xfails=known_deviations(
+            None if xfails is None else path_of(xfails, _XFAILS, place=Place.of("xfails=")), "xfails="
+        ),
+        rules=RuleSet.given(rules),
+        write_xfails=None
+        if write_xfails is None
+        else require_writable(
+            require_new(path_of(write_xfails, "a new file", place=Place.of("write_xfails=")), "write_xfails=")
+        ),
+    )
+    with opened_session(plan.targets, options) as session:
         shown = [type(path).__name__ if is_tokenizer(path) else repr(str(path)) for path in given]
         verdict = verdict_of(session, f"judge({', '.join(shown)})")
-        if baseline is not None:
-            session.write_baseline(Path(baseline))
+        session.write_xfails()
         return verdict
 
 
@@ -255,10 +266,10 @@ def audit(
     dataset: AnyPath | Sequence[AnyPath] = (),
     rules: str | None = None,
 ) -> Verdict:
-    """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora audit` does.
+    """Compare the ids and labels that a trainer would train on with mistral-common's, as `mistral-lora check` does.
 
     Args:
-        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora audit`; the rows as mappings; a
+        rows: A `datasets.Dataset` or `DatasetDict`; a path, as for `mistral-lora check`; the rows as mappings; a
             batch, a mapping of lists, arrays or tensors of shape `(batch, length)`; or batches, such as a
             `DataLoader`, each of which is read once. A row has `input_ids` and `labels`
             (integers, -100 where no loss), or a mask such as `assistant_masks`; it may have `messages`,
@@ -299,11 +310,11 @@ def audit(
         file = _existing(path_of(rows, "encoded rows"))
         target = EncodedTarget(name_of(file), file, judge=encoder, dataset=sources, objective=objective_of)
         require_objectives([target])
-        with opened_session([target], rules=frozen) as session:
+        with opened_session([target], CheckOptions(rules=frozen)) as session:
             return verdict_of(session, f"audit({str(file)!r})")
     target = EncodedTarget("rows", judge=encoder, dataset=sources, source=rows_source(rows), objective=objective_of)
     require_objectives([target])
-    with opened_session([target], rules=frozen) as session:
+    with opened_session([target], CheckOptions(rules=frozen)) as session:
         return verdict_of(session, "audit(rows)")
 
 
@@ -339,13 +350,11 @@ class CheckPlan:
         paths: The paths, each with its kind.
         targets: A target for each path, or the embedded default.
         train: Whether a tiny model is trained with each tokenizer.
-        xfails: The known deviations.
     """
 
     paths: tuple[RecognisedPath, ...]
     targets: list[Target]
     train: bool
-    xfails: tuple[Xfail, ...]
 
 
 def plan_check(
@@ -358,8 +367,6 @@ def plan_check(
     oracle: str | None,
     objective: Declaration | None = None,
     train: bool | None,
-    xfails: Path | None,
-    baseline: Path | None,
     option: Callable[[str], str],
 ) -> CheckPlan:
     """Return the targets of some paths, as the options of `check` declare them.
@@ -373,8 +380,6 @@ def plan_check(
         oracle: The declared oracle, or None.
         objective: The declared objective of rows and encoded rows, or None.
         train: Whether a tiny model is trained; None to train only if no path is given.
-        xfails: The file of known deviations, or None.
-        baseline: The new file for the list of all findings, or None.
         option: Spells the name of an option as the caller's user does.
 
     Raises:
@@ -402,15 +407,11 @@ def plan_check(
         shown = f": {found[0].path} is {found[0].title}" if found else ""
         text = f"{option('base')} is the base of an adapter or a merged model, and no path is one{shown}"
         raise InputError(text, expected="a folder with adapter_model.safetensors, or with a merged model.safetensors")
-    if baseline is not None and baseline.exists():
-        text = f"{baseline} exists, and its reasons would be lost"
-        raise InputError(text, place=option("baseline"), expected="a new file")
     return CheckPlan(
         paths=found,
         targets=targets_of(found, base, oracle, tokenizer, loaded, objective),
         # the embedded default has the tiny train, like the plugin's; for a user's own tokenizers it takes minutes
         train=not paths and not loaded if train is None else train,
-        xfails=known_deviations(xfails, option("xfails")),
     )
 
 
@@ -430,26 +431,6 @@ def _tokenizer_of_rows(given: Any, template: str | None, oracle: str | None) -> 
     if template is not None or not isinstance(named, Path):
         return _in_memory(named, template, oracle)
     return named if is_shipped(named) else tokenizer_path(str(named))
-
-
-def known_deviations(file: Path | None, option: str) -> tuple[Xfail, ...]:
-    """Return the known deviations of a file; none without a file.
-
-    Args:
-        file: The file, or None.
-        option: The option that names it, for errors.
-
-    Raises:
-        InputError: If it cannot be read, or a line is invalid.
-    """
-    if file is None:
-        return ()
-    try:
-        return read_xfails(file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", place=option) from error
-    except ValueError as error:
-        raise InputError(str(error), place=option) from error
 
 
 def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:

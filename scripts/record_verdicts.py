@@ -205,7 +205,7 @@ def _checked(words: list[str], home: Path) -> Entry:
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.chdir(home), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
-            code = run_verb([*words, "--json"])
+            code = run_verb([*words, "--output-format", "jsonl" if words[0] == "audit" else "json"])
         except SystemExit as error:
             code = int(error.code or 0)
         except Exception as error:

@@ -93,21 +93,21 @@ def masked_eos(folder: Path) -> str:
     write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
     row = json.loads(_printed_here("render", "rows.jsonl", *TOKENIZER, "--json", folder=folder))
     write_rows(folder / "encoded.jsonl", {**row, "labels": [*row["labels"][:-1], -100]})
-    audit = _printed_here("audit", "encoded.jsonl", *TOKENIZER, folder=folder, exit_code=1)
+    audit = _printed_here("check", "encoded.jsonl", *TOKENIZER, folder=folder, exit_code=1)
     return _part(audit, "ML546 ", "  > ")
 
 
 def undeclared_objective(folder: Path) -> str:
     """Return the finding in rows whose labels are on the last answer alone."""
     write_last_answers(folder / "encoded.jsonl")
-    audit = _printed_here("audit", "encoded.jsonl", *SHIPPED_V3, folder=folder, exit_code=1)
+    audit = _printed_here("check", "encoded.jsonl", *SHIPPED_V3, folder=folder, exit_code=1)
     return _part(audit, "ML508 ", "  ms-swift: ")
 
 
 def declared_objective(folder: Path) -> str:
     """Return the audit of the same rows by the objective that is meant."""
     write_last_answers(folder / "encoded.jsonl")
-    return _printed_here("audit", "encoded.jsonl", *SHIPPED_V3, "--objective", "last-answer", folder=folder)
+    return _printed_here("check", "encoded.jsonl", *SHIPPED_V3, "--objective", "last-answer", folder=folder)
 
 
 def write_last_answers(file: Path) -> None:
@@ -124,7 +124,7 @@ def write_last_answers(file: Path) -> None:
 def prepared_rows(folder: Path) -> str:
     """Return the audit of a folder as Axolotl prepares it, whose last labels are masked."""
     write_prepared(folder / "last_run_prepared" / "0a1b2c3d")
-    return _printed_here("audit", "last_run_prepared", *TOKENIZER, folder=folder, exit_code=1)
+    return _printed_here("check", "last_run_prepared", *TOKENIZER, folder=folder, exit_code=1)
 
 
 def write_prepared(folder: Path) -> None:
@@ -182,11 +182,11 @@ def annotation(folder: Path) -> str:
     return _printed_here(*words, folder=folder, exit_code=1)
 
 
-def baseline(folder: Path) -> str:
+def write_xfails(folder: Path) -> str:
     """Return the list of known deviations that accepts a wrong role and a repeated row."""
     row, wrong = {"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "role": "bot"}]}
     write_rows(folder / "rows.jsonl", row, wrong, row)
-    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--baseline", "known.txt")
+    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--write-xfails", "known.txt")
     _printed_here(*words, folder=folder, exit_code=1)
     return (folder / "known.txt").read_text(encoding="utf-8")
 
@@ -312,7 +312,7 @@ OUTPUTS = (
     Output("broken row", START, broken_row),
     Output("tour", TOUR, broken_demo),
     Output("annotation", REPORTS, annotation),
-    Output("baseline", SUITE, baseline),
+    Output("write-xfails", SUITE, write_xfails),
     Output("red", SYMPTOMS, masked_eos),
     Output("objective", ORACLE, undeclared_objective),
     Output("declared", ORACLE, declared_objective),

@@ -1,4 +1,4 @@
-"""`mistral-lora audit` is a session: it has the exit code and the findings of `check`, in every format."""
+"""Encoded rows in `mistral-lora check`: one verdict in every format, and `audit` is a second name of the verb."""
 
 from __future__ import annotations
 
@@ -125,11 +125,11 @@ def test_audit_and_check_have_one_verdict(
 ) -> None:
     write, code, rules = (CORPUS | OTHER_KINDS)[name]
     path = str(write(tmp_path, encoded_lines))
-    words = [path, "--tokenizer", "spm-v3", "--output-format", output_format]
     kind = ["--as", "encoded"] if name in OTHER_KINDS else []
+    words = [path, "--tokenizer", "spm-v3", "--output-format", output_format, *kind]
     assert main(["audit", *words]) == code
     audited = capsys.readouterr()
-    assert main(["check", *words, *kind, "--no-cache"]) == code
+    assert main(["check", *words, "--no-cache"]) == code
     checked = capsys.readouterr()
     if code == 2:
         assert (audited.out, checked.out) == ("", "")
@@ -150,13 +150,13 @@ def test_the_python_interface_has_this_verdict_too(name: str, tmp_path: Path, en
 def test_known_deviations_count_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoded_lines: Lines) -> None:
     path = str(CORPUS["bad-line-and-masked-eos"][0](tmp_path, encoded_lines))
     known = tmp_path / "known.txt"
-    assert main(["audit", path, "--tokenizer", "spm-v3", "--baseline", str(known)]) == 1
+    assert main(["audit", path, "--tokenizer", "spm-v3", "--write-xfails", str(known)]) == 1
     entries = [line for line in known.read_text().splitlines() if line and not line.startswith("#")]
     assert entries == [f"mistral-golden::rows.jsonl::encoded::{case}  # " for case in ("file", "labels")]
     known.write_text("".join(f"{entry} ours\n" for entry in entries))
     words = [path, "--tokenizer", "spm-v3", "--xfails", str(known)]
     capsys.readouterr()
-    assert main(["audit", *words, "--json"]) == 0
+    assert main(["audit", *words, "--output-format=jsonl"]) == 0
     [summary] = capsys.readouterr().out.splitlines()
     assert [xfail["reason"] for xfail in json.loads(summary)["summary"]["known"]] == ["ours", "ours"]
     for verb in (["audit"], ["check", "--no-cache"]):
@@ -190,7 +190,7 @@ def test_every_row_of_a_long_file_is_named(
     file.write_text(_text([{**_masked(encoded_lines[0]), "row": number} for number in range(50)]))
     assert main(["audit", str(file), "--tokenizer", "spm-v3"]) == 1
     assert f"and 49 more like it: {file}:2-50" in " ".join(capsys.readouterr().out.split())
-    assert main(["audit", str(file), "--tokenizer", "spm-v3", "--json"]) == 1
+    assert main(["audit", str(file), "--tokenizer", "spm-v3", "--output-format=jsonl"]) == 1
     *lines, _ = map(json.loads, capsys.readouterr().out.splitlines())
     assert [line["index"] for line in lines if line["rule"] == "ML546"] == [*range(50)]
 

@@ -365,7 +365,7 @@ def test_test_files_are_sought_in_so_many_folders(tmp_path: Path, monkeypatch: p
         (["chat", ".", "--max-new-tokens"], "1", "0"),
         (["chat", ".", "--seed"], "0", "-1"),
         (["smoke", ".", "--max-new-tokens"], "1", "0"),
-        (["audit", ".", "--tokenizer", "spm-v3", "--show"], "0", "-1"),
+        (["check", ".", "--tokenizer", "spm-v3", "--show"], "0", "-1"),
     ],
 )
 def test_a_number_of_a_verb_has_its_least_value(
@@ -393,7 +393,7 @@ def test_the_help_of_a_verb_names_the_default_that_it_has() -> None:
             if action.nargs == 0 and action.dest not in ("help", "version"):
                 # a switch is off until it is named
                 assert action.default in (False, None), (verb, action.option_strings)
-    assert {("check", "examples"), ("chat", "seed"), ("chat", "temperature"), ("audit", "show")} <= checked
+    assert {("check", "examples"), ("chat", "seed"), ("chat", "temperature"), ("check", "show")} <= checked
 
 
 def _verbs() -> list[tuple[str, argparse.ArgumentParser]]:

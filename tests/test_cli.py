@@ -57,8 +57,8 @@ def test_help_lists_every_verb_once_in_its_group(
     [
         (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--report", "out.html"),
         (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--report", "out.json"),
-        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--baseline", "known.txt"),
-        (("audit", "--runner", "trl", "--tokenizer", "spm-v3"), "--output", "rows.jsonl"),
+        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--write-xfails", "known.txt"),
+        (("check", "--runner", "trl", "--tokenizer", "spm-v3"), "--output", "rows.jsonl"),
         (("render", "rows.jsonl", "--tokenizer", "spm-v3"), "--html", "out.html"),
         (("template", "--tokenizer", "spm-v3"), "--output", "chat.jinja"),
         (("import", "rows.json"), "--to", "rows.jsonl"),
@@ -120,7 +120,7 @@ def test_an_unknown_verb_is_bad_usage_with_a_suggestion(
 
 def test_no_verb_is_bad_usage_and_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "check recipes and their rows" in capsys.readouterr().err
+    assert "check recipes, rows, ids and labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_no_verb_is_bad_usage_and_prints_the_help(capsys: pytest.CaptureFixture[
         (["rules", "--qqqqq=1"], "unrecognized arguments: --qqqqq=1"),
         (["verify", "a", "b"], "unrecognized arguments: b"),
         (["stats", "x", "--processes", "0"], "--processes: '0'; expected a whole number, 1 or more"),
-        (["audit", "x", "--show", "-1"], "argument --show: '-1'; expected a whole number, 0 or more"),
-        (["audit", "x", "--time-limit", "nan"], "'nan'; expected a number of seconds, more than 0"),
+        (["check", "x", "--show", "-1"], "argument --show: '-1'; expected a whole number, 0 or more"),
+        (["check", "x", "--time-limit", "nan"], "'nan'; expected a number of seconds, more than 0"),
         (["chat", "x", "--seed", "9" * 30], "expected a whole number, 0 or more"),
         (["render", "x", "--json", "--no-ids"], "argument --no-ids: not allowed with argument --json"),
     ],
@@ -193,7 +193,7 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
         (["export", "{here}/lora-oot", "--to", "vllm", "--output", "x"], "(did you mean 'lora-out'?)"),
         (["check", "{here}/link"], "link: no such file or folder\n"),
         (["template", "--tokenizer", "a" * 300], "error: File name too long: 'aaa"),
-        (["audit", "rows.jsonl", "--tokenizer", "spm-v3", "--config", "x"], "--config is for the rows of --runner"),
+        (["check", "rows.jsonl", "--tokenizer", "spm-v3", "--config", "x"], "--config is for the rows of --runner"),
         (["smoke", "{here}/lora-out", "--check", "json"], "--check is recorded with the answers"),
         (["serve-check", "http://[::1", "--tokenizer", "spm-v3"], "http://[::1: no address of a server"),
         (["serve-check", "vllm=http://127.0.0.1:99999", "--tokenizer", "spm-v3"], "99999: no address of a server"),

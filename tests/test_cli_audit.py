@@ -37,7 +37,7 @@ def lines() -> list[dict[str, Any]]:
 def audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Audit:
     def audit(lines: list[Any], *arguments: str) -> tuple[int, str, str]:
         path = _write(tmp_path / "rows.jsonl", lines)
-        code = main(["audit", str(path), "--tokenizer", str(FILE), *arguments])
+        code = main(["check", str(path), "--tokenizer", str(FILE), *arguments])
         output = capsys.readouterr()
         return code, output.out, output.err
 
@@ -94,7 +94,7 @@ def test_the_causes_of_a_class_that_are_shown_can_be_bounded(lines: list[dict[st
 
 
 def test_json_has_an_object_for_each_finding_and_a_summary(lines: list[dict[str, Any]], audit: Audit) -> None:
-    code, out, err = audit(_all_trained(lines[:3]), "--json")
+    code, out, err = audit(_all_trained(lines[:3]), "--output-format=jsonl")
     assert (code, err) == (1, "")
     *findings, last = [json.loads(line) for line in out.splitlines()]
     assert [(f["rule"], f["class"], f["severity"], f["index"], f["state"]) for f in findings] == [
@@ -125,18 +125,18 @@ def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, A
     code, out, _ = audit(nameless)
     assert code == 0
     [line] = [line for line in out.splitlines() if line.startswith("not checked: rows-complete: ")]
-    assert line.endswith(": mistral-lora audit --dataset ROWS")
+    assert line.endswith(": mistral-lora check --dataset ROWS")
     assert "not checked" not in audit(lines)[1]
 
     def skipped(lines: list[Any]) -> set[str]:
-        return {*json.loads(audit(lines, "--json")[1].splitlines()[-1])["summary"]["not_checked"]}
+        return {*json.loads(audit(lines, "--output-format=jsonl")[1].splitlines()[-1])["summary"]["not_checked"]}
 
     assert skipped(lines) == set()
     assert skipped(nameless) == {"rows-complete"}
     # mistral-common refuses an answer without a question: no id and no label of the file is judged
     refused = [{**lines[0], "messages": lines[0]["messages"][1:]}]
     assert skipped(refused) >= {"labels", "packing"}
-    summary = json.loads(audit(refused, "--json")[1].splitlines()[-1])["summary"]
+    summary = json.loads(audit(refused, "--output-format=jsonl")[1].splitlines()[-1])["summary"]
     assert summary["not_checked"]["ids"] == "no row of the file can be judged"
 
 
@@ -148,7 +148,7 @@ def test_the_dataset_says_what_is_missing(lines: list[dict[str, Any]], audit: Au
     assert "2 of 8 rows are not there: 6, 7" in out
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("form", [[], ["--output-format=jsonl"]])
 def test_lines_that_cannot_be_read_are_findings(form: list[str], lines: list[dict[str, Any]], audit: Audit) -> None:
     code, out, err = audit([lines[0], "{", *lines[2:]], *form)
     assert (code, err) == (1, "")
@@ -158,7 +158,7 @@ def test_lines_that_cannot_be_read_are_findings(form: list[str], lines: list[dic
 
 def test_what_is_no_file_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        assert main(["audit", str(path), "--tokenizer", str(FILE)]) == 2
+        assert main(["check", str(path), "--tokenizer", str(FILE)]) == 2
         assert str(path) in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_a_bar_is_drawn_on_a_terminal_and_only_on_stderr(
     lines: list[dict[str, Any]], audit: Audit, tmp_path: Path
 ) -> None:
     path = _write(tmp_path / "rows.jsonl", lines)
-    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "audit", str(path), "--tokenizer", str(FILE)]
+    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "check", str(path), "--tokenizer", str(FILE)]
     terminal, side = pty.openpty()
     environment = {**os.environ, "TERM": "xterm"}
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=side, text=True, env=environment, check=True)
@@ -184,7 +184,7 @@ def test_a_folder_without_mistrals_own_file_is_audited_by_the_tokenizer_that_it_
 ) -> None:
     folder = tmp_path / "saved"
     converted_tokenizer("spm-v3").fast.save_pretrained(folder)
-    words = ["audit", str(_write(tmp_path / "rows.jsonl", lines)), "--tokenizer", str(folder)]
+    words = ["check", str(_write(tmp_path / "rows.jsonl", lines)), "--tokenizer", str(folder)]
     assert main(words) == 0
     assert main([*words, "--oracle", "spm-v3"]) == 0
     capsys.readouterr()

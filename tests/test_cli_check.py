@@ -40,9 +40,9 @@ def test_known_deviations_do_not_fail_and_a_baseline_lists_the_others(
     rows(tmp_path, "bot")
     known = tmp_path / "known.txt"
     words = (str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3")
-    assert check(capsys, *words, "--baseline", str(known))[0] == 1
-    assert main(["check", *words, "--baseline", str(known)]) == 2
-    assert f"--baseline: {known} exists" in capsys.readouterr().err
+    assert check(capsys, *words, "--write-xfails", str(known))[0] == 1
+    assert main(["check", *words, "--write-xfails", str(known)]) == 2
+    assert f"--write-xfails: {known} exists" in capsys.readouterr().err
     assert main(["check", *words, "--xfails", str(known)]) == 2
     node_id = "mistral-golden::rows.jsonl::dataset::rows-are-valid"
     assert f"{known}:" in (error := capsys.readouterr().err)
@@ -104,7 +104,7 @@ def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> Non
     assert len(lines) < 24
 
 
-_REMEDY = ": mistral-lora audit --dataset ROWS"
+_REMEDY = ": mistral-lora check --dataset ROWS"
 
 
 @pytest.mark.parametrize("files", [2, 3, 6])
@@ -195,7 +195,7 @@ def test_encoded_rows_are_judged_by_check_too(healthy: Path, capsys: Any) -> Non
     assert main(["render", str(healthy), "--tokenizer", "spm-v3", "--json"]) == 0
     encoded = healthy.with_name("encoded.jsonl")
     encoded.write_text(capsys.readouterr().out)
-    code, out = check(capsys, str(encoded), "--tokenizer", "spm-v3")
+    code, out = check(capsys, str(encoded), "--tokenizer", "spm-v3", "-v")
     assert code == 0
     assert out.startswith(f"{encoded}: encoded rows (JSON Lines with input_ids)\n")
     encoded.write_text(encoded.read_text().replace(", 2]", ", 3]", 1))

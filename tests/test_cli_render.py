@@ -350,7 +350,7 @@ def test_the_json_of_a_pair_is_sound_for_the_audit_with_the_results_of_tools(ren
     assert code == 0
     for number, line in enumerate(out.splitlines()):
         Path(f"{number}.jsonl").write_text(f"{line}\n")
-        assert main(["audit", f"{number}.jsonl", "--tokenizer", "spm-v3"]) == 0
+        assert main(["check", f"{number}.jsonl", "--tokenizer", "spm-v3"]) == 0
 
 
 def test_both_sides_of_a_pair_are_compared_whole(render: Render) -> None:

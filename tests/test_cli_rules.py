@@ -32,7 +32,7 @@ def test_the_example_of_a_row_shows_its_tokens(capsys: Any) -> None:
     assert [line.split() for line in out.splitlines() if line.strip().startswith(">")] == [
         [">", "11", "2", "</s>", "train", "11", "2", "</s>", "-100"]
     ]
-    assert "$ mistral-lora audit encoded.jsonl" in out
+    assert "$ mistral-lora check encoded.jsonl" in out
 
 
 def test_rules_as_json(capsys: Any) -> None:

@@ -161,8 +161,6 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["plain.jsonl", "--tokenizer", f"{NAME}.checkpoint"],
         [f"{NAME}.yaml"],
         [NAME],
-    ],
-    "audit": [
         [f"{NAME}.enc.jsonl", *SPM, "--dataset", f"{NAME}.jsonl"],
         ["--runner", f"{NAME}.py", *SPM],
         ["--runner", HOSTILE, *SPM],
@@ -216,7 +214,7 @@ def formats(verb: str) -> tuple[str, ...]:
     parser = argparse.ArgumentParser()
     VERB_OF[verb].add_options(parser)
     found = [one.choices for one in parser._actions if "--output-format" in one.option_strings]
-    assert all(tuple(choices or ()) == FORMATS for choices in found)
+    assert all({*(choices or ())} - {"jsonl"} == {*FORMATS} for choices in found)
     return FORMATS if found else ("",)
 
 
@@ -236,8 +234,7 @@ def test_hostile_texts_are_only_text(verb: str, place: Path, capfd: pytest.Captu
             assert_safe(err)
             assert_safe(out, own=output_format == "github")
             if output_format == "json" and out:
-                for text in out.splitlines() if verb == "audit" else [out]:
-                    json.loads(text)
+                json.loads(out)
     summary = place.parent / "summary.md"
     if summary.exists():
         assert printable(summary.read_text()) == summary.read_text()
@@ -268,25 +265,25 @@ def test_reports_keep_the_values_and_no_character_is_obeyed(place: Path, capfd: 
 PYTEST = {
     "rows": [f"--mistral-dataset={NAME}.jsonl", "--mistral-tokenizer=spm-v3"],
     "encoded": [f"--mistral-encoded={NAME}.enc.jsonl", "--mistral-tokenizer=spm-v3", "-k", "encoded"],
-    "adapter": [f"--mistral-adapter={NAME}.adapter", "--mistral-golden-skip-training"],
+    "adapter": [f"--mistral-adapter={NAME}.adapter", "--mistral-no-train"],
     "checkpoint": [
         f"--mistral-tokenizer={NAME}.checkpoint",
-        "--mistral-golden-skip-training",
+        "--mistral-no-train",
         "-k",
         "checkpoint::tokenizer",
     ],
     "runner": [
         f"--mistral-runner={NAME}.py",
         "--mistral-tokenizer=spm-v3",
-        "--mistral-golden-skip-training",
+        "--mistral-no-train",
         "-k",
         "runner",
     ],
-    "recipe": [f"--mistral-recipe={NAME}.yaml", "--mistral-golden-skip-training"],
+    "recipe": [f"--mistral-recipe={NAME}.yaml", "--mistral-no-train"],
     "gguf": [
         f"--mistral-gguf={NAME}.gguf",
         "--mistral-tokenizer=spm-v3",
-        "--mistral-golden-skip-training",
+        "--mistral-no-train",
         "-k",
         "gguf",
     ],

@@ -77,7 +77,7 @@ def test_judge_finds_what_check_finds(here: Path, capsys: pytest.CaptureFixture[
 
 def test_known_deviations_and_a_baseline_are_those_of_check(here: Path) -> None:
     rows(here, "bot")
-    assert not judge("rows.jsonl", tokenizer="spm-v3", baseline="known.txt").ok
+    assert not judge("rows.jsonl", tokenizer="spm-v3", write_xfails="known.txt").ok
     text = (here / "known.txt").read_text()
     (here / "known.txt").write_text(text.replace("  # \n", "  # a bot is an assistant\n"))
     verdict = judge("rows.jsonl", tokenizer="spm-v3", xfails="known.txt")
@@ -96,7 +96,12 @@ def test_known_deviations_and_a_baseline_are_those_of_check(here: Path) -> None:
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", base="."), r"base= is the base of an adapter"),
         (lambda: judge("spm-v3", tokenizer="spm-v3"), r"tokenizer= is for rows and GGUF files"),
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", xfails="nope.txt"), r"xfails=: nope\.txt cannot be read"),
-        (lambda: judge("rows.jsonl", tokenizer="spm-v3", baseline="rows.jsonl"), r"baseline=: rows\.jsonl exists"),
+        (
+            lambda: judge("rows.jsonl", tokenizer="spm-v3", write_xfails="rows.jsonl"),
+            r"write_xfails=: rows\.jsonl exists",
+        ),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", fail_on="error"), r"fail_on=: 'error'; expected note or"),
+        (lambda: judge("rows.jsonl", tokenizer="spm-v3", fail_on=[]), r"fail_on=: a list of 0; expected note or"),
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", examples=0), r"examples=: 0; expected a whole number"),
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", oracle="spm-v8"), r"spm-v8: no such name"),
         (lambda: audit("nope.jsonl", tokenizer="spm-v3"), r"nope\.jsonl: no such file or folder"),
@@ -125,7 +130,7 @@ TAKES_A_PATH: dict[str, Callable[[Any], object]] = {
     "tokenizer": lambda value: judge("rows.jsonl", tokenizer=[] if value is None else value),
     "base": lambda value: judge("rows.jsonl", tokenizer="spm-v3", base=[] if value is None else value),
     "xfails": lambda value: judge("rows.jsonl", tokenizer="spm-v3", xfails=[] if value is None else value),
-    "baseline": lambda value: judge("rows.jsonl", tokenizer="spm-v3", baseline=[] if value is None else value),
+    "write_xfails": lambda value: judge("rows.jsonl", tokenizer="spm-v3", write_xfails=[] if value is None else value),
     "audit": lambda value: audit([] if value is None else value, tokenizer="spm-v3").raise_for_findings(),
     "audit dataset": lambda value: audit([SOUND], tokenizer="spm-v3", dataset=[value]),
     "audit tokenizer": lambda value: audit([SOUND], tokenizer=value),

@@ -131,7 +131,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
             name: ["check", name, "--as", "adapter", "--base", "whole", *quick]
             for name in ("merged", "untouched", "full")
         },
-        **{name: ["audit", f"{name}.jsonl", *tokenizer] for name in ("encoded", "masked")},
+        **{name: ["check", f"{name}.jsonl", *tokenizer] for name in ("encoded", "masked")},
         "recipe": ["stats", "recipe.yaml"],
         "stats": ["stats", "rows.jsonl", *tokenizer],
         "verify": ["verify", "adapter"],

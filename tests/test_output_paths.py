@@ -22,12 +22,13 @@ from pytest_mistral_lora.records.files import clash
 NO_PATHS = {
     ("pin", "--branch"),
     ("check", "--device-memory"),
-    ("audit", "--task"),
-    ("audit", "--time-limit"),
+    ("check", "--task"),
+    ("check", "--time-limit"),
     ("rules", "ids"),
     ("rules", "--search"),
-    *((verb, "--objective") for verb in ("check", "audit", "render", "stats")),
-    *((verb, "--rules") for verb in ("check", "audit", "verify", "smoke", "serve-check")),
+    *((verb, "--objective") for verb in ("check", "render", "stats")),
+    *((verb, "--rules") for verb in ("check", "verify", "smoke", "serve-check")),
+    ("check", "--fail-on"),
     *((verb, option) for verb in ("import", "stats") for option in ("--lossy", "--dataset")),
     ("chat", "--prompt"),
     ("chat", "--system"),
@@ -48,11 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 @cache
 def of_verbs() -> tuple[tuple[str, str, argparse.Action], ...]:
     [verbs] = [one for one in program._parser()._actions if isinstance(one, argparse._SubParsersAction)]
-    assert list(verbs.choices) == list(VERB_OF)
+    assert list(verbs.choices) == [name for one in VERB_OF.values() for name in (one.name, one.alias) if name]
     return tuple(
         (verb, (action.option_strings or [action.dest])[0], action)
-        for verb, parser in verbs.choices.items()
-        for action in arguments(parser)
+        for verb in VERB_OF
+        for action in arguments(verbs.choices[verb])
     )
 
 
@@ -65,8 +66,8 @@ def test_every_argument_is_declared() -> None:
     assert undeclared == NO_PATHS
     written = {(verb, name) for verb, name, one in of_verbs() if getattr(one.type, "role", "") == "written"}
     assert written == {
-        *((verb, option) for verb in JUDGING for option in ("--baseline", "--report")),
-        ("audit", "--output"),
+        *((verb, option) for verb in JUDGING for option in ("--write-xfails", "--report")),
+        ("check", "--output"),
         ("render", "--html"), ("import", "--to"),
         ("smoke", "--record"), ("merge", "output"), ("serve-check", "--report"), ("serve-check", "--kept"),
         ("export", "--output"),
@@ -81,7 +82,7 @@ training: {{epochs: 1}}
 output: out
 """
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
-JUDGING = ("check", "audit", "verify", "smoke")
+JUDGING = ("check", "verify", "smoke")
 ENDING = {(verb, "--report"): ".json" for verb in (*JUDGING, "serve-check")}
 CASES = [
     (verb, output, given)
@@ -101,8 +102,8 @@ def words(verb: str, output: str, given: str, path: str, target: str) -> list[st
     found = [verb]
     needed = [name for own, name, one in of_verbs() if own == verb and (one.required or not one.option_strings)]
     others = {"--tokenizer": "spm-v3", "--to": "trl", "--output": "other-output", "server": "openai=http://127.0.0.1:9"}
-    if (verb, given) == ("audit", "--runner"):
-        needed.remove("rows")
+    if (verb, given) == ("check", "--runner"):
+        needed.remove("paths")
     for name in dict.fromkeys([*needed, output, given]):
         value = values.get(name, others.get(name, "other.jsonl"))
         found += [name, value] if name.startswith("--") else [value]
@@ -139,7 +140,7 @@ def ends(capsys: pytest.CaptureFixture[str], command: list[str]) -> str:
 def test_no_output_is_an_input(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ending = ENDING.get((verb, output), ".py" if (verb, given) == ("audit", "--runner") else ".jsonl")
+    ending = ENDING.get((verb, output), ".py" if (verb, given) == ("check", "--runner") else ".jsonl")
     name = f"mine{ending}"
     (place / "data").mkdir()
     (place / "data" / name).write_text(json.dumps(ROW) + "\n")
@@ -161,7 +162,7 @@ def test_no_output_is_an_input(
 def test_no_output_is_inside_a_folder_that_is_read(
     verb: str, output: str, given: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if given == "--xfails" or (verb, given) in {("serve-check", "server"), ("audit", "--runner"), ("smoke", "--check")}:
+    if given == "--xfails" or (verb, given) in {("serve-check", "server"), ("check", "--runner"), ("smoke", "--check")}:
         return  # never a folder
     (place / "read").mkdir()
     (place / "read" / "manifest.json").write_text("{}")
@@ -200,7 +201,7 @@ def test_only_our_own_files_are_replaced(place: Path, capsys: pytest.CaptureFixt
         ["render", rows, "--tokenizer", "spm-v3", "--html", "x.html"],
         ["template", "--tokenizer", "spm-v3", "--output", "t.txt"],
         ["template", "--tokenizer", "spm-v3", "--output", "other.jsonl"],
-        ["audit", "--runner", "trl", "--tokenizer", "spm-v3", "--output", "enc.jsonl"],
+        ["check", "--runner", "trl", "--tokenizer", "spm-v3", "--output", "enc.jsonl"],
     ):
         assert "was not written by this command" in ends(capsys, command)
     assert {name: (place / name).read_text() for name in mine} == mine
@@ -217,7 +218,9 @@ def test_only_our_own_files_are_replaced(place: Path, capsys: pytest.CaptureFixt
     assert "was not written" in ends(capsys, [*judged, "--report", "p.html"])
     assert "was not written" in ends(capsys, ["render", rows, "--tokenizer", "spm-v3", "--html", "r.html"])
     assert "is written for --report, too" in ends(capsys, [*judged, "--report", "z.rows.html", "--report", "z.json"])
-    assert "is written for --baseline, too" in ends(capsys, [*judged, "--report", "z.json", "--baseline", "z.json"])
+    assert "is written for --write-xfails, too" in ends(
+        capsys, [*judged, "--report", "z.json", "--write-xfails", "z.json"]
+    )
 
 
 def test_the_page_beside_a_report_goes_with_it(place: Path) -> None:

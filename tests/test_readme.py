@@ -95,7 +95,7 @@ def test_the_readme_is_read_in_a_few_minutes() -> None:
 
 
 def test_the_lines_that_an_audit_reads_are_named_by_their_keys() -> None:
-    section = README.partition("audit encoded.jsonl")[2].partition("\n## ")[0]
+    section = README.partition("check encoded.jsonl")[2].partition("\n## ")[0]
     assert [key for key in ("messages", "input_ids", "labels") if f"`{key}`" not in section] == []
 
 
@@ -232,7 +232,7 @@ def test_the_recipe_trains_and_a_changed_row_is_found(tmp_path: Path, mistral_lo
 def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     [encoded] = [text for text in fences(ROWS, "json") if "input_ids" in text]
     (tmp_path / "encoded.jsonl").write_text(encoded)
-    process = mistral_lora("audit", "encoded.jsonl", "--tokenizer", checkpoint, folder=tmp_path)
+    process = mistral_lora("check", "encoded.jsonl", "--tokenizer", checkpoint, folder=tmp_path)
     assert process.returncode == 0, process.stdout
 
 
@@ -261,7 +261,7 @@ def test_audit_and_check_work_as_shown(page: str, checkpoint: Path, tmp_path: Pa
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
     encoded = mistral_lora("render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path).stdout
     (tmp_path / "encoded.jsonl").write_text(encoded)
-    [words] = [words for words in command_lines(page, "mistral-lora") if words[:2] == ["audit", "encoded.jsonl"]]
+    [words] = [words for words in command_lines(page, "mistral-lora") if words[:2] == ["check", "encoded.jsonl"]]
     assert mistral_lora(*words, folder=tmp_path).returncode == 0
     (tmp_path / "encoded.jsonl").write_text("".join(encoded.splitlines(keepends=True)[1:]))
     assert "ML502" in mistral_lora(*words, folder=tmp_path).stdout

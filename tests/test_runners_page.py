@@ -21,9 +21,9 @@ def test_the_example_is_a_runner_and_its_faults_are_found(
     (tmp_path / "my_runner.py").write_text(script)
     messages = [{"role": "user", "content": "[INST]"}, {"role": "assistant", "content": "Yes."}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
-    command = re.findall(r"\$ mistral-lora (audit --runner \./my_runner\.py .*)", PAGE)[0].split()
+    command = re.findall(r"\$ mistral-lora (check --runner \./my_runner\.py .*)", PAGE)[0].split()
     words = [str(shipped_tokenizer("spm-v3")) if word == "checkpoints/my-mistral" else word for word in command]
-    process = mistral_lora(*words, "--json", folder=tmp_path)
+    process = mistral_lora(*words, "--output-format=jsonl", folder=tmp_path)
     assert process.returncode == 1, process.stderr
     found = {json.loads(line).get("rule") for line in process.stdout.splitlines()} - {None}
     assert found == set(re.findall(r"ML\d+", PAGE.rpartition("the audit finds that")[2])) == {"ML523", "ML543"}

@@ -71,7 +71,7 @@ WORDS = [
     "check {} --tokenizer spm-v3 --as rows",
     "import {} --to out.jsonl",
     "stats {} --tokenizer spm-v3",
-    "audit {} --tokenizer spm-v3",
+    "check {} --tokenizer spm-v3",
     "audit rows.jsonl --tokenizer {}",
     "render {} --tokenizer spm-v3",
     "pin {}",

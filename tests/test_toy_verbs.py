@@ -199,7 +199,7 @@ def test_audit_agrees_with_check(toy: Toy, tmp_path: Path, capsys: pytest.Captur
     lines = with_ids(oracle_named(TOKENIZER), toy.records())
     path = write_lines(tmp_path / "rows.jsonl", lines)
     dataset = write_lines(tmp_path / "dataset.jsonl", toy.records())
-    words = ("audit", str(path), "--tokenizer", TOKENIZER)
+    words = ("check", str(path), "--as", "encoded", "--tokenizer", TOKENIZER)
     assert main([*words]) == 0
     assert f"{len(lines)} rows: {len(lines)} sound" in capsys.readouterr().out
     # the records of the dataset are those of the lines
@@ -212,7 +212,7 @@ def test_audit_agrees_with_check(toy: Toy, tmp_path: Path, capsys: pytest.Captur
 
 def test_audit_names_records_without_ids(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, page = write_lines(tmp_path / "rows.jsonl", toy.records()[:1]), tmp_path / "page.html"
-    assert main(["audit", str(path), "--tokenizer", TOKENIZER, "--report", str(page)]) == 1
+    assert main(["check", str(path), "--as", "encoded", "--tokenizer", TOKENIZER, "--report", str(page)]) == 1
     shown = capsys.readouterr().out
     assert f"ML501 {path}:1, input_ids" in shown
     assert ("this is a poem" in shown) is bool(toy.without_turns)
@@ -227,7 +227,7 @@ def test_a_fault_is_in_the_summary_of_a_job(
     lines = with_ids(oracle_named(TOKENIZER), toy.records())
     masked_eos(lines[1])
     path = write_lines(tmp_path / "rows.jsonl", lines)
-    assert main(["audit", str(path), "--tokenizer", TOKENIZER, "--output-format", "github"]) == 1
+    assert main(["check", str(path), "--as", "encoded", "--tokenizer", TOKENIZER, "--output-format", "github"]) == 1
     assert "line=2,title=ML546" in capsys.readouterr().out
     assert "ML546" in summary.read_text(encoding="utf-8")
     assert "rows.jsonl:2" in summary.read_text(encoding="utf-8")

@@ -97,7 +97,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
         "import": ["import", "sharegpt.json", "--to", "imported.jsonl"],
         "render": ["render", "rows.jsonl", *tokenizer],
         "doctor": ["doctor"],
-        "runner": ["audit", "--runner", "own.py", "--dataset", "rows.jsonl", *tokenizer],
+        "runner": ["check", "--runner", "own.py", "--dataset", "rows.jsonl", *tokenizer],
     }
     taken_away = f"modules, names = {MODULES!r}, {NAMES!r}\n{WITHOUT}"
     results = run_verbs(taken_away, [*commands.values()], folder, after=MORE)

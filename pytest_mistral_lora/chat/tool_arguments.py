@@ -33,7 +33,11 @@ def argument_object(arguments: Any) -> tuple[Mapping[str, Any] | None, str]:
         return None, f"a text that is not strict JSON: {str(error).removeprefix('not valid JSON: ')}"
     if isinstance(value, Mapping):
         return value, ""
-    return None, "JSON that was encoded twice" if isinstance(value, str) else "JSON, but not an object"
+    if not isinstance(value, str):
+        return None, "JSON, but not an object"
+    # ids have arguments that are no JSON as a JSON string
+    inner, words = argument_object(value)
+    return None, words if inner is None else "JSON that was encoded twice"
 
 
 # the rest of a text from where the parser stops, if more text would make JSON of it
@@ -42,17 +46,18 @@ _CUT = re.compile(r"(?:-|tr?u?|fa?l?s?|nu?l?|(?<=[0-9])(?:\.|[eE][+-]?)|(?<=\\)u
 
 def is_cut_json(arguments: Any) -> bool:
     """Return whether arguments are a text that more text would make JSON of: the parser ends at its end."""
-    if not isinstance(arguments, str) or not arguments.lstrip().startswith("{"):
+    if not isinstance(arguments, str):
         return False
     text = arguments.rstrip(" \t\r\n")
     try:
-        json.loads(text)
+        # ids have such a text as a JSON string
+        return is_cut_json(json.loads(text))
     except json.JSONDecodeError as error:
-        return error.msg.startswith("Unterminated string") or _CUT.match(text, error.pos) is not None
+        is_cut = error.msg.startswith("Unterminated string") or _CUT.match(text, error.pos) is not None
+        return is_cut and text.lstrip().startswith("{")
     except (ValueError, RecursionError):
         # a number of too many digits
         return False
-    return False
 
 
 class ArgumentFaults(NamedTuple):

@@ -10,13 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.cli import encoded
 from pytest_mistral_lora.cli.judging import (
     Judging,
-    add_baseline_option,
     add_format_option,
     add_report_option,
     add_rules_option,
+    add_write_xfails_option,
     add_xfails_option,
+    check_options,
 )
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -39,7 +41,22 @@ however many rows or checks it breaks.
 A path is a recipe, a file of rows, a file of encoded rows, an adapter or merged folder, a GGUF file, a checkpoint
 folder or a tokenizer file. It is recognised by its content, and the first line names its kind. Rows need a tokenizer:
 --tokenizer names one that is not judged itself, or else each tokenizer and recipe among the paths encodes them. With no
-path, check every tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
+path, check every tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them.
+
+Encoded rows are what a trainer trains on: input_ids, with labels or a mask, in JSON Lines, Parquet, Arrow, a JSON array
+or a folder of Dataset.save_to_disk; or preference pairs with prompt_ids, chosen_ids and rejected_ids. Each token is
+compared with mistral-common's encoding of the messages; without messages, the ids are read back. With --runner, another
+trainer encodes the rows. If encoded rows are all that is checked, the output counts rows, and the findings of each
+class; with -v, it is the table of checks.
+
+With --output-format jsonl, each finding on encoded rows is one JSON object on a line of its own: rule, class, severity,
+index (the row's number, null for the whole file), state, place, found, expected, detail and row (the chat row as one
+line of JSON). The last line is {"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed,
+labels_of_masks (rows whose labels are made of a mask), columns (rows by each column that says what is trained on),
+read_back (rows without messages, which are read back from their ids), answers_without_labels (answers of such rows that
+are read with weight 0), pairs (chosen and rejected answers in one record; each of the two counts as a row), tokens,
+supervised_tokens, findings, classes (rule, class and count of each), known (the deviations of --xfails that were found,
+whose findings have no line) and fixes (by rule, the fix in each known trainer, if the trainer is unknown)."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +97,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_xfails_option(parser)
     add_rules_option(parser)
     parser.add_argument(
-        "--fail-not-checked", action="store_true", help="fail if a check could not run, too; notes do not fail"
+        "--fail-on",
+        metavar="WHAT",
+        help="what fails beside errors: note, not-checked (a check that could not run), or both, joined by a comma",
     )
-    add_baseline_option(parser)
+    add_write_xfails_option(parser)
     parser.add_argument(
         "--no-cache",
         action="store_true",
@@ -97,7 +116,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "error is found",
     )
     add_report_option(parser)
-    add_format_option(parser)
+    add_format_option(parser, jsonl="each finding on encoded rows on a line of its own, in JSON")
+    encoded.add_options(parser)
 
 
 _MOST_TITLES = 2
@@ -110,6 +130,9 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.judging import plan_check
     from pytest_mistral_lora.records.files import path_from
 
+    encoded.refuse_options(args)
+    if args.runner is not None:
+        return encoded.run(args, None)
     plan = plan_check(
         [path_from(Path.cwd(), path) for path in args.paths],
         tokenizer=args.tokenizer,
@@ -118,30 +141,34 @@ def run(args: argparse.Namespace) -> int:
         oracle=args.oracle,
         objective=None if args.objective is None else Declaration(args.objective, "--objective"),
         train=args.train,
-        xfails=args.xfails,
-        baseline=args.baseline,
         option="--{}".format,
     )
     recipes = [target for target in plan.targets if isinstance(target, RecipeTarget)]
     if args.device_memory is not None and not recipes:
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
-    if args.output_format == "text":
+    alone = encoded.is_alone(plan.targets)
+    if args.output_format == "jsonl" and not alone:
+        found = "--output-format jsonl is for encoded rows alone, and other targets are named"
+        raise InputError(found, expected="one file of encoded rows, or --runner")
+    if args.dataset and not alone:
+        raise InputError("--dataset is for one file of encoded rows, or for --runner", expected="one of them")
+    if args.output_format == "text" and (args.verbose or not alone):
         titles = [f"{shown_path(path.path)}: {path.title}\n" for path in plan.paths]
         if len(titles) > _MOST_TITLES and not args.verbose:
             titles[_MOST_TITLES - 1 :] = [f"… and {len(titles) - _MOST_TITLES + 1} more paths: -v lists them\n"]
         sys.stdout.write("".join(titles))
         sys.stdout.flush()
+    if alone:
+        return encoded.run(args, plan.paths[0])
     judging = Judging.of(
         args,
-        paths=[{"path": str(path.path), "kind": path.kind, "title": path.title} for path in plan.paths],
+        paths=[path.to_json() for path in plan.paths],
         memory=_memory(recipes, args.device_memory),
-        xfails=plan.xfails,
+        options=check_options(args, examples=args.examples, train=plan.train),
         brief=not args.verbose,
     )
     kept = None if args.no_cache else _kept_folder()
-    return judging.judge(
-        plan.targets, examples=args.examples, train=plan.train, fails_not_checked=args.fail_not_checked, kept=kept
-    )
+    return judging.judge(plan.targets, kept)
 
 
 def _kept_folder() -> Path | None:
@@ -176,7 +203,7 @@ def _memory(recipes: Sequence[RecipeTarget], size: str | None) -> list[dict[str,
 
 VERB = Verb(
     "check",
-    "check recipes and their rows, tokenizers and adapters",
+    "check recipes, rows, ids and labels, tokenizers, adapters",
     _add_options,
     run,
     description=_DESCRIPTION,
@@ -186,8 +213,11 @@ VERB = Verb(
         "mistral-lora check recipe.yaml --device-memory 80GB",
         "mistral-lora check rows.jsonl --tokenizer checkpoints/my-mistral",
         "mistral-lora check rows.jsonl --tokenizer spm-v3",
+        "mistral-lora check encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+        "mistral-lora check --runner NAME --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
         "mistral-lora check lora-out --base models/base",
         "mistral-lora check merged lora-out --base models/base",
     ),
     failure="a check finds an error, or no check could judge anything",
+    alias="audit",
 )

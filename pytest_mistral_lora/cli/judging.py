@@ -26,8 +26,7 @@ from pytest_mistral_lora.errors import EXIT_FINDING, InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.known import Xfail
-    from pytest_mistral_lora.conformance.rule_set import RuleSet
+    from pytest_mistral_lora.conformance.check_options import CheckOptions
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.report.judged import Judged
@@ -47,7 +46,7 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_xfails_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--xfails`, which `judging.known_deviations` reads."""
+    """Add `--xfails`, which `check_options` reads."""
     parser.add_argument(
         "--xfails",
         type=INPUT,
@@ -83,10 +82,10 @@ def _rows_page(report: Path) -> Path:
     return rows_page(report)
 
 
-def add_baseline_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--baseline`, whose file must be new."""
+def add_write_xfails_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--write-xfails`, whose file must be new."""
     parser.add_argument(
-        "--baseline",
+        "--write-xfails",
         type=PathArgument("written", output_file()),
         metavar="FILE",
         help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
@@ -94,21 +93,28 @@ def add_baseline_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_judging_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--xfails`, `--rules`, `--baseline`, `--report` and `--output-format`."""
+    """Add `--xfails`, `--rules`, `--write-xfails`, `--report` and `--output-format`."""
     add_xfails_option(parser)
     add_rules_option(parser)
-    add_baseline_option(parser)
+    add_write_xfails_option(parser)
     add_report_option(parser)
     add_format_option(parser)
 
 
-def add_format_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--output-format` to a verb that judges, and `--json` as its short form."""
+def add_format_option(parser: argparse.ArgumentParser, jsonl: str = "") -> None:
+    """Add `--output-format` to a verb that judges, and `--json` as its short form.
+
+    Args:
+        parser: The parser of the verb.
+        jsonl: What `jsonl` prints; empty if the verb does not have it.
+    """
     parser.add_argument(
         "--output-format",
-        choices=("text", "json", "github"),
+        choices=("text", "json", *(("jsonl",) if jsonl else ()), "github"),
         default="text",
-        help="github prints annotations and adds to the job's summary (default: text)",
+        help="github prints annotations and adds to the job's summary"
+        + (f"; jsonl prints {jsonl}" if jsonl else "")
+        + " (default: text)",
     )
     parser.add_argument(
         "--json",
@@ -117,6 +123,31 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
         dest="output_format",
         help="print JSON instead of text, as --output-format json",
     )
+
+
+def check_options(args: argparse.Namespace, **decided: Any) -> CheckOptions:
+    """Return what a command line decides about the checks.
+
+    Args:
+        args: The command line, with some of the options of this module.
+        decided: What the verb decides, or other options of it.
+
+    Raises:
+        InputError: If the known deviations cannot be read, the version of the rules is unknown, or the file for the
+            list of all findings exists.
+    """
+    from pytest_mistral_lora.conformance.check_options import CheckOptions, parse_fail_on, require_new
+    from pytest_mistral_lora.conformance.known import known_deviations
+    from pytest_mistral_lora.conformance.rule_set import RuleSet
+
+    rules, written = getattr(args, "rules", None), getattr(args, "write_xfails", None)
+    given: dict[str, Any] = {
+        "fail_on": parse_fail_on(getattr(args, "fail_on", None), "--fail-on"),
+        "xfails": known_deviations(args.xfails, "--xfails"),
+        "rules": None if rules is None else RuleSet.of(rules, "--rules"),
+        "write_xfails": None if written is None else require_new(written, "--write-xfails"),
+    }
+    return CheckOptions(**given | decided)
 
 
 @dataclass(frozen=True)
@@ -149,11 +180,9 @@ class Judging:
     Attributes:
         command: The command line that was typed; its second word is the verb.
         output_format: A choice of `--output-format`.
+        options: What the user decides.
         paths: The given paths and their kinds.
         memory: The estimates of memory, one for each recipe.
-        xfails: Known deviations that do not fail.
-        rules: The rules of an earlier version, or None.
-        baseline: The file for the list of all findings, or None.
         reports: The files of reports.
         brief: Whether a run without an error prints a few lines.
         view: What is printed in place of the output of `check`; None for that.
@@ -162,52 +191,41 @@ class Judging:
 
     command: str
     output_format: str
+    options: CheckOptions
     paths: Sequence[Any] = ()
     memory: Sequence[Mapping[str, Any]] = ()
-    xfails: Sequence[Xfail] = ()
-    rules: RuleSet | None = None
-    baseline: Path | None = None
     reports: Sequence[Path] = ()
     brief: bool = False
     view: VerbView | None = None
     has_bar: bool = False
 
     @classmethod
-    def of(cls, args: argparse.Namespace, **given: Any) -> Judging:
+    def of(cls, args: argparse.Namespace, options: CheckOptions, **given: Any) -> Judging:
         """Return how the targets of a command line are judged.
 
         Args:
-            args: The command line, with the options that `add_judging_options` adds; without `--baseline`, none is
-                written.
+            args: The command line, with `--report` and `--output-format`.
+            options: What the user decides, as `check_options` reads it.
             given: The attributes that the verb decides.
-
-        Raises:
-            InputError: If the version of `--rules` is unknown.
         """
-        from pytest_mistral_lora.conformance.rule_set import RuleSet
+        return cls(shlex.join([PROGRAM, *args.words]), args.output_format, options, reports=args.report, **given)
 
-        version = getattr(args, "rules", None)
-        rules = None if version is None else RuleSet.of(version, "--rules")
-        options = {"baseline": getattr(args, "baseline", None), "reports": args.report, "rules": rules}
-        return cls(shlex.join([PROGRAM, *args.words]), args.output_format, **options, **given)
-
-    def judge(self, targets: Sequence[Target], **options: Any) -> int:
+    def judge(self, targets: Sequence[Target], kept: Path | None = None) -> int:
         """Judge targets, print and write the outcome, and return the exit code.
 
         Args:
             targets: The targets.
-            options: The options of `opened_session`.
+            kept: As for `opened_session`.
         """
         # Set before the first import that reads it: otherwise each small model draws a bar when it loads
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from pytest_mistral_lora.conformance.session import opened_session
 
-        with opened_session(targets, xfails=self.xfails, rules=self.rules, **options) as session:
+        with opened_session(targets, self.options, kept=kept) as session:
             with _progress(shown=not self.has_bar) as show:
                 for number, outcome in enumerate(session.run(self._commands), start=1):
                     show(f"{number} checks; {outcome.nodeid}")
-            if self.baseline is not None:
-                session.write_baseline(self.baseline)
+            session.write_xfails()
             sys.stderr.write("".join(f"{xfail.unmatched}\n" for xfail in session.unmatched))
             fits = all(recipe.get("fits", True) for recipe in self.memory)
             code = session.exit_code if fits else EXIT_FINDING
@@ -232,7 +250,7 @@ class Judging:
             target: The name of the target, which is the last part of its path if no other has that.
         """
         words = shlex.split(self.command)
-        for option in ("--report", "--baseline", "--output", "--output-format"):
+        for option in ("--report", "--write-xfails", "--output", "--output-format"):
             while option in words:
                 at = words.index(option)
                 del words[at : at + 2]
@@ -257,7 +275,7 @@ class Judging:
         from pytest_mistral_lora.conformance.next_command import next_lines
         from pytest_mistral_lora.report import write_styled
 
-        if self.view is not None and self.output_format == "json":
+        if self.view is not None and self.output_format in ("json", "jsonl"):
             self.view.print_data(session)
             return
         if self.output_format != "text":

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, check_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -78,13 +78,12 @@ def run_verify(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.manifest import value_results
     from pytest_mistral_lora.conformance.model_targets import RecordTarget
     from pytest_mistral_lora.formats.sources import recorded_file
-    from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.verify import verify
 
     # one path may be a folder, whose files are found by name; several paths are files in the recipe's order
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
-    xfails = known_deviations(args.xfails, "--xfails")
+    options = check_options(args, fail_on=frozenset({"note"}))
     folder = AdapterFolder(args.folder, BaseFolder(args.base) if args.base else None)
     if (args.folder / "adapter_config.json").is_file() and not folder.has_manifest:
         raise InputError(
@@ -104,14 +103,14 @@ def run_verify(args: argparse.Namespace) -> int:
     judging = Judging.of(
         args,
         paths=[{"path": str(folder.manifest_file)}],
-        xfails=xfails,
+        options=options,
         view=VerbView(
             partial(_lines, facts, verbose=args.verbose),
             partial(_verdict, facts),
             partial(_print_facts, facts),
         ),
     )
-    return judging.judge([target], fails_notes=True)
+    return judging.judge([target])
 
 
 def _lines(facts: Sequence[FieldCheck], session: Session, *, verbose: bool) -> Iterator[str]:

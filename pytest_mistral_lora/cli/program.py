@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli import (
-    audit,
     chat,
     check,
     compare,
@@ -77,7 +76,6 @@ _GROUPS = {
     "more": (
         doctor.VERB,
         start.PIN,
-        audit.VERB,
         rules.VERB,
         compare.VERB,
         manifests.DIFF,
@@ -201,15 +199,16 @@ def _require_endpoint() -> None:
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Parse words; an unknown verb or option is refused with the most similar one."""
     names = [name for verbs in VERBS.values() for name in verbs]
+    known = [*names, *(verb.alias for verbs in VERBS.values() for verb in verbs.values() if verb.alias)]
     if any("\0" in word for word in words):
         parser.error("a word with a null character, which no name of a file has")
     if without := next((word for word in words if re.fullmatch(r"--[a-z][\w-]*=--", word)), None):
         # argparse takes `--` for the end of the options, also as a value, and returns an empty list instead of a text
         parser.error(f"{without}: expected a value")
-    words = _verb_first(words, names)
+    words = _verb_first(words, known)
     # argparse has suggestions only from Python 3.14 on; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
-    if first is not None and first not in names:
+    if first is not None and first not in known:
         hint = did_you_mean(first, names) or f": choose one of {', '.join(names)}"
         parser.error(f"unknown verb {first!r}{hint}")
     args, unknown = parser.parse_known_args(words)

@@ -93,7 +93,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--limit", type=whole_number, metavar="N", help=f"only the first rows (with --html: {_PAGE_ROWS})"
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
+    output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora check` reads them")
     output.add_argument(
         "--html",
         type=PathArgument("written", output_file(_is_page)),
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if found.kind not in ("rows", "encoded", "recipe"):
         raise InputError(f"this is {found.title}", place=str(args.rows), expected="rows, encoded rows, or a recipe")
     if found.kind == "encoded" and args.objective is not None and args.compare is None:
-        step = f"Judge them by it: mistral-lora audit {shlex.quote(str(args.rows))} --objective {args.objective}"
+        step = f"Judge them by it: mistral-lora check {shlex.quote(str(args.rows))} --objective {args.objective}"
         raise InputError("--objective is for rows, and encoded rows have their labels", next_step=step)
     view = _view_of(args)
     errors: list[RowError] = []
@@ -204,7 +204,7 @@ class _View:
         if conversation is None:
             if len(self.encoders) > 1:
                 found = f"{len(line.rows)} conversations" if line.rows else "no messages"
-                step = "Judge it: mistral-lora audit reads conversations back from the ids."
+                step = "Judge it: mistral-lora check reads conversations back from the ids."
                 raise RowError(f"{found}, and --compare encodes one", place=line.place, next_step=step)
             return [TokenSide("stored", line.input_ids, line.labels, encoder.shown)]
         expected = encoder.encode(conversation.with_objective(self.objective))

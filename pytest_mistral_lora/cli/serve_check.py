@@ -18,6 +18,7 @@ from pytest_mistral_lora.cli.judging import (
     add_report_option,
     add_rules_option,
     add_xfails_option,
+    check_options,
 )
 from pytest_mistral_lora.cli.verb import (
     INPUT,
@@ -196,8 +197,6 @@ def _ask_declared(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace, chosen: ServerChoice) -> int:
     """Check a server, as the options say."""
-    from pytest_mistral_lora.judging import known_deviations
-
     adapter, named = _adapters(args.adapter)
     folders = [folder for _, folder in named]
     for path in (
@@ -223,8 +222,8 @@ def _ask(args: argparse.Namespace, chosen: ServerChoice) -> int:
     if args.answers or args.probe:
         questions |= {"asks_answers": True, "probe_answers": _said_by(args.probe) if args.probe else None}
     target = chosen.target(name_of(chosen.name), tokenizer, adapter, **questions)
-    xfails = known_deviations(args.xfails, "--xfails")
-    judging = Judging.of(args, xfails=xfails)
+    options = check_options(args)
+    judging = Judging.of(args, options=options)
     if not isinstance(target, ServerTarget):
         return judging.judge([target])
     return judging.judge([_asked(target)])

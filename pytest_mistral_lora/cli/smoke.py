@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
+from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options, check_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -24,8 +24,8 @@ from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
+    from pytest_mistral_lora.conformance.check_options import CheckOptions
     from pytest_mistral_lora.conformance.finding import Result
-    from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.session import Session
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.gate.folder import FolderGate
@@ -157,17 +157,16 @@ def _refuse_judging(args: argparse.Namespace) -> None:
     found = "without transcripts, no answer is judged"
     if args.output_format not in _PRINTED:
         raise InputError(found, place="--output-format", expected=f"{' or '.join(_PRINTED)}")
-    for option in ("xfails", "baseline", "report"):
+    for option in ("xfails", "write_xfails", "report"):
         if getattr(args, option):
-            raise InputError(found, place=f"--{option}", expected="neither --rows nor --record")
+            raise InputError(found, place=f"--{option.replace('_', '-')}", expected="neither --rows nor --record")
 
 
 def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.conformance.transcript import answer_results
-    from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.training.generate.judge import compare
 
-    xfails = known_deviations(args.xfails, "--xfails")
+    options = check_options(args, fail_on=frozenset({"note"}))
     comparison = compare(args.adapter, args.golden, args.base, device=args.device, display=display)
     display.close()
     results = answer_results(comparison.judgements, comparison.golden)
@@ -176,25 +175,25 @@ def _compare(args: argparse.Namespace, display: RunDisplay) -> int:
         lambda session: _tier_line(comparison),
         partial(_print_comparison, comparison),
     )
-    return _judge(args, comparison.golden, xfails, results, view)
+    return _judge(args, comparison.golden, options, results, view)
 
 
 def _judge(
-    args: argparse.Namespace, path: Path, xfails: Sequence[Xfail], results: Iterable[tuple[str, Result]], view: VerbView
+    args: argparse.Namespace, path: Path, options: CheckOptions, results: Iterable[tuple[str, Result]], view: VerbView
 ) -> int:
     """Judge the results of the adapter's answers, and return the exit code.
 
     Args:
         args: The options.
         path: The path that the report names.
-        xfails: The known deviations, which were read before the long work.
+        options: What the user decides, which was read before the long work.
         results: The result of each check, by its case.
         view: What is printed.
     """
     from pytest_mistral_lora.conformance.model_targets import RecordTarget
 
-    judging = Judging.of(args, paths=[{"path": str(path)}], xfails=xfails, view=view)
-    return judging.judge([RecordTarget.of(args.adapter, "transcript", results)], fails_notes=True)
+    judging = Judging.of(args, paths=[{"path": str(path)}], options=options, view=view)
+    return judging.judge([RecordTarget.of(args.adapter, "transcript", results)])
 
 
 def _print_comparison(comparison: TranscriptComparison, session: Session) -> None:
@@ -231,11 +230,10 @@ def _tier_line(comparison: TranscriptComparison) -> str:
 def _gate(args: argparse.Namespace, display: RunDisplay) -> int:
     from pytest_mistral_lora.conformance.finding import Result
     from pytest_mistral_lora.conformance.transcript import gate_results
-    from pytest_mistral_lora.judging import known_deviations
     from pytest_mistral_lora.places import Place
     from pytest_mistral_lora.training.gate.folder import folder_gate
 
-    xfails = known_deviations(args.xfails, "--xfails")
+    options = check_options(args, fail_on=frozenset({"note"}))
     measured = folder_gate(args.adapter, args.base, dataset=args.dataset, device=args.device, display=display)
     display.close()
     # the rows were compared with the recorded ones: a gate without a decision is a pass of this check alone
@@ -246,7 +244,7 @@ def _gate(args: argparse.Namespace, display: RunDisplay) -> int:
         lambda session: f"gate: {measured.gate.verdict}. {measured.gate.how}",
         lambda session: print_json({**measured.to_json(), "passed": session.exit_code == EXIT_OK}),
     )
-    return _judge(args, args.adapter, xfails, results, view)
+    return _judge(args, args.adapter, options, results, view)
 
 
 def _gate_lines(measured: FolderGate) -> list[str]:

@@ -51,6 +51,7 @@ class Verb:
         failure: The reason of exit code 1, as the end of a sentence that begins with "The exit code is 1 if"; empty if
             the verb never returns 1.
         memory_advice: Advice for a user whose memory ran out.
+        alias: A second name, which no list has; empty for none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Verb:
     examples: Sequence[str]
     failure: str = ""
     memory_advice: str = ""
+    alias: str = ""
 
     def add_parser(self, verbs: Verbs) -> None:
         """Add the parser of the verb to those of the program."""
@@ -69,6 +71,7 @@ class Verb:
         epilog += f"For all exit codes: {PROGRAM} --help"
         parser = verbs.add_parser(
             self.name,
+            aliases=[self.alias] if self.alias else [],
             description=wrapped_text(self.description),
             epilog=epilog,
             # argparse's own formatter would join the lines of the examples

@@ -133,7 +133,7 @@ class Rule:
         why: The consequence of breaking it.
         fix_text: The way to mend the artifact, with placeholders for its paths; `fix` in the file.
         source: The thread, specification or reference code that the rule comes from.
-        severity: `error` fails a check; `note` is shown, and fails only with `--mistral-strict`.
+        severity: `error` fails a check; `note` is shown, and fails only with `--fail-on note`.
         since: The first version of this package that has it, such as `0.1`.
         error_since: The first version in which it is an error, if it was a note before; else empty.
         proof: What proves a finding. A rule that is a note may have two: of its notes, and of its errors.
@@ -340,7 +340,7 @@ class Finding:
         tokens: The tokens around the first difference, or None.
         name: The name of its cause, or its name within its rule, such as `ML107.encoding`, by which a list of known
             deviations accepts it alone; may be empty.
-        severity: `error` fails the check; `note` only under `--mistral-strict`. It is its rule's, unless a note is
+        severity: `error` fails the check; `note` only with `--fail-on note`. It is its rule's, unless a note is
             raised to an error, for example because the fault is in every row, or the run is by older rules.
         error_from: The version from which it is an error, if it is a note because the run is by older rules; else
             empty.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
 from pytest_mistral_lora.conformance.finding import RULES, Finding
-from pytest_mistral_lora.errors import did_you_mean
+from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
@@ -201,6 +201,26 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
             raise ValueError(f"{place}: {name} is listed twice; it is already in {xfails[name].place}")
         xfails[name] = Xfail(name, reason, place, until, is_of_fault)
     return tuple(xfails.values())
+
+
+def known_deviations(file: Path | None, option: str) -> tuple[Xfail, ...]:
+    """Return the known deviations of a file; none without a file.
+
+    Args:
+        file: The file, or None.
+        option: The option that names it, for errors.
+
+    Raises:
+        InputError: If it cannot be read, or a line is invalid.
+    """
+    if file is None:
+        return ()
+    try:
+        return read_xfails(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", place=option) from error
+    except ValueError as error:
+        raise InputError(str(error), place=option) from error
 
 
 def _require_fault(name: str, place: str) -> None:

@@ -35,7 +35,9 @@ def next_command(session: Session, command: str = "") -> str:
     from pytest_mistral_lora.report import commands_in
 
     failing = [
-        cause.simplest for cause in session.causes() if session.fails_notes or cause.simplest.severity == "error"
+        cause.simplest
+        for cause in session.causes()
+        if session.options.fails_notes or cause.simplest.severity == "error"
     ]
     if failing:
         commands = commands_in(failing[0].next_step)

@@ -55,6 +55,10 @@ class RecognisedPath:
     title: str
     content: bytes | None = field(default=None, compare=False, repr=False)
 
+    def to_json(self) -> dict[str, str]:
+        """Return the path and its kind as plain data."""
+        return {"path": str(self.path), "kind": self.kind, "title": self.title}
+
 
 def recognised(path: Path, base: Path | None = None, kind: str = "") -> RecognisedPath:
     """Return a path with its kind.
@@ -177,7 +181,7 @@ def _file(path: Path) -> RecognisedPath:
     if title := _model_file(path, head):
         return RecognisedPath(path, "gguf", title)
     if path.suffix == ".py":
-        step = f"If it encodes rows, judge them: mistral-lora audit --runner {shlex.quote(str(path))} --tokenizer PATH"
+        step = f"If it encodes rows, judge them: mistral-lora check --runner {shlex.quote(str(path))} --tokenizer PATH"
         raise _unknown(path, f"{step} --dataset rows.jsonl")
     container = container_of(head, path)
     if container == Container(VALUES) or (path.suffix == ".json" and container == Container(LINES)):

@@ -230,6 +230,7 @@ OBSERVERS: list[str] = [
         "every_side:SIDES",
         "every_side:RATINGS",
         "declared_answers:DECLARED",
+        "declared_answers:CUT",
     )
 ]
 """The importable names of the observers, in order: `package.module:NAME`. Add yours behind them.

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.conformance.baseline import baseline_text
+from pytest_mistral_lora.conformance.check_options import DEFAULT, CheckOptions
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Result
@@ -26,7 +26,7 @@ from pytest_mistral_lora.conformance.known import (
     unknown_among,
 )
 from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
-from pytest_mistral_lora.conformance.rule_set import RuleSet
+from pytest_mistral_lora.conformance.written_xfails import xfails_text
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
@@ -45,13 +45,10 @@ class Session:
 
     Attributes:
         settings: The settings of the checks.
-        xfails: The known deviations.
-        fails_notes: Whether notes fail.
-        fails_not_checked: Whether checks that could not judge fail.
+        options: What the user decides.
         leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
         kept: The results of earlier runs, or None.
         keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
-        rules: The rules of an earlier version, by which findings fail; None for those of this version.
         collected: The node id of each check, deselected ones included.
         deselected: The number of deselected checks.
         outcomes: The outcome of each check that ran.
@@ -61,14 +58,11 @@ class Session:
         self,
         targets: Callable[[], Sequence[Target]],
         settings: Settings,
+        options: CheckOptions = DEFAULT,
         *,
-        xfails: Sequence[Xfail] = (),
-        fails_notes: bool = False,
-        fails_not_checked: bool = False,
         leaves_out_targets: bool = False,
         kept: KeptResults | None = None,
         keeps_going: bool = False,
-        rules: RuleSet | None = None,
     ) -> None:
         """Begin a run.
 
@@ -76,22 +70,16 @@ class Session:
             targets: Makes the targets. It is called on first use, and raises an error of this project if a target
                 cannot be used.
             settings: The settings of the checks.
-            xfails: The known deviations.
-            fails_notes: Whether notes fail.
-            fails_not_checked: Whether checks that could not judge fail.
+            options: What the user decides.
             leaves_out_targets: Whether the configuration of the run names more targets than the run judges.
             kept: The results of earlier runs, for a run by `run`; None to run every check.
             keeps_going: Whether a check that stops with an error is not checked, and the run goes on.
-            rules: The rules of an earlier version, by which findings fail; None for those of this version.
         """
         self.settings = settings
-        self.xfails: tuple[Xfail, ...] = tuple(xfails)
-        self.fails_notes = fails_notes
-        self.fails_not_checked = fails_not_checked
+        self.options = options
         self.leaves_out_targets = leaves_out_targets
         self.kept = kept
         self.keeps_going = keeps_going
-        self.rules = rules
         self.collected: list[str] = []
         self.deselected = 0
         self.outcomes: list[CheckOutcome] = []
@@ -163,19 +151,20 @@ class Session:
         def server() -> str:
             return check.target.served_by
 
-        found = result.findings if self.rules is None else tuple(self.rules.applied(result.findings))
+        rules = self.options.rules
+        found = result.findings if rules is None else tuple(rules.applied(result.findings))
         outcome = CheckOutcome(
             check.target.name,
             check.subject,
             check.case,
             "passed",
-            findings=tuple(unknown_among(found, nodeid, self.xfails, server)),
-            known=tuple(known_among(found, nodeid, self.xfails, server)),
+            findings=tuple(unknown_among(found, nodeid, self.options.xfails, server)),
+            known=tuple(known_among(found, nodeid, self.options.xfails, server)),
             not_checked=result.not_checked,
             facts=dict(result.facts),
         )
         state: State = "skipped" if result.not_checked else "passed"
-        if outcome.failing(notes=self.fails_notes) or self.fails_unchecked(outcome):
+        if outcome.failing(notes=self.options.fails_notes) or self.fails_unchecked(outcome):
             state = "failed"
         elif any(finding.severity == "error" for finding in found):
             state = "known"
@@ -184,8 +173,8 @@ class Session:
     def fails_unchecked(self, outcome: CheckOutcome) -> bool:
         """Return whether a check fails because it could not judge."""
         # such a check breaks no rule, so only its node id can accept it
-        is_accepted = any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self.xfails)
-        return bool(outcome.not_checked) and self.fails_not_checked and not is_accepted
+        is_accepted = any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self.options.xfails)
+        return bool(outcome.not_checked) and self.options.fails_not_checked and not is_accepted
 
     def take(self, outcome: CheckOutcome) -> None:
         """Keep the outcome of a check of this or another process."""
@@ -226,7 +215,7 @@ class Session:
         A fault that has ended, or that nobody has checked with the versions of the run, still accepts its findings.
         """
         lines, remarked = [], set()
-        for xfail in self.xfails:
+        for xfail in self.options.xfails:
             for standing in self._standings(xfail):
                 if standing.remark and xfail.id not in remarked:
                     remarked.add(xfail.id)
@@ -244,9 +233,10 @@ class Session:
     def remarks_on_rules(self) -> list[str]:
         """A line on the findings that count by newer rules alone; empty if there is none."""
         newer = sum(bool(cause.simplest.from_version) for cause in self.causes())
-        if self.rules is None or not newer:
+        rules = self.options.rules
+        if rules is None or not newer:
             return []
-        return [f"rules of {self.rules.version}: {counted(newer, 'note')} of later rules or bounds"]
+        return [f"rules of {rules.version}: {counted(newer, 'note')} of later rules or bounds"]
 
     def _standings(self, xfail: Xfail) -> list[Standing]:
         """Return what the fact behind a known deviation says about the run; empty for one that names no known fault."""
@@ -258,7 +248,7 @@ class Session:
         return {outcome.target: proof for outcome in self.outcomes if (proof := outcome.facts.get("server of"))}
 
     def _without_finding(self) -> list[Xfail]:
-        return [xfail for xfail in self.xfails if not any(outcome.meets(xfail) for outcome in self.outcomes)]
+        return [xfail for xfail in self.options.xfails if not any(outcome.meets(xfail) for outcome in self.outcomes)]
 
     def _is_looked_for(self, xfail: Xfail) -> bool:
         """Return whether every check that can find a deviation ran, and a check of its own subjects could judge."""
@@ -407,15 +397,16 @@ class Session:
         causes = list(self.causes())
         return failed_rows(causes, self.targets) if causes else []
 
-    def write_baseline(self, path: Path) -> None:
-        """Write the list of known deviations that accepts this run; you add the reasons.
+    def write_xfails(self) -> None:
+        """Write the list of known deviations that accepts this run, if the user names a file; you add the reasons.
 
         Raises:
             InputError: If the file cannot be written.
         """
         from pytest_mistral_lora.records.files import write_text
 
-        write_text(path, baseline_text(self.outcomes, notes=self.fails_notes, not_checked=self.fails_not_checked))
+        if self.options.write_xfails is not None:
+            write_text(self.options.write_xfails, xfails_text(self.outcomes, self.options))
 
     def report(self, command: str, folder: Path, exit_code: int | None = None) -> dict[str, Any]:
         """Return the report of the run as plain JSON data.
@@ -461,36 +452,24 @@ class Session:
 @contextmanager
 def opened_session(
     targets: Sequence[Target],
+    options: CheckOptions = DEFAULT,
     *,
-    examples: int = 20,
-    device: str = "auto",
-    train: bool = False,
-    xfails: Sequence[Xfail] = (),
-    fails_notes: bool = False,
-    fails_not_checked: bool = False,
     kept: Path | None = None,
     keeps_going: bool = False,
-    rules: RuleSet | None = None,
 ) -> Iterator[Session]:
     """Yield a session in this process only; if it makes a folder, the folder is removed at the end.
 
     Args:
         targets: The targets.
-        examples: Hypothesis examples for each law.
-        device: Device of the models: `auto`, `cpu` or `cuda`.
-        train: Whether to run the tiny train with the tokenizers.
-        xfails: The known deviations.
-        fails_notes: Whether notes fail.
-        fails_not_checked: Whether checks that could not judge fail.
+        options: What the user decides.
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
-        rules: As for `Session`.
     """
     settings = Settings(
-        examples=examples,
-        seed=None,
-        device=device,
-        skip_training=not train,
+        examples=options.examples,
+        seed=options.seed,
+        device=options.device,
+        skip_training=not options.train,
         golden_folders=(),
         update=False,
         shared_folder=None,
@@ -501,13 +480,4 @@ def opened_session(
             from pytest_mistral_lora.conformance.kept_results import KeptResults
 
             results = KeptResults(kept)
-        yield Session(
-            lambda: targets,
-            settings,
-            xfails=xfails,
-            fails_notes=fails_notes,
-            fails_not_checked=fails_not_checked,
-            kept=results,
-            keeps_going=keeps_going,
-            rules=rules,
-        )
+        yield Session(lambda: targets, settings, options, kept=results, keeps_going=keeps_going)

@@ -106,7 +106,7 @@ class Importer(ABC):
         is_here = base is not None and is_folder(base)
         tokenizer = shlex.quote(base) if base is not None and is_here else "PATH"
         named = "" if base is None or is_here else f", with the folder of {base:.80} as PATH"
-        judged = f"mistral-lora audit --runner {runner} --config {file} --tokenizer {tokenizer}"
+        judged = f"mistral-lora check --runner {runner} --config {file} --tokenizer {tokenizer}"
         step = f"Judge its rows{named}: {judged}. Convert its data: mistral-lora import {file} --to rows.jsonl"
         return f"a configuration of {self.title}", step
 

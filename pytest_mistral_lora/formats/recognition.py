@@ -72,7 +72,7 @@ _NO_TURNS = {
         "an article with its questions, as in SQuAD's own files (paragraphs)",
         "Write a row for each of `qas`: its `context` and `question` as a message of the user, and one of its answers.",
     ),
-    "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
+    "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora check FILE --tokenizer PATH"),
     "segments": (
         "a text in segments that are trained on or not (segments)",
         "Segments have no turns: write messages with roles.",

@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.conformance.encoded.lines import has_row
 from pytest_mistral_lora.conformance.encoded.sides import has_sides, split_sides
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.formats.declared_keys import DECLARED_KEYS, declared_values
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
 from pytest_mistral_lora.places import NOWHERE
 
@@ -35,7 +36,7 @@ class SourceRow:
     Attributes:
         index: Its number in the dataset.
         sides: Its ids; empty if it has none, because the collator makes them.
-        texts: The messages, texts or gap beside them, if there are any.
+        texts: The messages, texts or gap beside them, if there are any, and what says that the answer was cut.
     """
 
     index: int
@@ -84,6 +85,10 @@ def _texts_of(item: Mapping[str, Any]) -> dict[str, Any]:
         kind = record_kind(item)
         keys = () if kind.is_chat else kind.keys
     texts = {key: item[key] for key in keys if item.get(key) is not None}
+    if "messages" in texts:
+        # a batch does not show what a whole column says; a column may have tensors
+        plain = [(key, value) for key, value in declared_values(item) if isinstance(value, str | int | float)]
+        texts |= {key: value for key, value in plain if DECLARED_KEYS[key].is_cut(value)}
     try:
         json.dumps(texts)
     except (TypeError, ValueError):  # such as images

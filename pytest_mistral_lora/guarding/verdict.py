@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
 from pytest_mistral_lora.conformance.finding import Result
@@ -268,7 +269,7 @@ def judge_run(
             targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes, objective=objective))
 
     require_objectives(targets)
-    with opened_session([*targets, trainer], keeps_going=True, rules=rules) as session:
+    with opened_session([*targets, trainer], CheckOptions(rules=rules), keeps_going=True) as session:
         return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
 
 
@@ -278,7 +279,7 @@ EVALUATION = "eval_batches"
 
 def with_first_step(verdict: Verdict | None, first_step: Mapping[str, Result], rules: RuleSet | None = None) -> Verdict:
     """Return a verdict with the results of the first step, which it could not have before."""
-    with opened_session([_watched(first_step)], rules=rules) as session:
+    with opened_session([_watched(first_step)], CheckOptions(rules=rules)) as session:
         return verdict_of(session, _COMMAND, earlier=verdict)
 
 

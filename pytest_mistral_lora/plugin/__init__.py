@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MARKERS = (
     "mistral_golden: a check of the Mistral conformance suite (made by --mistral-golden)",
-    "mistral_training: trains a model; left out by --mistral-golden-skip-training",
+    "mistral_training: trains a model; left out by --mistral-no-train",
     "mistral_gpu: needs a CUDA device; skipped if there is none",
 )
 
@@ -111,7 +111,7 @@ def served_prompt_ids(
     from pytest_mistral_lora.conformance.server.checks import served_prompt
     from pytest_mistral_lora.plugin.values import server_choices, server_limits
 
-    choice, limits = next(iter(server_choices(pytestconfig)), None), server_limits(pytestconfig, keeps=False)
+    choice, limits = next(iter(server_choices(pytestconfig)), None), server_limits(pytestconfig)
     return lambda row: served_prompt(choice, row, mistral_tokenizer, limits)
 
 

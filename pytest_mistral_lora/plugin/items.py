@@ -14,9 +14,8 @@ from pytest_mistral_lora.conformance.checks import ROOT
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.escaping import printable, safe_text
-from pytest_mistral_lora.plugin.options import SERVER_AT_ONCE, SERVER_SECONDS
+from pytest_mistral_lora.plugin.options import FAIL_ON, RULES, SERVER_SECONDS
 from pytest_mistral_lora.plugin.settings import PluginSettings
-from pytest_mistral_lora.records.asking_limits import AT_ONCE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
@@ -90,7 +89,7 @@ class CheckItem(pytest.Item):
             self.user_properties += [(name, printable(value, lines=False)) for name, value in properties]
         unchecked = f"not checked: {result.not_checked}"
         if judged.state == "failed":
-            failing = judged.failing(notes=self._session.fails_notes)
+            failing = judged.failing(notes=self._session.options.fails_notes)
             texts = [*cause_texts(failing), *([unchecked] if self._session.fails_unchecked(judged) else [])]
             raise CheckFailedError("\n\n".join([*texts, self.next_step()]))
         if judged.state == "known":
@@ -131,21 +130,13 @@ class CheckItem(pytest.Item):
         words += ["--mistral-allow-code"] if self.settings.allow_code else []
         words += [f"--mistral-server={server}" for server in self.settings.servers]
         words += ["--mistral-server-answers"] if self.settings.server_answers else []
-        limits = self.settings.server_limits
-        if limits.seconds:
-            words.append(f"{SERVER_SECONDS.flag}={limits.seconds:g}")
-        if limits.at_once != AT_ONCE:
-            # without the file of kept answers: a server that was mended is asked again
-            words.append(f"{SERVER_AT_ONCE.flag}={limits.at_once}")
+        seconds, options = self.settings.server_limits.seconds, self.settings.options
+        words += [f"{SERVER_SECONDS.flag}={seconds:g}"] if seconds else []
         if self.check.subject == "mask":  # only the checks of this subject generate rows
-            words += ["--mistral-examples", str(self.settings.examples)]
-            words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
-        if self.settings.strict:
-            words.append("--mistral-strict")
-        if self.settings.fails_not_checked:
-            words.append("--mistral-fail-not-checked")
-        if self.settings.rules is not None:
-            words.append(f"--mistral-rules={self.settings.rules.version}")
+            words += ["--mistral-examples", str(options.examples)]
+            words += [] if options.seed is None else ["--mistral-seed", str(options.seed)]
+        words += [f"{FAIL_ON.flag}={','.join(sorted(options.fail_on))}"] if options.fail_on else []
+        words += [] if options.rules is None else [f"{RULES.flag}={options.rules.version}"]
         command = shlex.join(words)
         found = {"rerun": f"{command} -k {shlex.quote(self.check.name)}"}
         if self.check.case.startswith("own-"):

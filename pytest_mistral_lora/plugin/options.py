@@ -163,19 +163,6 @@ SERVER_SECONDS = Option(
     "int",
     "S",
 )
-SERVER_AT_ONCE = Option(
-    "--mistral-server-at-once",
-    "Most open requests to a --mistral-server (default: 4).",
-    "mistral_server_at_once",
-    "int",
-    "N",
-)
-SERVER_KEPT = Option(
-    "--mistral-server-kept",
-    "Keep the answers of the --mistral-server in this file (JSON Lines) as they come, so that a run that was stopped "
-    "goes on where it ended; remove the file to ask for everything again.",
-    metavar="FILE",
-)
 RUNNER = Option(
     "--mistral-runner",
     "Check the ids and labels of another trainer by its name (`mistral-lora runner list` prints them), or of a script "
@@ -208,7 +195,7 @@ UPDATE = Option(
     "Record the goldens of --mistral-golden-dir from its rows again: ids and labels, and with --mistral-adapter or "
     "--mistral-recipe transcripts. Lists each file. Refused in CI (if CI is set) and with pytest-xdist.",
 )
-SKIP_TRAINING = Option("--mistral-golden-skip-training", "Leave out the tiny LoRA train.")
+NO_TRAIN = Option("--mistral-no-train", "Leave out the tiny LoRA train.")
 DEVICE = Option(
     "--mistral-device", "Device of the models: auto (default), cpu or cuda.", "mistral_device", "string", "DEVICE"
 )
@@ -220,12 +207,12 @@ EXAMPLES = Option(
     "N",
 )
 SEED = Option("--mistral-seed", "Generate other rows than the usual ones, by this seed.", metavar="N")
-STRICT = Option("--mistral-strict", "Fail on notes, and on checks that could not run, too.", "mistral_strict", "bool")
-FAIL_NOT_CHECKED = Option(
-    "--mistral-fail-not-checked",
-    "Fail on checks that could not run, but not on notes.",
-    "mistral_fail_not_checked",
-    "bool",
+FAIL_ON = Option(
+    "--mistral-fail-on",
+    "What fails beside errors: note, not-checked (a check that could not run), or both, joined by a comma.",
+    "mistral_fail_on",
+    "string",
+    "WHAT",
 )
 XFAILS = Option(
     "--mistral-xfails",
@@ -251,8 +238,8 @@ RULES = Option(
     "string",
     "VERSION",
 )
-BASELINE = Option(
-    "--mistral-baseline",
+WRITE_XFAILS = Option(
+    "--mistral-write-xfails",
     "Write what this run finds to this new file, with empty reasons to fill in, as --mistral-xfails reads it.",
     metavar="PATH",
 )
@@ -281,27 +268,24 @@ OPTIONS = (
     SERVER_ROWS,
     SERVER_ANSWERS,
     SERVER_SECONDS,
-    SERVER_AT_ONCE,
-    SERVER_KEPT,
     RUNNER,
     ALLOW_CODE,
     GOLDEN_DIR,
     UPDATE,
-    SKIP_TRAINING,
+    NO_TRAIN,
     DEVICE,
     EXAMPLES,
     SEED,
-    STRICT,
-    FAIL_NOT_CHECKED,
+    FAIL_ON,
     XFAILS,
     RULES,
-    BASELINE,
+    WRITE_XFAILS,
     OUTPUT_FORMAT,
     REPORT,
 )
 """Every option; the help text is made from this table."""
 
-WRITTEN = (BASELINE, REPORT, SERVER_KEPT)
+WRITTEN = (WRITE_XFAILS, REPORT)
 """The options of files that a run writes; all other options with paths are read."""
 
 PATH_FLAGS = tuple(option.flag for option in OPTIONS if option.metavar == "PATH")

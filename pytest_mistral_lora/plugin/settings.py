@@ -13,14 +13,14 @@ from pytest_mistral_lora.plugin.options import (
     ADAPTER,
     ALLOW_CODE,
     BASE,
-    BASELINE,
     DATASET,
     DEVICE,
     ENCODED,
     EXAMPLES,
-    FAIL_NOT_CHECKED,
+    FAIL_ON,
     GGUF,
     GOLDEN_DIR,
+    NO_TRAIN,
     OBJECTIVE,
     OUTPUT_FORMAT,
     RECIPE,
@@ -31,14 +31,11 @@ from pytest_mistral_lora.plugin.options import (
     SEED,
     SERVER,
     SERVER_ANSWERS,
-    SERVER_AT_ONCE,
-    SERVER_KEPT,
     SERVER_ROWS,
     SERVER_SECONDS,
-    SKIP_TRAINING,
-    STRICT,
     TOKENIZER,
     UPDATE,
+    WRITE_XFAILS,
     XFAILS,
 )
 from pytest_mistral_lora.plugin.values import (
@@ -49,7 +46,6 @@ from pytest_mistral_lora.plugin.values import (
     option_value,
     oracle_choice,
     read_paths,
-    refuse_workers,
     server_choices,
     server_limits,
     shown_path,
@@ -60,7 +56,7 @@ from pytest_mistral_lora.plugin.values import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.objective import Declaration
-    from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.check_options import CheckOptions
     from pytest_mistral_lora.conformance.rule_set import RuleSet
     from pytest_mistral_lora.conformance.server_target import ServerChoice
     from pytest_mistral_lora.conformance.targets import RunnerChoice
@@ -90,23 +86,15 @@ class PluginSettings:
         servers: Running servers to check, each by its kind, its address, its version and its precision.
         server_rows: Files of rows to ask each server in place of the packaged ones.
         server_answers: Whether each server is asked for the known answers, too.
-        server_limits: The limits of the requests to each server, and the file that keeps the answers of the only one.
+        server_limits: The limits of the requests to each server.
         runners: Other trainers to check.
         allow_code: Whether their configurations are used unchanged, with the code that they name.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
         update: Whether to record these goldens instead of comparing with them.
-        skip_training: Whether to leave out the end-to-end train.
-        device: `auto`, `cpu` or `cuda`.
-        examples: Hypothesis examples for each law.
-        seed: Seed of the examples, or None for the same examples in every run.
-        strict: Whether notes, and checks that could not run, fail.
-        fails_not_checked: Whether checks that could not run fail, if `strict` is not set.
-        xfails: Known deviations that do not fail.
-        rules: The rules of an earlier version, by which findings fail; None for those of this version.
+        options: What is judged by, and what fails.
         leaves_out_targets: Whether the command line replaces targets of the ini file.
         output_format: `text` or `github`.
-        baseline: The file for the list of all findings, or None.
         report: The file for the report, or None.
     """
 
@@ -128,17 +116,9 @@ class PluginSettings:
     require_manifest: bool
     golden_folders: tuple[Path, ...]
     update: bool
-    skip_training: bool
-    device: str
-    examples: int
-    seed: int | None
-    strict: bool
-    fails_not_checked: bool
-    xfails: tuple[Xfail, ...]
-    rules: RuleSet | None
+    options: CheckOptions
     leaves_out_targets: bool
     output_format: str
-    baseline: Path | None
     report: Path | None
 
     @property
@@ -188,17 +168,9 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
         update=bool(config.getoption(UPDATE.dest)),
-        skip_training=bool(config.getoption(SKIP_TRAINING.dest)),
-        device=_device_name(config),
-        examples=whole_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
-        seed=None if config.getoption(SEED.dest) is None else whole_number(config, SEED, 0, least=0),
-        strict=bool(option_value(config, STRICT)[0]),
-        fails_not_checked=bool(option_value(config, FAIL_NOT_CHECKED)[0]),
-        xfails=_known_deviations(config),
-        rules=_rules(config),
+        options=_check_options(config),
         leaves_out_targets=_leaves_out_targets(config),
         output_format=_output_format(config),
-        baseline=written_file(config, BASELINE, _new_file),
         report=written_file(config, REPORT, _report_file, suffixes=_REPORTS),
     )
     _refuse_clashes(config, settings)
@@ -218,7 +190,10 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         raise pytest.UsageError(f"{SERVER_ROWS.flag} is for a server, and none is named; add {SERVER.flag} URL")
     if settings.server_answers and not settings.servers:
         raise pytest.UsageError(f"{SERVER_ANSWERS.flag} is for a server, and none is named; add {SERVER.flag} URL")
-    _require_asked(config, settings)
+    if settings.server_limits.seconds and all(server.is_parsers for server in settings.servers):
+        raise pytest.UsageError(
+            f"{SERVER_SECONDS.flag} is for a running server, and none is named; add {SERVER.flag} URL"
+        )
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     if settings.objective is not None and not (settings.datasets or settings.encoded or settings.runners):
@@ -229,28 +204,6 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     return settings
 
 
-def _require_asked(config: pytest.Config, settings: PluginSettings) -> None:
-    """Refuse limits of requests that no request has, and a file of answers that several would write.
-
-    Raises:
-        pytest.UsageError: If no running server is named; or a file keeps the answers, and several are asked.
-    """
-    given = [option for option in (SERVER_SECONDS, SERVER_AT_ONCE, SERVER_KEPT) if option_value(config, option)[0]]
-    asked = [server for server in settings.servers if not server.is_parsers]
-    if given and not asked:
-        flag = given[0].flag
-        raise pytest.UsageError(f"{flag} is for a running server, and none is named; add {SERVER.flag} URL")
-    if settings.server_limits.kept is None:
-        return
-    number = len(asked) * max(1, len(settings.adapters))
-    if number > 1:
-        raise pytest.UsageError(
-            f"{SERVER_KEPT.flag} keeps the answers of one server to one adapter, and {number} pairs of them are named; "
-            f"run each by itself, with a file of its own"
-        )
-    refuse_workers(config, SERVER_KEPT)
-
-
 def _leaves_out_targets(config: pytest.Config) -> bool:
     """Return whether an option replaces targets of the ini file, whose known deviations this run then cannot meet."""
     targets = (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, GGUF, SERVER, RUNNER)
@@ -258,12 +211,10 @@ def _leaves_out_targets(config: pytest.Config) -> bool:
 
 
 def _new_file(path: Path) -> Path:
-    from pytest_mistral_lora.errors import InputError
+    from pytest_mistral_lora.conformance.check_options import require_new
     from pytest_mistral_lora.records.files import require_writable
 
-    if path.exists():
-        raise InputError(f"{path} exists, and its reasons would be lost; name a new file")
-    return require_writable(path)
+    return require_writable(require_new(path, ""))
 
 
 def _report_file(path: Path) -> Path:
@@ -274,8 +225,7 @@ def _report_file(path: Path) -> Path:
 
 def _refuse_clashes(config: pytest.Config, settings: PluginSettings) -> None:
     """Refuse a file to write that meets a path to read, or another file to write."""
-    kept = settings.server_limits.kept
-    written = {BASELINE.flag: settings.baseline, REPORT.flag: settings.report, SERVER_KEPT.flag: kept}
+    written = {WRITE_XFAILS.flag: settings.options.write_xfails, REPORT.flag: settings.report}
     outputs = {flag: [path] for flag, path in written.items() if path is not None}
     if not outputs:
         return
@@ -320,14 +270,25 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
-    from pytest_mistral_lora.conformance.known import read_xfails
+def _check_options(config: pytest.Config) -> CheckOptions:
+    from pytest_mistral_lora.conformance.check_options import CheckOptions, parse_fail_on
+    from pytest_mistral_lora.conformance.known import known_deviations
     from pytest_mistral_lora.errors import InputError
 
+    (fail_on, fail_on_source), (_, xfails_source) = option_value(config, FAIL_ON), option_value(config, XFAILS)
     try:
-        return tuple(xfail for path in existing_paths(config, XFAILS) for xfail in read_xfails(path))
-    except (InputError, OSError, ValueError) as error:
-        raise pytest.UsageError(f"{option_value(config, XFAILS)[1]}: {error}") from error
+        return CheckOptions(
+            examples=whole_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
+            seed=None if config.getoption(SEED.dest) is None else whole_number(config, SEED, 0, least=0),
+            device=_device_name(config),
+            train=not config.getoption(NO_TRAIN.dest),
+            fail_on=parse_fail_on(fail_on, fail_on_source),
+            xfails=known_deviations(next(iter(existing_paths(config, XFAILS)), None), xfails_source),
+            rules=_rules(config),
+            write_xfails=written_file(config, WRITE_XFAILS, _new_file),
+        )
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _objective(config: pytest.Config) -> Declaration | None:

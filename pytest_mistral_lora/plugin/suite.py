@@ -50,7 +50,7 @@ class Suite:
         self._is_worker = worker is not None
         # paths of the settings are relative to it, and a user's test may change the working directory
         self._home = config.invocation_params.dir
-        self._failed = FailedChecks(strict=settings.strict)
+        self._failed = FailedChecks(fails_notes=settings.options.fails_notes)
         self._leaves_out_tests = False
         if not self._is_worker:
             config.pluginmanager.register(self._failed, "mistral_lora_failed_checks")
@@ -81,24 +81,16 @@ class Suite:
 
         given = self.settings
         settings = Settings(
-            examples=given.examples,
-            seed=given.seed,
-            device=given.device,
-            skip_training=given.skip_training,
+            examples=given.options.examples,
+            seed=given.options.seed,
+            device=given.options.device,
+            skip_training=not given.options.train,
             golden_folders=given.golden_folders,
             update=given.update,
             shared_folder=self._work_folder,
             require_manifest=given.require_manifest,
         )
-        return Session(
-            self._targets,
-            settings,
-            xfails=given.xfails,
-            fails_notes=given.strict,
-            fails_not_checked=given.fails_not_checked or given.strict,
-            leaves_out_targets=given.leaves_out_targets,
-            rules=given.rules,
-        )
+        return Session(self._targets, settings, given.options, leaves_out_targets=given.leaves_out_targets)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -211,7 +203,7 @@ class Suite:
         from pytest_mistral_lora.conformance.train.started_run import start
 
         with chdir(self._home):
-            return start(first.target, self._work_folder, device=self.settings.device)
+            return start(first.target, self._work_folder, device=self.settings.options.device)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -280,8 +272,8 @@ class Suite:
         has_passed = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if has_passed and (self.session.unmatched or self.session.nothing_judged):
             session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self.settings.baseline is not None:
-            self.session.write_baseline(self._home / self.settings.baseline)
+        with chdir(self._home):
+            self.session.write_xfails()
         if self.settings.report is not None:
             params = session.config.invocation_params
             command = shlex.join(["pytest", *map(str, params.args)])

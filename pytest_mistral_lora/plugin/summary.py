@@ -30,11 +30,11 @@ class FailedChecks:
     """Hooks that group failed checks by cause; each check keeps its report, node id and outcome.
 
     Attributes:
-        strict: Whether notes fail.
+        fails_notes: Whether notes fail.
     """
 
-    def __init__(self, *, strict: bool) -> None:
-        self.strict = strict
+    def __init__(self, *, fails_notes: bool) -> None:
+        self.fails_notes = fails_notes
         self._first: dict[str, str] = {}
         self._reports: list[pytest.TestReport] = []
 
@@ -62,7 +62,7 @@ class FailedChecks:
 
     def _fails(self, cause: FindingGroup) -> bool:
         finding = cause.simplest
-        return (self.strict and not finding.is_newer) or finding.severity == "error"
+        return (self.fails_notes and not finding.is_newer) or finding.severity == "error"
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
@@ -245,8 +245,8 @@ def _unchecked_lines(session: Session, settings: PluginSettings, unused: Sequenc
         lines.append(f"  {counted(session.deselected, 'check')} deselected")
     if session.not_run:
         lines.append(f"  {counted(session.not_run, 'check')} not run")
-    if settings.skip_training:
-        lines.append("  train: left out by --mistral-golden-skip-training")
+    if not settings.options.train:
+        lines.append("  train: left out by --mistral-no-train")
     elif {outcome.facts.get("device") for outcome in outcomes if outcome.subject == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
     seen = {outcome.subject for outcome in outcomes}

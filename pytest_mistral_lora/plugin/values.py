@@ -14,8 +14,6 @@ from pytest_mistral_lora.plugin.options import (
     OPTIONS,
     ORACLE,
     SERVER,
-    SERVER_AT_ONCE,
-    SERVER_KEPT,
     SERVER_SECONDS,
     TOKENIZER,
     UPDATE,
@@ -199,27 +197,18 @@ def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def server_limits(config: pytest.Config, *, keeps: bool = True) -> AskingLimits:
+def server_limits(config: pytest.Config) -> AskingLimits:
     """Return how a run asks each server.
 
     Args:
         config: The configuration of a session.
-        keeps: Whether answers are kept in the file of the run; False for requests of tests, which ask anew.
 
     Raises:
-        pytest.UsageError: If a limit is not a whole number from 1 on, or the file has something else than answers.
+        pytest.UsageError: If the limit is not a whole number from 1 on.
     """
-    from pytest_mistral_lora.records.asking_limits import AT_ONCE, AskingLimits, is_kept
+    from pytest_mistral_lora.records.asking_limits import AskingLimits
 
-    def require_kept(path: Path) -> Path:
-        from pytest_mistral_lora.records.files import require_writable
-
-        return require_writable(path, is_kept)
-
-    seconds = whole_number(config, SERVER_SECONDS, 0, least=1)
-    at_once = whole_number(config, SERVER_AT_ONCE, AT_ONCE, least=1)
-    kept = written_file(config, SERVER_KEPT, require_kept) if keeps else None
-    return AskingLimits(seconds, at_once, kept)
+    return AskingLimits(whole_number(config, SERVER_SECONDS, 0, least=1))
 
 
 def whole_number(config: pytest.Config, option: Option, default: int, *, least: int) -> int:

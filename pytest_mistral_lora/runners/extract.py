@@ -240,7 +240,7 @@ def extract(
         raise RunnerError(
             f"{runner.title} is given conversations, and this row is {other.kind.title}",
             place=other.place,
-            next_step="Judge the rows that it has prepared: mistral-lora audit FOLDER --tokenizer PATH",
+            next_step="Judge the rows that it has prepared: mistral-lora check FOLDER --tokenizer PATH",
         )
     # in ASCII: a script that splits the text into lines must not split at a line separator within a row
     records = [rows[0].kind.record(rows) for rows in by_record(rows)]

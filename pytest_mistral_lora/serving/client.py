@@ -46,8 +46,8 @@ SLOW = (
     "(pytest: --mistral-server-request-seconds 600)."
 )
 BUSY_STEP = (
-    "Ask again when the server has less to do, send fewer requests at once (--at-once 1; pytest: "
-    "--mistral-server-at-once 1), or raise its limit of requests."
+    "Ask again when the server has less to do, send fewer requests at once (serve-check --at-once 1), or raise its "
+    "limit of requests."
 )
 _WITHOUT_TLS = "If the server has no certificate, write http:// (on this machine alone)."
 

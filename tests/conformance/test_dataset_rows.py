@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,12 +244,16 @@ WHOLE = r'{"a": ["\u00e9\n", -1.5e-3, true, null], "b": {"c": false}}'
 @pytest.mark.parametrize("length", range(1, len(WHOLE)))
 def test_arguments_that_were_cut_are_an_error(length: int) -> None:
     assert cut_call(WHOLE[:length]).severity == "error"
+    # as ids have them
+    assert cut_call(json.dumps(WHOLE[:length])).severity == "error"
 
 
 @pytest.mark.parametrize(
     ("arguments", "keys"),
     [
         ("{'city': 'Os", {}),
+        (json.dumps("{'city': 'Os"), {}),
+        (json.dumps('{"city": "Oslo"}'), {}),
         ('{"city": Os', {}),
         ('{"city": "Oslo"} and', {}),
         ('{"city": .', {}),

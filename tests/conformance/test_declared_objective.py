@@ -317,10 +317,8 @@ def test_a_wrong_objective_is_bad_input_of_each_front(
         with pytest.raises(InputError, match=found) as refused:
             call()
         assert str(refused.value).startswith("objective=: ")
-    for verb in ("audit", "check"):
-        code = _exit_code([verb, str(write_lines(tmp_path, rows)), "--tokenizer", SPM, "--objective", words])
-        assert code == 2
-        assert "--objective: " in capsys.readouterr().err
+    assert _exit_code(["check", str(write_lines(tmp_path, rows)), "--tokenizer", SPM, "--objective", words]) == 2
+    assert "--objective: " in capsys.readouterr().err
 
 
 def _exit_code(words: list[str]) -> int:
@@ -330,24 +328,19 @@ def _exit_code(words: list[str]) -> int:
         return int(left.code or 0)
 
 
-def test_check_and_audit_are_judged_by_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_is_judged_by_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_lines(tmp_path, lines("last-answer"))
-    for verb, declared, code in (
-        ("audit", "last-answer", 0),
-        ("audit", "last-round", 1),
-        ("check", "last-answer", 0),
-        ("check", "last-round", 1),
-    ):
-        words = [verb, str(path), "--tokenizer", SPM, "--objective", declared]
+    for declared, code in (("last-answer", 0), ("last-round", 1)):
+        words = ["check", str(path), "--tokenizer", SPM, "--objective", declared]
         assert main(words) == code
         out = capsys.readouterr().out
         assert f"objective: {declared} (--objective)\n" in out
         assert ("ML549" in out or "ML551" in out) == bool(code)
-        assert main([*words, "--report", str(tmp_path / f"{verb}-{declared}.json")]) == code
-        data = json.loads((tmp_path / f"{verb}-{declared}.json").read_text())
+        assert main([*words, "--report", str(tmp_path / f"{declared}.json")]) == code
+        data = json.loads((tmp_path / f"{declared}.json").read_text())
         facts = {check["facts"]["objective"] for check in data["checks"] if "objective" in check["facts"]}
         assert facts == {f"{declared} (--objective)"}
-        page = tmp_path / f"{verb}-{declared}.html"
+        page = tmp_path / f"{declared}.html"
         assert main([*words, "--report", str(page)]) == code
         assert f"<dt>objective</dt><dd>{declared} (--objective)</dd>" in page.read_text()
         capsys.readouterr()

@@ -66,7 +66,7 @@ def judged(path: str = "recipe.yaml", tokenizer: str | None = None, result: Any 
         "update": False,
     }
     settings = Settings(**{**of_run, "shared_folder": None, **options})
-    no_options = dict.fromkeys(("base", "oracle", "train", "xfails", "baseline"))
+    no_options = dict.fromkeys(("base", "oracle", "train"))
     found, kept = set(), KeptResults(Path("kept").absolute())
     named = None if tokenizer is None else Path(tokenizer)
     plan = plan_check([Path(path).absolute()], tokenizer=named, kind="", **no_options, option="--{}".format)
@@ -355,7 +355,7 @@ def test_each_file_and_variable_that_a_check_reads_is_part_of_the_key(
 
 
 def targets_of(words: tuple[str, ...]) -> list[tuple[str, Any]]:
-    no_options = dict.fromkeys(("base", "oracle", "train", "xfails", "baseline"))
+    no_options = dict.fromkeys(("base", "oracle", "train"))
     tokenizer = Path(words[3]) if words[2] == "--tokenizer" else None
     plan = plan_check([Path(words[1]).absolute()], tokenizer=tokenizer, kind="", **no_options, option="--{}".format)
     subjects = ("dataset",) if tokenizer else _SUBJECTS if words[1] == "recipe.yaml" else ("tokenizer", "mask")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from check_outcomes import outcome_of
 
-from pytest_mistral_lora.conformance.baseline import baseline_text
+from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.known import (
     Xfail,
@@ -16,11 +16,16 @@ from pytest_mistral_lora.conformance.known import (
     unknown_among,
 )
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
+from pytest_mistral_lora.conformance.written_xfails import xfails_text
 from pytest_mistral_lora.places import Place
 
 
 def outcome(case: str, *findings: Finding, not_checked: str = "") -> CheckOutcome:
     return outcome_of(f"a::{case}", *findings, not_checked=not_checked)
+
+
+def listed(outcomes: list[CheckOutcome]) -> str:
+    return xfails_text(outcomes, CheckOptions())
 
 
 def entries(text: str) -> list[str]:
@@ -29,7 +34,7 @@ def entries(text: str) -> list[str]:
 
 @pytest.mark.of_field
 def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself() -> None:
-    text = baseline_text(
+    text = listed(
         [
             outcome(
                 "dataset::x",
@@ -48,7 +53,7 @@ def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself
 
 def test_a_cause_with_a_name_is_listed_and_accepted_by_it(tmp_path: Path) -> None:
     named, other = Finding("ML004", "dropped", name="content-beside-call-dropped"), Finding("ML004", "a space")
-    text = baseline_text([outcome("dataset::x", named), outcome("dataset::y", named), outcome("dataset::z", other)])
+    text = listed([outcome("dataset::x", named), outcome("dataset::y", named), outcome("dataset::z", other)])
     assert entries(text) == ["content-beside-call-dropped  # ", "mistral-golden::a::dataset::z  # "]
     file = tmp_path / "known.txt"
     file.write_text("content-beside-call-dropped  # we never mix them\n")
@@ -64,7 +69,7 @@ def test_a_cause_with_a_name_is_listed_and_accepted_by_it(tmp_path: Path) -> Non
 def test_a_name_within_a_rule_is_listed_and_accepted_by_it(tmp_path: Path) -> None:
     encoding, labels = (Finding("ML107", "found", name=f"ML107.{name}") for name in ("encoding", "labels"))
     check = "mistral-golden::a::mask::mistral-common-agrees"
-    assert entries(baseline_text([outcome("mask::mistral-common-agrees", encoding)])) == ["ML107.encoding  # "]
+    assert entries(listed([outcome("mask::mistral-common-agrees", encoding)])) == ["ML107.encoding  # "]
     file = tmp_path / "known.txt"
     file.write_text("ML107.encoding  # looked at\n")
     assert unknown_among([encoding, labels], check, read_xfails(file)) == [labels]
@@ -92,8 +97,8 @@ def test_an_id_that_is_no_rule_any_more_is_an_error(name: str, expected: str, tm
 @pytest.mark.of_field
 def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:
     outcomes = [outcome("dataset::z", Finding("ML426", "a note")), outcome("dataset::w", not_checked="no base")]
-    assert entries(baseline_text(outcomes)) == []
-    strict = baseline_text(outcomes, notes=True, not_checked=True)
+    assert entries(listed(outcomes)) == []
+    strict = xfails_text(outcomes, CheckOptions(fail_on=frozenset({"note", "not-checked"})))
     assert entries(strict) == ["mistral-golden::a::dataset::w  # ", "mistral-golden::a::dataset::z  # "]
     assert "# not checked: no base" in strict
 
@@ -108,9 +113,7 @@ def test_a_list_of_an_editor_on_windows_is_read(tmp_path: Path) -> None:
 
 
 def test_a_hostile_text_is_no_entry(tmp_path: Path) -> None:
-    text = baseline_text(
-        [outcome("dataset::x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))]
-    )
+    text = listed([outcome("dataset::x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))])
     assert entries(text) == ["mistral-golden::a::dataset::x  # "]
     file = tmp_path / "known.txt"
     file.write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_note_is_no_reason_to_stop(session_of: MakeSession) -> None:
     note = next(rule.id for rule in RULES.values() if rule.severity == "note")
     session = session_of(Finding(note, "x"))
     assert next_command(session) == "mistral-lora init --demo"
-    session.fails_notes = True
+    session.options = replace(session.options, fail_on=frozenset({"note"}))
     assert next_command(session) == f"mistral-lora rules {note}"
 
 

@@ -170,7 +170,7 @@ def test_data_that_is_no_rows_is_named(name: str, content: Any, title: str, tmp_
 
 
 MEANT: list[tuple[str, Any, str]] = [
-    ("encode.py", "print(1)\n", "mistral-lora audit --runner {path} --tokenizer PATH"),
+    ("encode.py", "print(1)\n", "mistral-lora check --runner {path} --tokenizer PATH"),
     ("quantized", in_folder(model__gguf=b"GGUF"), "mistral-lora check {path}/model.gguf"),
     ("many", in_folder(a__jsonl=LINE.encode(), b__jsonl=LINE.encode()), "mistral-lora check {path}/a.jsonl"),
     (

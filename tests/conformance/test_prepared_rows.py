@@ -104,7 +104,7 @@ def without(lines: Sequence[Data], *keys: str) -> list[Data]:
 
 
 def check(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    code = main(["check", str(path), "--tokenizer", "spm-v3", *words])
+    code = main(["check", str(path), "--tokenizer", "spm-v3", "-v", *words])
     printed = capsys.readouterr()
     return code, printed.out + printed.err
 
@@ -127,7 +127,7 @@ def test_labels_are_judged_in_each_form_and_sound_rows_are_counted(
     code, out = check(path, capsys)
     assert code == 1
     assert f"ML543 {path / first if path.is_dir() else f'{path}{first}'}" in out
-    assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 1
+    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 1
     assert "5 rows: 0 sound, 5 wrong, 0 not judged" in capsys.readouterr().out
 
 
@@ -158,7 +158,7 @@ def test_labels_are_made_of_a_mask_as_trl_makes_them(
     code, out = check(tmp_path / "sound", capsys)
     assert code == 0, out
     assert re.search(r"5 rows, 5 judged; .*labels of 5 .*a mask", out)
-    assert main(["audit", str(tmp_path / "sound"), "--tokenizer", "spm-v3"]) == 0
+    assert main(["check", str(tmp_path / "sound"), "--tokenizer", "spm-v3"]) == 0
     assert "labels made of a mask: 5 rows" in capsys.readouterr().out
     masked[3][key] = [1] * len(masked[3][key])
     masked[4][key] = [0] * len(masked[4][key])
@@ -212,7 +212,7 @@ def test_ids_without_messages_are_judged_by_their_dataset(
     assert "5 rows, 5 judged; 5 without messages" in out
     dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
     assert audit_rules(path, oracle, dataset) == []
-    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 0
+    assert main(["check", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 0
     assert "5 rows: 5 sound, 0 wrong, 0 not judged" in capsys.readouterr().out
     saved(without(all_trained(lines), "messages"), tmp_path / "bad")
     assert audit_rules(tmp_path / "bad", oracle, dataset) == ["ML543"] * 5
@@ -245,7 +245,7 @@ def test_packed_ids_without_messages_are_read_back_without_a_dataset_alone(
     code, out = check(path, capsys)
     assert code == 0, out
     dataset = write_lines(tmp_path, [number_row(number) for number in range(5)], "dataset.jsonl")
-    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 1
+    assert main(["check", str(path), "--tokenizer", "spm-v3", "--dataset", str(dataset)]) == 1
     assert "Prepare the dataset without packing" in capsys.readouterr().out
 
 
@@ -274,9 +274,9 @@ def test_the_summary_names_the_columns_that_say_what_is_trained_on(
     code, out = check(path, capsys)
     assert code == 0, out
     assert "labels (2), loss_mask (3), loss_weights (2)" in out
-    assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 0
+    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 0
     assert "labels in 2 rows, loss_mask in 3 rows, loss_weights in 2 rows" in capsys.readouterr().out
-    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--json"]) == 0
+    assert main(["check", str(path), "--tokenizer", "spm-v3", "--output-format=jsonl"]) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     assert summary["columns"] == {"labels": 2, "loss_mask": 3, "loss_weights": 2}
 
@@ -315,7 +315,7 @@ def test_the_step_for_rows_of_another_format_leads_to_a_verdict(
     saved([line | columns(number) for number, line in enumerate(without(lines, "messages"))], path)
     assert main(["import", str(path), "--to", str(rows)]) == 0
     capsys.readouterr()
-    assert main(["audit", str(path), "--tokenizer", "spm-v3", "--dataset", str(rows), "--json"]) == 0
+    assert main(["check", str(path), "--tokenizer", "spm-v3", "--dataset", str(rows), "--output-format=jsonl"]) == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
     assert (summary["rows"], summary["sound"], summary["packed"]) == (5, 5, 0)
 

@@ -59,7 +59,7 @@ def test_a_rule_says_what_it_takes_as_proof(capsys: Any) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert f"  proof:    sign. {PROOFS['sign']}" in lines
     assert f"  of error: contradiction. {PROOFS['contradiction']}" in lines
-    assert main(["rules", "ML628", "--json"]) == 0
+    assert main(["rules", "ML628", "--output-format=jsonl"]) == 0
     [rule] = json.loads(capsys.readouterr().out)
     assert rule["proof"] == ["sign", "contradiction"]
 
@@ -91,7 +91,7 @@ def test_audit_lists_signs_last(tmp_path: Path, capsys: Any) -> None:
     encoded = [oracle.encode(said(text, "A number.")) for text in texts]
     lines = [{"input_ids": [*row.input_ids], "labels": [*(row.labels or ())]} for row in encoded]
     path = write_rows(tmp_path / "encoded.jsonl", lines)
-    assert main(["audit", str(path), "--tokenizer", "spm-v3"]) == 0
+    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 0
     *_, title, line, verdict = capsys.readouterr().out.splitlines()
     assert title == LOOK_AT
     assert line.startswith(f"  ML584 {path}:1, messages[0].content: ")
@@ -101,10 +101,10 @@ def test_audit_lists_signs_last(tmp_path: Path, capsys: Any) -> None:
 
 def test_check_fails_what_was_not_checked_if_asked(rows: Path, capsys: Any) -> None:
     words = ("check", str(rows), "--tokenizer", "spm-v3")
-    assert main([*words, "--fail-not-checked"]) == 0
+    assert main([*words, "--fail-on=not-checked"]) == 0
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     # v3 has no grammar to judge the answers by
     write_rows(rows, [{**row, "tools": tools} for row in BROKEN])
     assert main([*words]) == 0
-    assert main([*words, "--fail-not-checked"]) == 1
+    assert main([*words, "--fail-on=not-checked"]) == 1
     assert "1 failed, 0 not checked" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from dataset_recipes import said, write_rows
 from pytest_mistral_lora.assertions import assert_encoded_rows_sound, assert_labels_exact
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance import finding as rules_module
-from pytest_mistral_lora.conformance.baseline import baseline_text
+from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, _read_rules
 from pytest_mistral_lora.conformance.known import Xfail
@@ -24,6 +24,7 @@ from pytest_mistral_lora.conformance.outcome import CheckOutcome
 from pytest_mistral_lora.conformance.rule_set import RuleSet, newest_rules
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.written_xfails import xfails_text
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.judging import audit, judge
 
@@ -75,21 +76,20 @@ def test_pytest_takes_the_version_from_its_option_or_its_ini_file(
     [line] = [line for line in result.outlines if line.startswith("note ML601 ")]
     assert "(an error from 0.2 on)" in line
     (tmp_path / "pytest.ini").write_text("[pytest]\nmistral_rules = 0.1\n")
-    assert run_pytest(*words, *chosen, "--mistral-strict").ret == pytest.ExitCode.OK
+    assert run_pytest(*words, *chosen, "--mistral-fail-on=note,not-checked").ret == pytest.ExitCode.OK
     (tmp_path / "pytest.ini").write_text("[pytest]\nmistral_rules = 0.0\n")
     result = run_pytest(*words, *chosen)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert any("mistral_rules in " in line and "'0.0'" in line and "0.1" in line for line in result.errlines)
 
 
-@pytest.mark.parametrize("verb", ["check", "audit"])
 def test_encoded_rows_are_judged_by_the_rules_before(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ids = [1, 3, 16127, 4, 23325, 2]
     row = {**said("Hi", "Hello"), "input_ids": ids, "labels": [*[-100] * 4, 23325, -100]}
     path = write_rows(tmp_path / "encoded.jsonl", [row] * 30)
-    words = [verb, str(path), "--tokenizer", "spm-v3", *(["--no-cache"] if verb == "check" else [])]
+    words = ["check", str(path), "--tokenizer", "spm-v3"]
     assert (main(words), main([*words, "--rules", "0.1"])) == (1, 1)
     for rule in RULES.of("encoded"):
         patch_rule(monkeypatch, rule.id, since="0.2")
@@ -144,9 +144,12 @@ def test_a_version_that_no_rule_has_is_refused(version: str, capsys: Any) -> Non
     assert repr(version) in str(caught.value)
 
 
-def judged(*findings: Finding, rules: RuleSet | None = OLD, **options: Any) -> CheckOutcome:
+NOTES = frozenset({"note"})
+
+
+def judged(*findings: Finding, rules: RuleSet | None = OLD, **decided: Any) -> CheckOutcome:
     settings = Settings(1, None, "cpu", skip_training=True, golden_folders=(), update=False, shared_folder=Path())
-    session = Session(list, settings, rules=rules, **options)
+    session = Session(list, settings, CheckOptions(rules=rules, **decided))
     return session.outcome_of(Check(Target("a", Path("a")), "dataset", "statistics", Result), Result(findings))
 
 
@@ -154,19 +157,19 @@ def test_a_newer_finding_fails_no_strict_run(monkeypatch: pytest.MonkeyPatch) ->
     patch_rule(monkeypatch, "ML644", since="0.2")
     patch_rule(monkeypatch, "ML601", since="0.2")
     assert RULES["ML644"].severity == "note"
-    assert judged(Finding("ML644", "a"), rules=None, fails_notes=True).state == "failed"
-    outcome = judged(Finding("ML644", "a"), Finding("ML601", "b"), fails_notes=True)
+    assert judged(Finding("ML644", "a"), rules=None, fail_on=NOTES).state == "failed"
+    outcome = judged(Finding("ML644", "a"), Finding("ML601", "b"), fail_on=NOTES)
     assert (outcome.state, [one.severity for one in outcome.findings]) == ("passed", ["note", "note"])
     assert [one.from_version for one in outcome.findings] == ["a note from 0.2 on", "an error from 0.2 on"]
-    assert "ML6" not in baseline_text([outcome], notes=True)
-    assert judged(Finding("ML645", "a"), fails_notes=True).state == "failed"
+    assert "ML6" not in xfails_text([outcome], CheckOptions(fail_on=NOTES))
+    assert judged(Finding("ML645", "a"), fail_on=NOTES).state == "failed"
 
 
 def test_a_note_that_became_an_error_is_a_note_again(monkeypatch: pytest.MonkeyPatch) -> None:
     patch_rule(monkeypatch, "ML601", error_since="0.3")
     [found] = judged(Finding("ML601", "a")).findings
     assert (found.severity, found.error_from, found.is_newer) == ("note", "0.3", False)
-    assert judged(Finding("ML601", "a"), fails_notes=True).state == "failed"
+    assert judged(Finding("ML601", "a"), fail_on=NOTES).state == "failed"
     patch_rule(monkeypatch, "ML601", since="0.2")
     [found] = judged(Finding("ML601", "a")).findings
     assert (found.error_from, found.is_newer) == ("0.3", True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from check_outcomes import outcome_of
 
+from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
@@ -25,7 +26,8 @@ DUPLICATE = Finding("ML608", "the same row", "rows.jsonl:2")
 def session_of(*xfails: Xfail, **options: Any) -> Session:
     settings = Settings(1, None, "cpu", options.pop("skip_training", False), (), False, Path())
     targets = options.pop("targets", [TARGET])
-    return Session(lambda: targets, settings, xfails=xfails, **options)
+    decided = CheckOptions(xfails=xfails, fail_on=frozenset(options.pop("fail_on", ())))
+    return Session(lambda: targets, settings, decided, **options)
 
 
 def judge(session: Session, subject: Any, case: str, result: Result | None) -> CheckOutcome:
@@ -161,12 +163,21 @@ def test_a_run_in_which_nothing_was_judged_is_not_fine() -> None:
     assert (session.nothing_judged, session.exit_code) == (False, 0)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_strict_runs_fail_by_notes_and_by_checks_that_could_not_judge(strict: bool) -> None:
-    session = session_of(fails_notes=strict, fails_not_checked=strict)
+@pytest.mark.parametrize(
+    ("fail_on", "expected"),
+    [
+        ((), ["passed", "skipped"]),
+        (("note",), ["failed", "skipped"]),
+        (("not-checked",), ["passed", "failed"]),
+        (("note", "not-checked"), ["failed", "failed"]),
+    ],
+)
+def test_notes_and_checks_that_could_not_judge_fail_if_you_ask_for_it(
+    fail_on: tuple[str, ...], expected: list[str]
+) -> None:
+    session = session_of(fail_on=fail_on)
     note = judge(session, "dataset", "texts-are-whole", Result((Finding("ML609", "near"),)))
     unchecked = judge(session, "dataset", "backends-agree", Result(not_checked="one backend"))
-    expected = ["failed", "failed"] if strict else ["passed", "skipped"]
     assert [note.state, unchecked.state] == expected
 
 

@@ -370,4 +370,4 @@ def test_the_rules_are_notes_of_one_check() -> None:
     assert others == {("statistics", "note", ("sign",))}
     # what each row has by itself is judged in a sample, too
     fires = {name.partition(":")[2] for name in OBSERVERS if named_observer(name).fires_on_sample}
-    assert fires == {"ANSWERS", "CONVERSIONS"}
+    assert fires == {"ANSWERS", "CONVERSIONS", "CUT"}

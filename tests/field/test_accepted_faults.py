@@ -18,6 +18,7 @@ from pytest_mistral_lora import environment
 from pytest_mistral_lora import judge as judge_folder
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.known import Xfail, read_xfails
@@ -43,7 +44,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Any:
 def session_of(*ids: str, target: Target | None = None) -> Session:
     settings = Settings(1, None, "cpu", False, (), False, Path())
     xfails = [Xfail(name, "looked at", f"known.txt:{line}", is_of_fault=True) for line, name in enumerate(ids, 1)]
-    return Session(lambda: [target or Target("a", Path("a"))], settings, xfails=xfails)
+    return Session(lambda: [target or Target("a", Path("a"))], settings, CheckOptions(xfails=tuple(xfails)))
 
 
 def judge(session: Session, subject: Any, case: str, *findings: Finding) -> CheckOutcome:

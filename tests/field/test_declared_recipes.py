@@ -124,7 +124,7 @@ def test_a_configuration_of_another_trainer_is_named_with_the_commands_that_read
         load_recipe(path)
     assert caught.value.found == f"this is a configuration of {runner}"
     option = runner.lower().replace("-", "")
-    assert f"mistral-lora audit --runner {option} --config {path} --tokenizer PATH" in caught.value.next_step
+    assert f"mistral-lora check --runner {option} --config {path} --tokenizer PATH" in caught.value.next_step
     assert option in TRAINERS
 
 
@@ -135,6 +135,6 @@ def test_no_output_replaces_the_data_that_a_configuration_names(
     axolotl(tmp_path, {"type": "chat_template"}, GOOD)
     # a file with content would be refused for that
     Path("rows.jsonl").write_text("", "utf-8")
-    words = ["audit", "--runner", "axolotl", "--tokenizer", "spm-v3", "--config", "axolotl.yaml"]
+    words = ["check", "--runner", "axolotl", "--tokenizer", "spm-v3", "--config", "axolotl.yaml"]
     assert main([*words, "--output", "rows.jsonl"]) == 2
     assert "rows.jsonl, which this command reads" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def lines() -> list[dict[str, Any]]:
 
 def _audited(path: Path, lines: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert main(["audit", str(path), "--tokenizer", str(FILE), *options]) == 1
+    assert main(["check", str(path), "--tokenizer", str(FILE), *options]) == 1
     return capsys.readouterr().out.splitlines()
 
 
@@ -56,7 +56,7 @@ def test_of_an_unknown_trainer_each_known_one_has_a_line_once_for_a_rule(
     assert "`train_on_prompt: false`" in fixes["LLaMA-Factory"]
     assert f"--tokenizer {FILE}" in fixes["TRL"]
     assert shown.count(fixes["Axolotl"]) == 1
-    data = [json.loads(line) for line in _audited(tmp_path / "rows.jsonl", rows, capsys, "--json")]
+    data = [json.loads(line) for line in _audited(tmp_path / "rows.jsonl", rows, capsys, "--output-format=jsonl")]
     of_rules = data[-1]["summary"]["fixes"]
     assert {"ML506", "ML531", "ML543", "ML544"} == of_rules.keys()
     assert of_rules["ML543"]["ms-swift"] == fixes["ms-swift"].partition(": ")[2].strip()

@@ -128,7 +128,7 @@ def test_a_trainer_of_another_package_is_judged(
     rows = tmp_path / "rows.jsonl"
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     rows.write_text(json.dumps({"messages": messages}) + "\n")
-    command = ["audit", "--runner", "mine", "--dataset", str(rows), "--tokenizer", "spm-v3"]
+    command = ["check", "--runner", "mine", "--dataset", str(rows), "--tokenizer", "spm-v3"]
     assert main(command) == code
     assert ("ML546" in capsys.readouterr().out) == bool(code)
 
@@ -246,4 +246,4 @@ def test_a_package_that_exits_makes_nothing_green(install: Install, tmp_path: Pa
     install("leaving_trainer", "trainers", "leaving", "leaves:LEAVES")
     assert main(["serve-check", "leaving=http://127.0.0.1:9", "--tokenizer", "spm-v3"]) == 1
     assert "leaves:LEAVES of leaving_server does not import: SystemExit: 0" in capsys.readouterr().out
-    assert main(["audit", "--runner", "leaving", "--tokenizer", "spm-v3"]) == 2
+    assert main(["check", "--runner", "leaving", "--tokenizer", "spm-v3"]) == 2

@@ -69,16 +69,16 @@ def test_without_the_room_a_finding_has_the_fix_of_its_rule_alone(without: Path,
     ids = [1, 3, 16127, 4, 23325, 2]
     file = tmp_path / "encoded.jsonl"
     file.write_text(json.dumps({**row, "input_ids": ids, "labels": ids}) + "\n")
-    words = ("-m", "pytest_mistral_lora.cli", "audit", str(file), "--tokenizer", "spm-v3")
+    words = ("-m", "pytest_mistral_lora.cli", "check", str(file), "--tokenizer", "spm-v3")
     done = run_in(without, *words)
     lines = done.stdout.splitlines()
     at = lines.index(f"  fix:      {RULES['ML543'].fix}")
     assert (done.returncode, done.stderr, lines[at + 1]) == (1, "", "")
-    done = run_in(without, *words, "--json")
+    done = run_in(without, *words, "--output-format=jsonl")
     assert json.loads(done.stdout.splitlines()[-1])["summary"]["fixes"] == {}
 
 
 def test_without_the_room_an_unknown_runner_is_named_with_what_is_left(without: Path) -> None:
-    done = run_in(without, "-m", "pytest_mistral_lora.cli", "audit", "--runner", "nope", "--tokenizer", "spm-v3")
+    done = run_in(without, "-m", "pytest_mistral_lora.cli", "check", "--runner", "nope", "--tokenizer", "spm-v3")
     assert (done.returncode, done.stdout) == (2, "")
     assert "'nope' is not a runner; expected the path of a script (*.py)" in done.stderr

@@ -311,7 +311,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
         ],
     ),
     "encoded rows": (
-        "audit",
+        "check",
         "jsonl",
         [
             "",

@@ -114,7 +114,7 @@ def test_a_trainer_is_named_for_its_configuration_and_for_a_file_without_rows(to
     base = {"my_model": "owner/name", "my_rank": 8}
     title, step = trainer_answer(toy / "a.yaml", base) or ("", "")
     assert title == "a configuration of my-trainer"
-    assert f"mistral-lora audit --runner mine --config {toy / 'a.yaml'} --tokenizer PATH" in step
+    assert f"mistral-lora check --runner mine --config {toy / 'a.yaml'} --tokenizer PATH" in step
     assert "the folder of owner/name as PATH" in step
     assert trainer_answer(toy / "a.yaml", {"my_model": "owner/name"}) is None
     # as a folder of this machine, and as no name of one

@@ -49,7 +49,7 @@ def _message_for(verb: str, path: Path) -> str:
     # the words of pyarrow and zlib are their own, and change with their versions
     text = re.sub(r"(cannot be read as [^:]+|data is damaged): .*?\. Fetch", r"\1: ... Fetch", err.getvalue().strip())
     if code == 1:
-        # `audit` reports a line that it cannot read as a finding: here without the lines of its rule
+        # `check` reports an encoded row that it cannot read as a finding: here without the lines of its rule
         text = "".join(re.findall(r"^ML501 \S.*\n(?:  (?!rule: ).*\n)*", out.getvalue(), re.MULTILINE)).strip()
     # `render` converts a sound row of another format, as `check` does
     return f"{code} {text}" if code else "0"

@@ -52,7 +52,7 @@ def test_the_tokens_of_an_export_are_named(tmp_path: Path) -> None:
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     row = Row(({"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}))
     path = written(tmp_path / "train.jsonl", *encoded_lines(Split([row], [oracle.encode(row)])))
-    with pytest.raises(InputError, match=r"encoded rows \(input_ids\).* mistral-lora audit"):
+    with pytest.raises(InputError, match=r"encoded rows \(input_ids\).* mistral-lora check"):
         list(convert([Source(path)], Report()))
 
 

@@ -60,9 +60,8 @@ PIECES = (
 VERBS = (
     "check NAME.jsonl --tokenizer spm-v3 --examples 1 --output-format FORMAT",
     "check NAME.jsonl --tokenizer spm-v3 --examples 1 --report NAME.json --report NAME.html",
-    "check NAME.enc.jsonl --tokenizer spm-v3 --output-format FORMAT",
     "check NAME --output-format FORMAT",
-    "audit NAME.enc.jsonl --tokenizer spm-v3 --output-format FORMAT",
+    "check NAME.enc.jsonl --tokenizer spm-v3 --output-format FORMAT",
     "render NAME.jsonl --tokenizer spm-v3",
     "render NAME.jsonl --tokenizer spm-v3 --json",
     "render NAME.jsonl --tokenizer spm-v3 --html NAME.html",

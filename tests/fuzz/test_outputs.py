@@ -23,7 +23,7 @@ ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "co
 COMMANDS = (
     "check IN --tokenizer spm-v3 --examples 1 --report OUT",
     "check IN --tokenizer spm-v3 --examples 1 --report OUT --report OUT2",
-    "check IN --tokenizer spm-v3 --examples 1 --baseline OUT",
+    "check IN --tokenizer spm-v3 --examples 1 --write-xfails OUT",
     "check IN --tokenizer spm-v3 --examples 1 --xfails IN2 --report OUT",
     "check IN --base IN2 --report OUT",
     "render IN --tokenizer spm-v3 --html OUT",
@@ -34,7 +34,7 @@ COMMANDS = (
     "template --tokenizer spm-v3 --json --output OUT",
     "import IN --to OUT",
     "import IN IN2 --to OUT --lossy bad-records",
-    "audit --runner IN --tokenizer spm-v3 --dataset IN2 --output OUT",
+    "check --runner IN --tokenizer spm-v3 --dataset IN2 --output OUT",
     "merge IN OUT",
     "merge IN OUT --base IN2",
     "export IN --to trl --output OUT",

@@ -168,7 +168,7 @@ def test_the_training_marker_chooses_the_train_alone(golden: Run, every_id: list
 
 
 def test_skip_training_leaves_the_train_out(golden: Run, every_id: list[str]) -> None:
-    left = _ids(golden("--collect-only", "-q", "--mistral-golden-skip-training"))
+    left = _ids(golden("--collect-only", "-q", "--mistral-no-train"))
     assert left == [nodeid for nodeid in every_id if "::train::" not in nodeid]
 
 

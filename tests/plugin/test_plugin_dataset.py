@@ -89,7 +89,12 @@ def test_healthy_rows_are_green_and_the_tokenizer_is_their_oracle_alone(
 ) -> None:
     # rows with tools ask for a grammar, which v3 does not have
     accepted = write("mistral-golden::rows.jsonl::dataset::decoding-allows-answers  # no grammar", name="xfails.txt")
-    options = (f"--mistral-dataset={write(*HEALTHY)}", "--mistral-tokenizer=spm-v3", "--mistral-strict", "-v")
+    options = (
+        f"--mistral-dataset={write(*HEALTHY)}",
+        "--mistral-tokenizer=spm-v3",
+        "--mistral-fail-on=note,not-checked",
+        "-v",
+    )
     result = golden(*options, f"--mistral-xfails={accepted}")
     cases = [line.split()[0].split("::")[-1] for line in result.outlines if line.startswith("mistral-golden::")]
     result.assert_outcomes(passed=len(cases) - 1, skipped=1)
@@ -126,7 +131,7 @@ def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
 ) -> None:
     folder, path = tmp_path / "my-model", write(*HEALTHY[:3])
     converted_tokenizer("spm-v3").fast.save_pretrained(folder)
-    options = (f"--mistral-dataset={path}", f"--mistral-tokenizer={folder}", "--mistral-strict")
+    options = (f"--mistral-dataset={path}", f"--mistral-tokenizer={folder}", "--mistral-fail-on=note,not-checked")
     result = golden(*options)
     result.assert_outcomes(passed=13)
     result.stdout.fnmatch_lines(["oracle of rows.jsonl: my-model (v3)*spm-v3: 32,768 of 32,768 ids*"])
@@ -230,7 +235,7 @@ def test_rows_of_another_format_are_converted_in_memory(golden: Run, write: Call
     good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     bad = {"conversations": [{"from": "human", "value": "a"}, {"from": "ghost", "value": "b"}]}
     path = write(good, name="share.jsonl")
-    result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3", "--mistral-strict")
+    result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3", "--mistral-fail-on=note,not-checked")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["rows of share.jsonl: converted from JSON Lines, ShareGPT (*"])
     write(good, bad, name="share.jsonl")

@@ -151,7 +151,7 @@ def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
 
 
 def test_errors_without_a_finding_are_the_same_only_if_their_texts_are() -> None:
-    failed = FailedChecks(strict=False)
+    failed = FailedChecks(fails_notes=False)
     texts = []
     for case, text in (("a", "no server\n  expected: one"), ("b", "no disk"), ("c", "no server\n  expected: one")):
         report = pytest.TestReport(f"mistral-golden::{case}", ("", None, ""), {}, "failed", text, "call")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import torch
 from option_values import BAD, BAD_INI, DEFAULTS, GOOD, NEEDS, NO_CUDA, RECIPE
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.cli import program
+from pytest_mistral_lora.conformance.check_options import CheckOptions
+from pytest_mistral_lora.judging import judge
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
@@ -34,9 +40,13 @@ def _refusal(result: pytest.RunResult) -> str:
     return result.stderr.str().strip()
 
 
+def values_of(settings: PluginSettings) -> dict[str, Any]:
+    """Return each setting by its name, those of the check options among them."""
+    return {name: getattr(settings, name) for name in settings.__slots__ if name != "options"} | vars(settings.options)
+
+
 def test_without_options_the_settings_are_the_defaults(settings_of: Read) -> None:
-    settings = settings_of()
-    assert {name: getattr(settings, name) for name in PluginSettings.__slots__} == DEFAULTS
+    assert values_of(settings_of()) == DEFAULTS
 
 
 @pytest.mark.of_field
@@ -44,8 +54,8 @@ def test_without_options_the_settings_are_the_defaults(settings_of: Read) -> Non
 def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings_of: Read) -> None:
     value, name, expected = GOOD[flag]
     needs, needed = NEEDS.get(flag, ((), ""))
-    settings = settings_of(flag, *([value] if value else []), *needs)
-    changed = {key: getattr(settings, key) for key, default in DEFAULTS.items() if getattr(settings, key) != default}
+    values = values_of(settings_of(flag, *([value] if value else []), *needs))
+    changed = {name: value for name, value in values.items() if value != DEFAULTS[name]}
     for one in needed.split():
         changed.pop(one, None)
     assert changed == {name: expected(Path())}
@@ -58,7 +68,7 @@ def test_a_good_ini_value_does_what_the_option_does(
 ) -> None:
     value, name, expected = GOOD[option.flag]
     pytester.makeini(f"[pytest]\n{option.ini} = {value or 'true'}")
-    assert getattr(settings_of(*NEEDS.get(option.flag, ((), ""))[0]), name) == expected(Path())
+    assert values_of(settings_of(*NEEDS.get(option.flag, ((), ""))[0]))[name] == expected(Path())
 
 
 def test_a_workflow_of_github_gets_annotations(settings_of: Read, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +79,16 @@ def test_a_workflow_of_github_gets_annotations(settings_of: Read, monkeypatch: p
 
 def test_every_option_is_tried_here() -> None:
     assert {option.flag for option in OPTIONS} == {*GOOD, "--mistral-golden", "--mistral-golden-update"}
+
+
+def test_pytest_check_and_judge_have_one_word_for_each_check_option() -> None:
+    [verbs] = [one for one in program._parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    of_check = {flag[2:].replace("-", "_") for flag in verbs.choices["check"]._option_string_actions}
+    of_pytest = {option.dest.removeprefix("mistral_").replace("no_train", "train") for option in OPTIONS}
+    decided = {field.name for field in dataclasses.fields(CheckOptions)}
+    assert decided - of_pytest == set()
+    # a check of these verbs is the same each time, on the device that is there
+    assert decided - of_check == decided - set(signature(judge).parameters) == {"seed", "device"}
 
 
 def test_an_option_may_be_repeated(here: Path, settings_of: Read) -> None:
@@ -122,23 +142,10 @@ def test_answers_of_a_server_need_a_server(here: Path, golden: Run) -> None:
     assert "add --mistral-server URL" in refusal
 
 
-@pytest.mark.parametrize("option", ["request-seconds=600", "at-once=1", "kept=answers.jsonl"])
-def test_limits_of_requests_need_a_running_server(option: str, here: Path, golden: Run) -> None:
-    flag = f"--mistral-server-{option.partition('=')[0]}"
+def test_a_limit_of_requests_needs_a_running_server(here: Path, golden: Run) -> None:
     for more in ((), ("--mistral-server", f"vllm-parsers={sys.executable}", "--mistral-tokenizer", "tok.model.v3")):
-        refusal = _refusal(golden(f"--mistral-server-{option}", *more))
-        assert refusal.startswith(f"ERROR: {flag} is for a running server")
-
-
-def test_a_file_keeps_the_answers_of_one_server_and_one_process(here: Path, golden: Run) -> None:
-    asked = ("--mistral-tokenizer", "tok.model.v3", "--mistral-server", "http://127.0.0.1:1")
-    kept = "--mistral-server-kept=answers.jsonl"
-    for more in (("--mistral-server", "http://127.0.0.1:2"), ("--mistral-adapter", "own", "--mistral-adapter", "bare")):
-        assert f"{kept.partition('=')[0]} keeps the answers of one server" in _refusal(golden(kept, *asked, *more))
-    refusal = _refusal(golden("--mistral-server-kept=out.json", *asked, "--mistral-report=out.json"))
-    assert "out.json" in refusal
-    pytest.importorskip("xdist")
-    assert "cannot be shared between workers" in _refusal(golden(kept, *asked, "-n", "2"))
+        refusal = _refusal(golden("--mistral-server-request-seconds=600", *more))
+        assert refusal.startswith("ERROR: --mistral-server-request-seconds is for a running server")
 
 
 def test_a_base_needs_an_adapter(here: Path, golden: Run) -> None:
@@ -164,7 +171,7 @@ def test_cuda_without_cuda_is_a_usage_error(source: str, golden: Run, pytester: 
         (("--mistral-device", "cpu"), "mistral_device = tpu"),
         (("--mistral-tokenizer", "tok.model.v3"), "mistral_tokenizers = nope"),
         (("--mistral-golden-dir", "own"), "mistral_golden_dirs = nope"),
-        (("--mistral-strict",), "mistral_strict = false"),
+        (("--mistral-fail-on", "note,not-checked"), "mistral_fail_on = note"),
     ],
 )
 def test_the_command_line_replaces_the_ini_value(
@@ -172,7 +179,7 @@ def test_the_command_line_replaces_the_ini_value(
 ) -> None:
     pytester.makeini(f"[pytest]\n{line}")
     _, name, expected = GOOD[option[0]]
-    assert getattr(settings_of(*option), name) == expected(Path())
+    assert values_of(settings_of(*option))[name] == expected(Path())
 
 
 def test_ini_paths_are_relative_to_the_ini_file_and_options_to_the_current_folder(
@@ -191,14 +198,15 @@ def test_an_ini_value_may_list_several_paths(here: Path, settings_of: Read, pyte
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads [tool.pytest] from version 9 on")
 def test_values_of_native_toml_have_their_own_types(here: Path, settings_of: Read, pytester: pytest.Pytester) -> None:
-    text = '[tool.pytest]\nmistral_examples = 7\nmistral_strict = true\nmistral_tokenizers = ["tok.model.v3"]'
+    text = '[tool.pytest]\nmistral_examples = 7\nmistral_server_answers = false\nmistral_tokenizers = ["tok.model.v3"]'
     pytester.makepyprojecttoml(text)
     settings = settings_of()
-    assert (settings.examples, settings.strict, settings.tokenizers) == (7, True, (Path("tok.model.v3"),))
+    assert (settings.options.examples, settings.server_answers) == (7, False)
+    assert settings.tokenizers == (Path("tok.model.v3"),)
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads [tool.pytest] from version 9 on")
-@pytest.mark.parametrize("line", ['mistral_examples = "7"', 'mistral_strict = "yes"', 'mistral_tokenizers = "a"'])
+@pytest.mark.parametrize("line", ['mistral_examples = "7"', 'mistral_allow_code = "yes"', 'mistral_tokenizers = "a"'])
 def test_a_value_of_another_toml_type_is_a_usage_error(line: str, golden: Run, pytester: pytest.Pytester) -> None:
     file = pytester.makepyprojecttoml(f"[tool.pytest]\n{line}")
     refusal = _refusal(golden())
@@ -216,7 +224,7 @@ def test_an_option_without_the_suite_is_a_usage_error(flag: str, here: Path, pyt
 
 
 def test_ini_values_are_not_read_without_the_suite(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\nmistral_examples = many\nmistral_tokenizers = nope\nmistral_strict = maybe")
+    pytester.makeini("[pytest]\nmistral_examples = many\nmistral_tokenizers = nope\nmistral_fail_on = maybe")
     pytester.makepyfile("def test_mine(): pass")
     result = pytester.runpytest_inprocess("-W", "error")
     result.assert_outcomes(passed=1)
@@ -243,7 +251,7 @@ def test_the_help_leaves_no_folder_behind(golden: Run, pytester: pytest.Pytester
 def test_a_configuration_that_pytest_missed_is_named_in_the_summary(
     golden: Run, pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    file = pytester.makeini("[pytest]\nmistral_strict = true")
+    file = pytester.makeini("[pytest]\nmistral_fail_on = note")
     other = shutil.copy(shipped_tokenizer("spm-v3"), tmp_path_factory.mktemp("elsewhere") / "tok.model.v3")
     missed = f"pytest has not read {file}: write --mistral-tokenizer=PATH, with an equals sign"
     chosen = ("-k", "tokenizer::file")
@@ -256,6 +264,6 @@ def test_a_configuration_that_pytest_missed_is_named_in_the_summary(
 
 def test_the_least_number_of_an_option_is_taken(settings_of: Read, pytester: pytest.Pytester) -> None:
     settings = settings_of("--mistral-examples", "1", "--mistral-seed", "0")
-    assert (settings.examples, settings.seed) == (1, 0)
+    assert (settings.options.examples, settings.options.seed) == (1, 0)
     pytester.makeini("[pytest]\nmistral_examples = 1")
-    assert settings_of().examples == 1
+    assert settings_of().options.examples == 1

@@ -211,7 +211,7 @@ def test_a_chat_template_is_the_one_cause_on_both_roads(
     (pytester.path / "mine.py").write_text(RUNNER)
     (pytester.path / "mine.yaml").write_text(fault)
     words = ["--runner", "mine.py", "--config", "mine.yaml", "--tokenizer", "chatml", "--dataset", "rows.jsonl"]
-    assert main(["audit", *words, "--json"]) == 1
+    assert main(["check", *words, "--output-format=jsonl"]) == 1
     *audited, summary = map(json.loads, capsys.readouterr().out.splitlines())
     options = ("--mistral-dataset=rows.jsonl", "--mistral-tokenizer=chatml", "--mistral-runner=mine.py=mine.yaml")
     assert golden(*options, "--mistral-report=report.json", "-k", "runner").ret == 1

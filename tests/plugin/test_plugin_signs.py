@@ -35,19 +35,19 @@ def test_signs_are_listed_last_and_strict_fails_them(options: tuple[str, ...], g
     assert result.outlines[at + 1].startswith("  ML644 rows.jsonl:2: ")
     assert "19 of 20 rows (95.0%)" in result.outlines[at + 1]
     assert not any(line.startswith("note ML644") for line in result.outlines)
-    strict = golden(*options, "--mistral-strict", "-k", "statistics")
+    strict = golden(*options, "--mistral-fail-on=note,not-checked", "-k", "statistics")
     strict.assert_outcomes(failed=1, deselected=strict.parseoutcomes()["deselected"])
-    assert golden(*options, "--mistral-fail-not-checked", "-k", "statistics").ret == 0
+    assert golden(*options, "--mistral-fail-on=not-checked", "-k", "statistics").ret == 0
 
 
 def test_what_was_not_checked_fails_alone_if_asked(golden: Run, pytester: pytest.Pytester) -> None:
     # a law of v2 and later
     chosen = ("-k", "spm-v1::mask::mistral-common-agrees or spm-v1::tokenizer::file")
     assert golden(*chosen).ret == 0
-    result = golden(*chosen, "--mistral-fail-not-checked")
+    result = golden(*chosen, "--mistral-fail-on=not-checked")
     result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
-    command = "pytest --mistral-golden --mistral-examples 20 --mistral-fail-not-checked"
+    command = "pytest --mistral-golden --mistral-examples 20 --mistral-fail-on=not-checked"
     command += " -k spm-v1::mask::mistral-common-agrees"
     assert f"rerun:  {command}" in result.outlines
-    pytester.makeini("[pytest]\nmistral_fail_not_checked = true")
+    pytester.makeini("[pytest]\nmistral_fail_on = not-checked")
     assert golden(*chosen).ret == pytest.ExitCode.TESTS_FAILED

@@ -80,11 +80,11 @@ def test_an_attempt_that_is_repeated_is_counted_once(
 
 def test_a_train_that_is_left_out_is_named(golden: Run, every_id: list[str]) -> None:
     trains = sum("::train::" in nodeid for nodeid in every_id)
-    result = golden("-k", "spm-v1::tokenizer::file", "--mistral-golden-skip-training")
+    result = golden("-k", "spm-v1::tokenizer::file", "--mistral-no-train")
     assert _summary(result)[-4:] == [
         "not checked:",
         f"  {len(every_id) - trains - 1} checks deselected",
-        "  train: left out by --mistral-golden-skip-training",
+        "  train: left out by --mistral-no-train",
         OTHERS,
     ]
 
@@ -98,12 +98,12 @@ def test_a_run_of_nothing_says_what_did_not_run(golden: Run, every_id: list[str]
 def test_strict_fails_what_could_not_be_checked(golden: Run) -> None:
     chosen = ("-k", "spm-v1::mask::mistral-common-agrees or spm-v1::tokenizer::file")
     assert golden(*chosen).ret == 0
-    result = golden(*chosen, "--mistral-strict")
+    result = golden(*chosen, "--mistral-fail-on=note,not-checked")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
             "not checked: tokenizer v1: this law holds for v2 and later",
-            "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-strict"
+            "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-fail-on=not-checked,note"
             " -k spm-v1::mask::mistral-common-agrees",
         ]
     )
@@ -123,12 +123,12 @@ def test_a_run_whose_checks_are_all_deselected_is_pytest_s_own_affair(golden: Ru
 
 
 def test_strict_by_the_ini_file_does_the_same(golden: Run, pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\nmistral_strict = true")
+    pytester.makeini("[pytest]\nmistral_fail_on = note,not-checked")
     assert golden("-k", "spm-v1::mask::mistral-common or spm-v1::tokenizer::file").ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_strict_changes_nothing_for_what_passes(golden: Run) -> None:
-    assert golden("-k", "spm-v1::tokenizer::file", "--mistral-strict").ret == 0
+    assert golden("-k", "spm-v1::tokenizer::file", "--mistral-fail-on=note,not-checked").ret == 0
 
 
 @pytest.mark.parametrize("style", ["auto", "long", "short", "native"])

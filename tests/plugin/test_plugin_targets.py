@@ -123,7 +123,7 @@ def test_a_checkpoint_without_a_mistral_tokenizer_is_not_checked_against_it(gold
     result = golden(*target, "-k", "mask", "-v")
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
     result.stdout.fnmatch_lines(["*no Mistral tokenizer file, *none*tekken.json*"])
-    assert golden(*target, "-k", "mask", "--mistral-strict").ret == 1
+    assert golden(*target, "-k", "mask", "--mistral-fail-on=note,not-checked").ret == 1
 
 
 def test_a_checkpoint_without_mistrals_own_file_is_judged_by_the_tokenizer_that_it_was_made_from(

@@ -159,7 +159,7 @@ def test_one_of_checks_that_are_not_in_the_run_is_not_met_on_every_front(
         assert main([*FRONTS[front], "--train" if train else "--no-train"]) == 0
         assert any(line.startswith(start) for line in capsys.readouterr().out.splitlines())
     else:
-        result = golden(*FRONTS[front], *([] if train else ["--mistral-golden-skip-training"]))
+        result = golden(*FRONTS[front], *([] if train else ["--mistral-no-train"]))
         assert result.ret == 0
         assert any(line.startswith(f"  {start}") for line in result.outlines)
 
@@ -220,7 +220,7 @@ def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
     known: Callable[[str], Path], judged: Run, golden: Run, pytester: pytest.Pytester
 ) -> None:
     known("")
-    result = judged("--mistral-baseline=found.txt")
+    result = judged("--mistral-write-xfails=found.txt")
     assert result.ret == 1
     baseline = pytester.path / "found.txt"
     text = baseline.read_text()
@@ -235,7 +235,7 @@ def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
     assert f"found.txt:5: '{name}' has no reason; expected: {name}  # why" in refused.stderr.str()
     baseline.write_text(text.replace("  # \n", "  # looked at\n"))
     assert judged("--mistral-xfails=found.txt").ret == 0
-    assert golden("--mistral-baseline=found.txt").ret == pytest.ExitCode.USAGE_ERROR
+    assert golden("--mistral-write-xfails=found.txt").ret == pytest.ExitCode.USAGE_ERROR
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`mistral-lora audit --runner`: exit codes, what is printed, what is kept."""
+"""`mistral-lora check --runner`: exit codes, what is printed, what is kept."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def audit(tmp_path: Path, checkpoint: Path, rows: list[Row], capsys: pytest.Capt
 
     def audit(body: str, *options: str) -> tuple[int, str, str]:
         words = ["--runner", str(hostile.script(tmp_path, body)), "--tokenizer", str(checkpoint)]
-        code = main(["audit", *words, "--dataset", str(tmp_path / "rows.jsonl"), *options])
+        code = main(["check", *words, "--dataset", str(tmp_path / "rows.jsonl"), *options])
         output = capsys.readouterr()
         return code, output.out, output.err
 
@@ -52,7 +52,7 @@ def test_a_row_that_is_dropped_is_a_finding(audit: Audit, tmp_path: Path) -> Non
 
 
 def test_a_finding_names_the_row_that_the_runner_was_given(audit: Audit, tmp_path: Path) -> None:
-    code, out, _ = audit(EXACT + "    line['labels'][-1] = -100\n" + hostile.SOUND, "--json")
+    code, out, _ = audit(EXACT + "    line['labels'][-1] = -100\n" + hostile.SOUND, "--output-format=jsonl")
     assert code == 1
     *findings, _ = [json.loads(line) for line in out.splitlines()]
     of_rows = [one for one in findings if one["rule"] == "ML546"]
@@ -90,25 +90,29 @@ def test_a_configuration_that_is_not_there_is_bad_input(audit: Audit, tmp_path: 
 
 def test_without_a_dataset_the_packaged_rows_are_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = EXACT + hostile.SOUND
-    assert main(["audit", "--runner", str(hostile.script(tmp_path, body)), "--tokenizer", "spm-v3", "--json"]) == 0
+    assert (
+        main(
+            ["check", "--runner", str(hostile.script(tmp_path, body)), "--tokenizer", "spm-v3", "--output-format=jsonl"]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["summary"]["sound"] == 41
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected ROWS or --runner"),
-        (["rows.jsonl", "--runner", "trl"], "both ROWS and --runner are given"),
+        (["rows.jsonl", "--runner", "trl"], "both PATH and --runner are given"),
         (["--runner", "nope"], "'nope' is not a runner"),
     ],
 )
 def test_one_thing_is_judged(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", *words, "--tokenizer", str(shipped_tokenizer("spm-v3"))]) == 2
+    assert main(["check", *words, "--tokenizer", str(shipped_tokenizer("spm-v3"))]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_python_without_the_runner_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "--runner", "axolotl", "--tokenizer", "spm-v3", "--python", sys.executable]) == 2
+    assert main(["check", "--runner", "axolotl", "--tokenizer", "spm-v3", "--python", sys.executable]) == 2
     assert f"{sys.executable}: Axolotl is not installed in this Python" in capsys.readouterr().err
 
 
@@ -116,7 +120,7 @@ def test_a_runner_that_is_not_set_up_is_named_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
-    assert main(["audit", "--runner", "axolotl", "--tokenizer", "spm-v3"]) == 2
+    assert main(["check", "--runner", "axolotl", "--tokenizer", "spm-v3"]) == 2
     assert "Make it: mistral-lora runner setup axolotl" in capsys.readouterr().err
 
 
@@ -133,7 +137,7 @@ def test_a_configuration_that_names_code_is_refused_before_anything_runs(
 ) -> None:
     config = tmp_path / "theirs.yaml"
     config.write_text(f"# theirs\n{line}\n")
-    words = ["audit", "--runner", name, "--config", str(config), "--tokenizer", str(checkpoint)]
+    words = ["check", "--runner", name, "--config", str(config), "--tokenizer", str(checkpoint)]
     # a Python without the trainer: nothing is run with --allow-code either
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 1\n")
@@ -149,7 +153,7 @@ def test_a_configuration_that_names_code_is_refused_before_anything_runs(
 
 def test_code_is_allowed_to_a_runner_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").touch()
-    assert main(["audit", str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3", "--allow-code"]) == 2
+    assert main(["check", str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3", "--allow-code"]) == 2
     assert "--allow-code is for the rows of --runner" in capsys.readouterr().err
 
 

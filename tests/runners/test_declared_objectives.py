@@ -179,7 +179,7 @@ def test_two_objectives_are_refused_before_the_trainer_runs(
 ) -> None:
     name = "llamafactory" if "mask_history" in settings else "ms-swift"
     options = ["--config", str(_written(tmp_path, settings)), "--objective", "everything"]
-    code = main(["audit", "--runner", name, "--tokenizer", "spm-v3", "--python", sys.executable, *options])
+    code = main(["check", "--runner", name, "--tokenizer", "spm-v3", "--python", sys.executable, *options])
     assert (code, capsys.readouterr().err) == (
         2,
         f"error: two objectives are declared: {words}; expected one objective, or the same in both\n",
@@ -294,7 +294,7 @@ def audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Audit:
             (tmp_path / "checkpoint").mkdir(exist_ok=True)
             tokenizer = str(write_derived(run.tokenizer, tmp_path / "checkpoint"))
         words = ["--runner", run.name, "--tokenizer", tokenizer, "--config", str(file), "--dataset", str(data)]
-        code = main(["audit", *words, "--output", str(tmp_path / "kept.jsonl")])
+        code = main(["check", *words, "--output", str(tmp_path / "kept.jsonl")])
         return code, capsys.readouterr().out
 
     return audit

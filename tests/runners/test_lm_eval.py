@@ -53,7 +53,16 @@ def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     def run(*options: str, tokenizer: str = "tekken-240911", **config: Any) -> tuple[int, Found]:
         Path("eval.yaml").write_text(json.dumps({**CONFIG, **config}))
-        words = ["audit", "--runner", "lm-eval", "--config", "eval.yaml", "--tokenizer", tokenizer, "--json"]
+        words = [
+            "check",
+            "--runner",
+            "lm-eval",
+            "--config",
+            "eval.yaml",
+            "--tokenizer",
+            tokenizer,
+            "--output-format=jsonl",
+        ]
         code = main([*words, *options])
         *findings, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
         rules: Found = {}
@@ -131,7 +140,7 @@ def test_a_task_that_is_not_there_ends_with_the_harness_s_own_words(
     audit: Audit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("eval.yaml").write_text(json.dumps({**CONFIG, "tasks": ["colors"]}))
-    words = ["audit", "--runner", "lm-eval", "--config", "eval.yaml", "--tokenizer", "tekken-240911"]
+    words = ["check", "--runner", "lm-eval", "--config", "eval.yaml", "--tokenizer", "tekken-240911"]
     assert main(words) == 2
     assert "Tasks not found: colors" in capsys.readouterr().err
 

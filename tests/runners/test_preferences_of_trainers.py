@@ -174,7 +174,7 @@ def test_the_faults_of_a_trainer_are_found_and_its_sound_rows_are_sound(
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     words = ["--runner", case.runner, "--task", case.task, "--config", str(config), "--tokenizer", case.tokenizer]
-    assert main(["audit", *words, "--dataset", str(file), "--json"]) == 1
+    assert main(["check", *words, "--dataset", str(file), "--output-format=jsonl"]) == 1
     places = {f"{file}:{number}": key for number, key in enumerate(rows, 1)}
     found: Faults = defaultdict(set)
     for finding in map(json.loads, capsys.readouterr().out.splitlines()[:-1]):

@@ -1,4 +1,4 @@
-"""`mistral-lora audit --runner` with preference pairs and rated answers: which runner and which command takes them."""
+"""`mistral-lora check --runner` with preference pairs and rated answers: which runner and which command takes them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_records_that_a_command_does_not_take_are_refused(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["audit", *words, "--tokenizer", "spm-v3", "--dataset", str(file)]) == 2
+    assert main(["check", *words, "--tokenizer", "spm-v3", "--dataset", str(file)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -52,7 +52,7 @@ def test_a_script_of_the_user_takes_chat_rows_alone(tmp_path: Path, capsys: pyte
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(PAIR) + "\n")
     words = ["--runner", str(hostile.script(tmp_path, hostile.SOUND)), "--tokenizer", "spm-v3", "--dataset", str(file)]
-    assert main(["audit", *words]) == 2
+    assert main(["check", *words]) == 2
     assert "this is a preference pair" in capsys.readouterr().err
 
 
@@ -72,7 +72,7 @@ def test_the_columns_of_a_script_are_checked() -> None:
 
 
 def test_without_rows_a_task_that_a_runner_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "--runner", "trl", "--task", "orpo", "--tokenizer", "spm-v3"]) == 2
+    assert main(["check", "--runner", "trl", "--task", "orpo", "--tokenizer", "spm-v3"]) == 2
     error = capsys.readouterr().err
     assert [value for value in ("'orpo'", "expected dpo or reward or kto") if value not in error] == []
 

@@ -83,8 +83,8 @@ def test_packing_is_refused_by_name(run: Run, rows: list[Row]) -> None:
 def test_the_audit_says_what_is_wrong(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     messages = [{"role": "user", "content": "[INST]"}, {"role": "assistant", "content": "Yes."}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
-    words = ["audit", "--runner", "trl", "--tokenizer", str(checkpoint), "--dataset", str(tmp_path / "rows.jsonl")]
-    assert main([*words, "--json"]) == 1
+    words = ["check", "--runner", "trl", "--tokenizer", str(checkpoint), "--dataset", str(tmp_path / "rows.jsonl")]
+    assert main([*words, "--output-format=jsonl"]) == 1
     output = capsys.readouterr()
     *findings, summary = [json.loads(line) for line in output.out.splitlines()]
     assert {finding["class"] for finding in findings} == {"control-token-injection", "everything-trained"}
@@ -127,7 +127,7 @@ def test_the_training_template_of_a_newer_layout_gives_the_oracles_labels(name: 
 def test_a_known_trainer_has_its_fix_alone(tmp_path: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(row.to_jsonl() + "\n" for row in rows))
     words = ["--runner", "trl", "--python", sys.executable, "--tokenizer", "spm-v3"]
-    assert main(["audit", *words, "--dataset", str(tmp_path / "rows.jsonl")]) == 1
+    assert main(["check", *words, "--dataset", str(tmp_path / "rows.jsonl")]) == 1
     shown = capsys.readouterr().out
     assert "\n  fix:      Set `assistant_only_loss: true`" in shown
     assert not any(f"\n  {trainer.title}:" in shown for trainer in TRAINERS.values())
@@ -137,7 +137,7 @@ def test_every_token_is_an_error_or_is_declared(
     tmp_path: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(row.to_jsonl() + "\n" for row in rows))
-    words = ["audit", "--runner", "trl", "--python", sys.executable, "--tokenizer", "spm-v3"]
+    words = ["check", "--runner", "trl", "--python", sys.executable, "--tokenizer", "spm-v3"]
     words += ["--dataset", str(tmp_path / "rows.jsonl")]
     assert main(words) == 1
     shown = capsys.readouterr().out

@@ -106,8 +106,18 @@ def test_the_runner_shows_the_same_faults_by_the_rows_of_the_user(
         rows = [rated(row)[0] for row in rows[:-1]] + [rated(EMPTY)[1]]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--runner", "trl", "--task", task, "--tokenizer", "spm-v3", "--dataset", str(file), "--json"]
-    assert main(["audit", *words]) == 1
+    words = [
+        "--runner",
+        "trl",
+        "--task",
+        task,
+        "--tokenizer",
+        "spm-v3",
+        "--dataset",
+        str(file),
+        "--output-format=jsonl",
+    ]
+    assert main(["check", *words]) == 1
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     found = {(finding["place"].removeprefix(f"{file}:"), finding["rule"]) for finding in findings}
     side = "" if task == "kto" else ", chosen"
@@ -125,8 +135,8 @@ def test_kto_takes_pairs_which_it_unpairs_itself(tmp_path: Path, capsys: pytest.
     file = tmp_path / "rows.jsonl"
     titles = ["single", "tool-result-in-answer", "hostile-prompt", "trailing-spaces"]
     file.write_text("".join(json.dumps(row) + "\n" for row in [*(ROWS[title] for title in titles), EMPTY]))
-    words = ["--task", "kto", "--tokenizer", "spm-v3", "--dataset", str(file), "--json"]
-    assert main(["audit", "--runner", "trl", *words]) == 1
+    words = ["--task", "kto", "--tokenizer", "spm-v3", "--dataset", str(file), "--output-format=jsonl"]
+    assert main(["check", "--runner", "trl", *words]) == 1
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     found = {(finding["place"].removeprefix(f"{file}:"), finding["rule"]) for finding in findings}
     assert found == {
@@ -141,7 +151,7 @@ def test_kto_takes_pairs_which_it_unpairs_itself(tmp_path: Path, capsys: pytest.
 
 
 def test_without_a_dataset_a_task_is_given_the_packaged_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", "--runner", "trl", "--task", "reward", "--tokenizer", "spm-v1", "--json"]) == 1
+    assert main(["check", "--runner", "trl", "--task", "reward", "--tokenizer", "spm-v1", "--output-format=jsonl"]) == 1
     *findings, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert last["summary"]["pairs"] == len([name for name in ROWS if not name.startswith("tool-")])
     assert {finding["rule"] for finding in findings if "empty-answer" in finding["place"]} == {"ML502"}
@@ -168,7 +178,7 @@ def test_a_cut_of_the_configuration_is_found(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["equal-beginnings"]) + "\n")
     (tmp_path / "dpo.yaml").write_text("max_length: 10\n")
     words = ["--config", str(tmp_path / "dpo.yaml"), "--tokenizer", "spm-v3", "--dataset", str(tmp_path / "rows.jsonl")]
-    assert main(["audit", "--runner", "trl", *words]) == 1
+    assert main(["check", "--runner", "trl", *words]) == 1
     out = capsys.readouterr().out
     assert "ML568" in out
     assert "Set `max_length: null`, or leave out pairs" in out

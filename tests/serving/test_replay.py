@@ -637,36 +637,17 @@ def test_the_fixture_gives_the_ids_of_the_named_server(
     unnamed.stdout.fnmatch_lines(["*no server is named*"])
 
 
-def test_pytest_asks_by_the_limits_and_goes_on_where_it_was_stopped(
-    oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
-) -> None:
-    write_golden_answers(oracle, tmp_path / "tuned" / "transcripts")
+def test_pytest_asks_by_the_limit(oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text(json.dumps(ROW) + "\n")
-    behaviour = Behaviour(oracle, golden=golden_answers(oracle))
-    with serving(behaviour) as url:
-        asked = (f"--mistral-server=llamacpp:fp32={url}", "--mistral-tokenizer=spm-v3", "--mistral-adapter=tuned")
-        words = ("--mistral-golden", *asked, "--mistral-server-rows=one.jsonl", "--mistral-server-kept=kept.jsonl")
-
-        def run() -> int:
-            behaviour.seen.clear()
-            run_pytest(*words, "-k", "::server::").assert_outcomes(passed=11, skipped=2)
-            return sum(data is not None for _, _, data in behaviour.seen)
-
-        questions = run()
-        lines = (tmp_path / "kept.jsonl").read_text().splitlines(keepends=True)
-        assert len(lines) == 1 + questions
-        whole = len(lines) // 2
-        (tmp_path / "kept.jsonl").write_text("".join(lines[:whole]))
-        assert run() == questions - (whole - 1)
     late = Behaviour(oracle, answer=lambda path: time.sleep(2 if path.endswith("completions") else 0))
     with serving(late) as url:
-        limits = ("--mistral-server-request-seconds=1", "--mistral-server-at-once=2")
-        words = ("--mistral-golden", f"--mistral-server=openai={url}", "--mistral-tokenizer=spm-v3", *limits)
+        limit = "--mistral-server-request-seconds=1"
+        words = ("--mistral-golden", f"--mistral-server=openai={url}", "--mistral-tokenizer=spm-v3", limit)
         failed = run_pytest(*words, "--mistral-server-rows=one.jsonl", "-k", "::server::there")
         failed.assert_outcomes(failed=1)
         failed.stdout.fnmatch_lines(["*no answer in 1 s*", "*pytest: --mistral-server-request-seconds 600*"])
         rerun = next(line for line in failed.outlines if line.startswith("rerun:"))
-    assert shlex.split(rerun)[-4:-2] == [*limits]
+    assert shlex.split(rerun)[-3] == limit
     # the requests of tests have the same limit
     (tmp_path / "test_own.py").write_text(OWN_TEST)
     with serving(Behaviour(oracle, answer=lambda path: time.sleep(2))) as url:

@@ -143,7 +143,7 @@ COMMANDS = {
     ],
     ("gitlab mistral-lora",): [
         "pip install $CONSTRAINTS $PACKAGE",
-        "pytest --mistral-golden --mistral-golden-skip-training --mistral-recipe recipe.yaml --mistral-rules 0.1 "
+        "pytest --mistral-golden --mistral-no-train --mistral-recipe recipe.yaml --mistral-rules 0.1 "
         "--noconftest -o addopts= -o testpaths=",
     ],
     ("github train", "gitlab mistral-lora-train"): [

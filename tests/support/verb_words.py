@@ -20,7 +20,6 @@ WORDS = {
     "serve-check": ["openai=http://127.0.0.1:9", "--tokenizer", "."],
     "doctor": [],
     "pin": ["a/b"],
-    "audit": ["rows.jsonl", "--tokenizer", "."],
     "rules": [],
     "compare": ["main.json", "pr.json"],
     "diff": ["a", "b"],

@@ -168,7 +168,7 @@ def test_the_suite_judges_a_recorded_gap(
     folder = pytester.mkdir("goldens")
     write_gaps(folder)
     arguments = ("--mistral-golden", "--mistral-golden-dir", "goldens", "--mistral-tokenizer", "spm-v3", "-k", "own-")
-    arguments = (*arguments, "--mistral-golden-skip-training", "-p", "no:cacheprovider")
+    arguments = (*arguments, "--mistral-no-train", "-p", "no:cacheprovider")
     pytester.runpytest_inprocess(*arguments, "--mistral-golden-update")
     assert len(list(folder.glob("templates/*/*.json"))) == 5
     pytester.runpytest_inprocess(*arguments).assert_outcomes(passed=5)

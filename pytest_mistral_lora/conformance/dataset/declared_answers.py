@@ -112,32 +112,19 @@ class DeclaredAnswers:
 
     Attributes:
         rows: Number of rows that are conversations.
-        answers: Number of answers that are trained on at the end of a row.
         columns: What conversations have under each key.
-        cut: The rows that are trained on and say that their answer was cut.
     """
 
     rows: int = 0
-    answers: int = 0
     columns: dict[str, _Column] = field(default_factory=dict)
-    cut: SignCount = field(default_factory=SignCount)
 
     def note(self, record: JudgedRecord) -> None:
-        """Add a row; what a pair declares says nothing about one of its sides."""
+        """Add a row; what a pair declares says nothing about one of its sides, and a rated answer has its label."""
         row = record.rows[0]
-        if len(record.rows) > 1 or not row.kind.counts_as_wanted(row):
-            return
-        is_trained = _ends_with_a_trained_answer(row)
-        self.answers += is_trained
-        for key, value in record.declared if is_trained else ():
-            if DECLARED_KEYS[key].is_cut(value):
-                self.cut.add(record.at, f"{key}: {value!r}", record.place)
-                break
-        # the label of a rated answer is its own
-        if row.kind.sides or not row.kind.is_chat:
+        if len(record.rows) > 1 or row.kind.sides or not row.kind.is_chat or not row.kind.counts_as_wanted(row):
             return
         self.rows += 1
-        if not is_trained:
+        if not _ends_with_a_trained_answer(row):
             return
         answer = text_of(row.messages[row.assistant_groups()[-1][-1]].get("content"))
         for key, value in record.declared:
@@ -147,19 +134,10 @@ class DeclaredAnswers:
     def extend(self, other: DeclaredAnswers) -> None:
         """Add other rows."""
         self.rows += other.rows
-        self.answers += other.answers
         extend_states(self.columns, other.columns)
-        self.cut.extend(other.cut)
 
     def findings(self, file: Place) -> Iterator[Finding]:
-        """Yield the cut answers, the ratings that nothing reads, and the numbers whose meaning is unknown."""
-        if self.cut.rows:
-            first = self.cut.examples[0]
-            detail = "\n".join(f"{example.place}, {example.shown}" for example in self.cut.examples)
-            found = (
-                f"an answer that was cut, as its row says, in {self.cut.rows:,} of {counted(self.answers, 'answer')}"
-            )
-            yield Finding("ML669", found, first.place, "whole answers, or rows without these", detail=detail)
+        """Yield the ratings that nothing reads, and the numbers whose meaning is unknown."""
         unknown = []
         for key, column in self.columns.items():
             meaning = DECLARED_KEYS[key]
@@ -184,6 +162,50 @@ class DeclaredAnswers:
         return bool(rating) and column.rows == self.rows and 2 * column.classes < column.rows
 
 
+@dataclass
+class CutAnswers:
+    """The rows that say that their answer was cut.
+
+    Attributes:
+        answers: Number of answers that are trained on at the end of a row.
+        cut: Those that were cut.
+    """
+
+    answers: int = 0
+    cut: SignCount = field(default_factory=SignCount)
+
+    def note(self, record: JudgedRecord) -> None:
+        """Add a row; what a pair declares says nothing about one of its sides."""
+        row = record.rows[0]
+        if len(record.rows) > 1 or not row.kind.counts_as_wanted(row) or not _ends_with_a_trained_answer(row):
+            return
+        self.answers += 1
+        shown = next((f"{key}: {value!r}" for key, value in record.declared if DECLARED_KEYS[key].is_cut(value)), "")
+        if shown:
+            self.cut.add(record.at, shown, record.place)
+
+    def extend(self, other: CutAnswers) -> None:
+        """Add other rows."""
+        self.answers += other.answers
+        self.cut.extend(other.cut)
+
+    def findings(self, file: Place) -> Iterator[Finding]:
+        """Yield the cut answers, at the first of them."""
+        if self.cut.rows:
+            first = self.cut.examples[0]
+            detail = "\n".join(f"{example.place}, {example.shown}" for example in self.cut.examples)
+            found = (
+                f"an answer that was cut, as its row says, in {self.cut.rows:,} of {counted(self.answers, 'answer')}"
+            )
+            yield Finding("ML669", found, first.place, "whole answers, or rows without these", detail=detail)
+
+
+class _OfEachRow(WholeFileSign[CutAnswers]):
+    """Each row says by itself that its answer was cut."""
+
+    fires_on_sample = True
+
+
 def _ends_with_a_trained_answer(row: Row) -> bool:
     roles = row.kind.answer_roles
     last = max((index for index, message in enumerate(row.messages) if message["role"] in roles), default=-1)
@@ -204,4 +226,7 @@ def letters_finding(labels: Sequence[str], rows: int, file: Place, effect: str) 
 
 
 DECLARED = WholeFileSign(DeclaredAnswers)
-"""What the keys beside the texts of a file declare about its answers."""
+"""How the keys beside the texts of a file rate its answers."""
+
+CUT = _OfEachRow(CutAnswers)
+"""Which answers were cut, as the keys beside their texts say."""

@@ -380,7 +380,7 @@ class Audit:
             has_images = 0 < figures.images == self.states.total()
             reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
         elif not self.source.is_known:
-            reasons = {"rows-complete": "no rows are given to compare with: mistral-lora audit --dataset ROWS"}
+            reasons = {"rows-complete": "no rows are given to compare with: mistral-lora check --dataset ROWS"}
         if figures.other_kinds and not figures.conversations:
             reason = f"no sound row is a conversation: each is {' or '.join(sorted(figures.other_kinds))}"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)

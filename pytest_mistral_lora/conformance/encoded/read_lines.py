@@ -229,7 +229,7 @@ class LineReader:
         token = stretch.tokens[error.token] if error.token < len(stretch.tokens) else end
         detail = ""
         if self._path is not None:
-            step = f"mistral-lora audit {shlex.quote(str(self._path))} --tokenizer PATH --dataset rows.jsonl"
+            step = f"mistral-lora check {shlex.quote(str(self._path))} --tokenizer PATH --dataset rows.jsonl"
             detail = f"If the rows that the ids were made of are at hand, judge the ids by them: {step}"
         return Finding("ML560", f"token {token}: {error.found}", stretch.place, error.expected, detail)
 

@@ -270,10 +270,10 @@ _judge_checkpointing = partial(
 )
 
 STEP_LAWS = (
+    TrainingLaw("ML311.mean", measure_loss, _judge_loss),
     TrainingLaw("ML311.tokens", measure_predicting, _judge_predicting),
     TrainingLaw("ML311.batches", measure_accumulation, _judge_accumulation),
     TrainingLaw("ML311.neighbours", measure_neighbours, _judge_neighbours),
-    TrainingLaw("ML311.mean", measure_loss, _judge_loss),
     TrainingLaw("ML311.cache", measure_cache, _judge_cache),
     TrainingLaw("ML315", measure_checkpointing, _judge_checkpointing),
 )

@@ -341,7 +341,7 @@ class Bridge:
             named = ", ".join(f"{objective} ({', '.join(files)})" for objective, files in run.objectives.items())
             yield (
                 f"The files have different objectives: {named}. {self.title} has no setting for that. "
-                f"{labels.replace('have it', 'have them')}. `mistral-lora audit` judges all rows by one objective: to "
+                f"{labels.replace('have it', 'have them')}. `mistral-lora check` judges all rows by one objective: to "
                 "audit these rows, export a recipe for the files of each objective."
             )
         elif run.declared is not None:

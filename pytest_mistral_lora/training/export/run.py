@@ -89,7 +89,7 @@ def export(recipe: Recipe, bridge: Bridge, output: Path, *, form: Form = "auto")
     with finished_folder(output) as folder:
         (folder / ROWS).mkdir()
         bridge.write_rows(run, folder / ROWS)
-        # in order, for `mistral-lora audit` to compare with the runner's
+        # in order, for `mistral-lora check` to compare with the runner's
         write_text(folder / CHAT_ROWS, "".join(f"{row.to_jsonl()}\n" for row in run.data.train.rows))
         write_text(folder / bridge.config, settings)
         write_text(folder / "README.md", "\n".join(_readme_lines(run, bridge, done)) + "\n")
@@ -174,7 +174,7 @@ def _readme_lines(run: ExportedRun, bridge: Bridge, done: ExportedFolder) -> Ite
     yield f"Tried with {bridge.versions}. Start the run in this folder:"
     yield from ("", "```console", f"$ {bridge.command}", "```", "")
     yield "Before that, you can audit its training rows by the runner's own code:"
-    audit = f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS}"
+    audit = f"mistral-lora check --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS}"
     audit += "" if run.declared is None else f" --objective {run.declared}"
     yield from ("", "```console", f"$ {audit} --tokenizer {run.base.path.resolve()}", "```", "")
     yield f"- `{bridge.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")

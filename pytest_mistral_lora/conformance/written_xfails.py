@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.outcome import CheckOutcome
 
 _LONGEST = 110
@@ -13,7 +14,7 @@ _HEADER = (
 )
 
 
-def baseline_text(outcomes: Iterable[CheckOutcome], *, notes: bool = False, not_checked: bool = False) -> str:
+def xfails_text(outcomes: Iterable[CheckOutcome], options: CheckOptions) -> str:
     """Return the list of known deviations that accepts a run, with empty reasons, as `read_xfails` reads it.
 
     A finding whose cause has a name is listed by this name. A rule that one check breaks is listed by the node id of
@@ -21,15 +22,14 @@ def baseline_text(outcomes: Iterable[CheckOutcome], *, notes: bool = False, not_
 
     Args:
         outcomes: The outcome of each check.
-        notes: Whether notes are failures.
-        not_checked: Whether checks that could not run are failures.
+        options: Those of the run, which say what fails.
     """
     headlines: dict[str, list[str]] = {}
     homes: dict[tuple[str, str], dict[str, list[str]]] = {}
     for outcome in outcomes:
-        if not_checked and outcome.not_checked:
+        if options.fails_not_checked and outcome.not_checked:
             headlines.setdefault(outcome.nodeid, []).append(f"not checked: {outcome.not_checked}")
-        for finding in outcome.failing(notes=notes):
+        for finding in outcome.failing(notes=options.fails_notes):
             # a named cause, else the remaining findings of a rule
             checks = homes.setdefault((finding.rule, finding.name), {})
             checks.setdefault(outcome.nodeid, []).append(f"{finding.place}: {finding.found}")

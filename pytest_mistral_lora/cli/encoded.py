@@ -1,4 +1,4 @@
-"""`mistral-lora audit`: the rows of another trainer."""
+"""Encoded rows in `mistral-lora check`: those of a file, and those that the code of another trainer makes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.reading.row_source import RowSource
-from pytest_mistral_lora.cli.judging import Judging, VerbView, add_judging_options
+from pytest_mistral_lora.cli.judging import Judging, VerbView, check_options
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
-    Verb,
-    add_objective_option,
-    add_oracle_option,
-    add_tokenizer_option,
     output_file,
     print_json,
     whole_number,
 )
-from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer
-from pytest_mistral_lora.conformance.path_kinds import recognised
+from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, tokenizer_path
 from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
 from pytest_mistral_lora.formats.row_sources import FileRows, MadeRows
@@ -42,25 +37,13 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.encoded.line_judge import LineVerdict
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.known import Xfail
+    from pytest_mistral_lora.conformance.path_kinds import RecognisedPath
     from pytest_mistral_lora.conformance.session import Session
-    from pytest_mistral_lora.conformance.targets import EncodedTarget
+    from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 
-_DESCRIPTION = """\
-Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. A row
-without messages is read back from its ids. Every finding has a rule and a class. The rows are a file (ROWS), or the
-output of another trainer (--runner).
-
-With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
-for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
-{"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, labels_of_masks (rows whose labels are made
-of a mask), columns (rows by each column that says what is trained on), read_back (rows without messages, which are read
-back from their ids), answers_without_labels (answers of such rows that are read with weight 0), pairs (chosen and
-rejected answers in one record; each of the two counts as a row), tokens, supervised_tokens, findings, classes (rule,
-class and count of each), known (the deviations of --xfails that were found, whose findings have no line) and fixes (by
-rule, the fix in each known trainer, if the trainer is unknown).
-
-Rows that cannot be read are findings (ML501). The exit code, the known deviations and the reports are those of
-`mistral-lora check ROWS --as encoded`, which runs the same checks."""
+_OF_RUNNER = ("task", "config", "allow_code", "python", "own_data", "output", "time_limit")
+_OF_PATHS = ("kind", "base", "train", "device_memory")
+"""The options, as `argparse` names them, that apply to `--runner`, and those that apply to paths alone."""
 
 
 def _is_earlier(file: Path) -> bool:
@@ -70,35 +53,24 @@ def _is_earlier(file: Path) -> bool:
     return beginning(file).startswith('{"row": ')
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "rows",
-        type=INPUT,
-        nargs="?",
-        help="encoded rows, each with input_ids, labels or a mask, and messages or conversations, or without these: "
-        "then the ids are read back; or preference pairs with prompt_ids, chosen_ids and rejected_ids. JSON Lines, "
-        "Parquet, Arrow, a JSON array, or a folder of Dataset.save_to_disk",
-    )
-    add_tokenizer_option(parser)
-    add_oracle_option(parser)
-    add_objective_option(parser)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that apply to encoded rows alone."""
     parser.add_argument(
         "--dataset",
         type=INPUT,
         action="append",
         default=[],
         metavar="PATH",
-        help="chat JSONL file that the rows come from, in order (repeatable); missing and changed rows are reported, "
-        "and rows that have ids alone are judged by it",
+        help="chat JSONL file that encoded rows come from, in order (repeatable): missing and changed rows are "
+        "reported, and rows that have ids alone are judged by it",
     )
     parser.add_argument(
         "--show",
         type=partial(whole_number, least=0),
         default=5,
         metavar="N",
-        help="causes of each class to print, each by its simplest row (default: 5)",
+        help="causes of each class of encoded rows to print, each by its simplest row (default: 5)",
     )
-    add_judging_options(parser)
     group = parser.add_argument_group(
         "other trainers", "Encode the rows of --dataset, or else the packaged rows, with the code of another trainer."
     )
@@ -162,11 +134,22 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-def run(args: argparse.Namespace) -> int:
+def is_alone(targets: Sequence[Target]) -> bool:
+    """Return whether encoded rows are all that is judged, so that the output is about rows and not about checks."""
+    from pytest_mistral_lora.conformance.targets import EncodedTarget
+
+    return len(targets) == 1 and isinstance(targets[0], EncodedTarget)
+
+
+def run(args: argparse.Namespace, path: RecognisedPath | None) -> int:
     """Print every finding; return 1 if one is an error.
 
+    Args:
+        args: The options of `check`.
+        path: The encoded rows; None for those of `--runner`.
+
     Raises:
-        InputError: If the rows cannot be opened, or are nothing that `check` knows.
+        InputError: If the rows cannot be opened, no tokenizer is named, or an option does not apply to `--runner`.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.collection import require_objectives
@@ -175,13 +158,15 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.encoded.template_cause import cause_of
     from pytest_mistral_lora.conformance.groups import MOST_NAMES
     from pytest_mistral_lora.conformance.targets import Target, name_of
-    from pytest_mistral_lora.judging import known_deviations
 
+    if args.tokenizer is None:
+        expected = "the tokenizer of the model that is trained, such as the folder of the base"
+        raise InputError("no tokenizer is named", place="--tokenizer", expected=expected)
     args.objective = None if args.objective is None else Declaration(args.objective, "--objective")
-    args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
-    xfails = known_deviations(args.xfails, "--xfails")
+    args.tokenizer, args.oracle, _ = named_tokenizer(tokenizer_path(str(args.tokenizer)), args.oracle)
+    options = check_options(args)
     tokenizer = CheckpointTokenizer(args.tokenizer, args.oracle)
-    with _encoded_rows(args) as given:
+    with _encoded_rows(args, path) as given:
         file = given.file
         judge = Target.of_loaded(tokenizer)
         rows: RowSource = FileRows(file)
@@ -209,20 +194,24 @@ def run(args: argparse.Namespace) -> int:
         given_as: dict[str, Any] = {"dataset": given.dataset, "source": rows, "objective": given.declared}
         target = AuditedTarget(name, file, judge=judge, fixes=fixes, **given_as)
         require_objectives([target])
-        show = partial(_print_findings, target, xfails) if args.output_format == "json" else _show_nothing
+        show = partial(_print_findings, target, options.xfails) if args.output_format == "jsonl" else _show_nothing
         target = replace(target, audited=partial(_read_with_progress, file, report, show))
+        is_of_checks = args.output_format == "json" or (args.output_format == "text" and args.verbose)
+        view = VerbView(
+            partial(_lines, audit, args.show),
+            _last_line,
+            partial(_print_summary, audit),
+            texts=partial(_cause_texts, audit, args.show),
+            verdict=lambda session: f"{_rows_line(audit)}; {_last_line(session)}",
+        )
         judging = Judging.of(
             args,
             # the rows of a trainer are in a folder that is removed
-            paths=[{"path": str(path)} for path in (args.dataset if args.runner else [file])],
-            xfails=xfails,
-            view=VerbView(
-                partial(_lines, audit, args.show),
-                _last_line,
-                partial(_print_summary, audit),
-                texts=partial(_cause_texts, audit, args.show),
-                verdict=lambda session: f"{_rows_line(audit)}; {_last_line(session)}",
-            ),
+            paths=[{"path": str(file)} for file in args.dataset] if path is None else [path.to_json()],
+            options=options,
+            # -v asks for the checks, as of other targets; jsonl is of rows alone
+            brief=not args.verbose,
+            view=None if is_of_checks else view,
             has_bar=True,
         )
         return judging.judge([target])
@@ -388,26 +377,32 @@ class _RowsToAudit:
     declared: Declaration | None = None
 
 
-@contextmanager
-def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
-    """Yield the encoded rows to check: the given file, or the file of a runner.
+def refuse_options(args: argparse.Namespace) -> None:
+    """Refuse options that apply to `--runner` without it, and options of paths beside it.
 
     Raises:
-        InputError: If neither or both are given, a row of the dataset cannot be read, or the user and the configuration
-            of the runner declare different objectives.
+        InputError: With the first such option.
+    """
+    if args.runner is not None and args.paths:
+        raise InputError("both PATH and --runner are given", expected="one of them")
+    for name in _OF_RUNNER if args.runner is None else _OF_PATHS:
+        if getattr(args, name) not in (None, False, ""):
+            option = "--as" if name == "kind" else f"--{name.replace('_', '-')}"
+            kind, given = ("the rows of --runner", "no --runner") if args.runner is None else ("paths", "--runner")
+            raise InputError(f"{option} is for {kind}, and {given} is given", next_step=f"Leave {option} out.")
+
+
+@contextmanager
+def _encoded_rows(args: argparse.Namespace, path: RecognisedPath | None) -> Iterator[_RowsToAudit]:
+    """Yield the encoded rows to check: those of a file, or those that a runner makes.
+
+    Raises:
+        InputError: If a row of the dataset cannot be read, or the user and the configuration of the runner declare
+            different objectives.
         RunnerError: If the runner cannot encode the rows.
     """
-    if args.rows is None and args.runner is None:
-        raise InputError("there are no rows to check", expected="ROWS or --runner")
-    if args.rows is not None and args.runner is not None:
-        raise InputError("both ROWS and --runner are given", expected="one of them")
-    if args.rows is not None:
-        for option in ("task", "config", "allow_code", "python", "own_data", "output", "time_limit"):
-            if getattr(args, option):
-                found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
-                raise InputError(found, expected="one of them")
-        recognised(args.rows)  # it refuses what is nothing to check, such as an empty file
-        yield _RowsToAudit(args.rows, dataset=tuple(args.dataset), declared=args.objective)
+    if path is not None:
+        yield _RowsToAudit(path.path, dataset=tuple(args.dataset), declared=args.objective)
         return
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.runners.extract import extract, extract_prompts
@@ -444,17 +439,3 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[_RowsToAudit]:
         # versions are a part of the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield to_audit
-
-
-VERB = Verb(
-    "audit",
-    "check a trainer's input_ids and labels against mistral-common",
-    _add_options,
-    run,
-    description=_DESCRIPTION,
-    examples=(
-        "mistral-lora audit encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
-        "mistral-lora audit --runner NAME --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
-    ),
-    failure="a row or the file has an error",
-)
