@@ -217,7 +217,7 @@ def test_lines_without_numbers_and_without_a_dataset_may_lack_rows(
     assert not dict(_judge(write(lines), target))["rows-complete"].not_checked
     for line in lines:
         del line["row"]
-    assert "audit --dataset" in dict(_judge(write(lines), target))["rows-complete"].not_checked
+    assert "check --dataset" in dict(_judge(write(lines), target))["rows-complete"].not_checked
     assert not dict(_judge(write(lines), target, dataset))["rows-complete"].not_checked
 
 

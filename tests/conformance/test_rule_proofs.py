@@ -59,7 +59,7 @@ def test_a_rule_says_what_it_takes_as_proof(capsys: Any) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert f"  proof:    sign. {PROOFS['sign']}" in lines
     assert f"  of error: contradiction. {PROOFS['contradiction']}" in lines
-    assert main(["rules", "ML628", "--output-format=jsonl"]) == 0
+    assert main(["rules", "ML628", "--json"]) == 0
     [rule] = json.loads(capsys.readouterr().out)
     assert rule["proof"] == ["sign", "contradiction"]
 
