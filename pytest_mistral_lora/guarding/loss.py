@@ -218,11 +218,10 @@ class _Comparison:
     def _bound(self, bounds: Mapping[torch.dtype, float]) -> float:
         return bounds.get(self.call.precision, bounds[torch.bfloat16])
 
-    def _seen(self, at: torch.Tensor, tokens: torch.Tensor, *, smoothed: bool = True) -> _Positions:
+    def _seen(self, at: torch.Tensor, tokens: torch.Tensor) -> _Positions:
         rows, places = (index.to(self._gradient.device) for index in at.unbind(-1))
-        smoothing = self.settings.smoothing if smoothed else 0.0
         hidden, gradient = self.call.hidden[0][rows, places], self._gradient[rows, places]
-        return _Positions(at, tokens, directions(self.settings.head, hidden, gradient, tokens, smoothing))
+        return _Positions(at, tokens, directions(self.settings.head, hidden, gradient, tokens, self.settings.smoothing))
 
     def _look(self, mask: torch.Tensor, tokens: torch.Tensor) -> _Positions:
         """Return what the gradients at a mask show of these tokens, `(batch, length)`; at most `_MOST`."""
@@ -240,7 +239,10 @@ class _Comparison:
         if not len(seen):
             return seen
         rows, places = (index.to(self._gradient.device) for index in seen.at.unbind(-1))
-        found = self._seen(seen.at, likeliest_targets(self.settings.head, self._gradient[rows, places]))
+        targets = likeliest_targets(self.settings.head, self._gradient[rows, places])
+        tried = [self._seen(seen.at, tokens) for tokens in targets.unbind(-1)]
+        best = torch.stack([one.shown.cosines for one in tried]).argmax(0)
+        found = self._seen(seen.at, targets.gather(-1, best[:, None])[:, 0])
         return found.where(self._proven(found) & (found.tokens != seen.tokens))
 
     def result(self) -> Result:

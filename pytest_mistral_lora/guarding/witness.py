@@ -31,6 +31,9 @@ EQUAL = {torch.float64: 2**-7, torch.float32: 2**-7, torch.float16: 2**-3, torch
 _ELEMENTS = 2**22
 """Most logits at the same time: 16 MiB in float32."""
 
+CANDIDATES = 4
+"""The tokens that are tried at a position: the longest row of the head may be beside the one that is meant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Directions:
@@ -82,9 +85,9 @@ def directions(
 
 
 def likeliest_targets(head: torch.nn.Module, gradient: torch.Tensor) -> torch.Tensor:
-    """Return the token whose probability a step against the gradient raises most, `(positions,)` int64.
+    """Return the tokens whose logits a step against the gradient raises most, `(positions, CANDIDATES)` int64.
 
-    `directions` says whether it is the token that the position is trained to produce.
+    `directions` says whether one of them is the token that the position is trained to produce.
 
     Args:
         head: As for `directions`.
@@ -94,7 +97,8 @@ def likeliest_targets(head: torch.nn.Module, gradient: torch.Tensor) -> torch.Te
     with _as_in_a_step(head), torch.no_grad():
         for step in torch.split(gradient, _chunk(head, gradient)):
             step = _unit(step.float()).to(gradient.dtype)
-            found.append((head.forward(step) - head.forward(torch.zeros_like(step[:1]))).argmin(-1))
+            raised = head.forward(torch.zeros_like(step[:1])) - head.forward(step)
+            found.append(raised.topk(min(CANDIDATES, raised.shape[-1])).indices)
     return torch.cat(found).cpu()
 
 
