@@ -51,7 +51,7 @@ class FirstStepWatch:
         self._batch: Any = None
         self._hidden: list[torch.Tensor] = []
         self._gradients: dict[int, torch.Tensor] = {}
-        self._precision = torch.float32
+        self._dtypes: set[torch.dtype] = set()
         self._records = False
         self._own = self._put_in_place()
         self._hook = self._hooked(args)
@@ -88,12 +88,19 @@ class FirstStepWatch:
             return
         if self._results[PACKING] is WAITING[PACKING]:
             self._results[PACKING] = _attempted(lambda: judge_call(decoder, arguments_of(decoder, given, named)))
+        if self._records:
+            try:
+                self._take_output(output)
+            except Exception as error:  # an error in a hook would end the run
+                self._results[LOSS] = _failed(error)
+
+    def _take_output(self, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
         # a call without a gradient is a look at the model, as for a distillation
-        if self._records and isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+        if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
             number = len(self._hidden)
             self._hidden.append(hidden.detach())
-            self._precision = _precision(hidden, self._model)
+            self._dtypes |= _dtypes_of(hidden)
             hidden.register_hook(partial(self._take_gradient, number))  # type: ignore[no-untyped-call]
 
     def _take_gradient(self, number: int, gradient: torch.Tensor) -> None:
@@ -131,8 +138,12 @@ class FirstStepWatch:
         if not isinstance(self._batch, Mapping):
             return Result(not_checked=f"the batch of compute_loss is a {type(self._batch).__name__}, not a mapping")
         gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
-        call = LossCall(self._columns, self._hidden, gradients, self._precision)
-        return judge_loss(call, LossSettings.of(self._trainer, self._model))
+        settings = LossSettings.of(self._trainer, self._model)
+        if isinstance(settings.head, torch.nn.Module):
+            self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
+        floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
+        precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision), settings)
 
     def _leave_place(self) -> None:
         """Give the trainer its `compute_loss` back."""
@@ -169,17 +180,10 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _precision(hidden: torch.Tensor, model: Any) -> torch.dtype:
-    """Return the dtype with the fewest digits in which the head computes."""
+def _dtypes_of(hidden: torch.Tensor) -> set[torch.dtype]:
+    """Return the dtypes of a step at the output of the decoder; the one with the fewest digits decides."""
     device = hidden.device.type
-    dtypes = [hidden.dtype, *(parameter.dtype for parameter in model.get_output_embeddings().parameters())]
-    dtypes += [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
-    coarsest: torch.dtype = max((dtype for dtype in dtypes if dtype.is_floating_point), key=_rounding)
-    return coarsest
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
+    return {hidden.dtype, *([torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else [])}
 
 
 def _attempted(judge: Callable[[], Result]) -> Result:
