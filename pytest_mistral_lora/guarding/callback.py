@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +111,7 @@ class MistralGuard(TrainerCallback):
         self._first_step: Mapping[str, Result] = WAITING
         self._evaluation: FirstRows | None = None
         self._line: Callable[[Verdict], str] | None = None
+        self._awaits_step = False
 
     def use_trainer(self, trainer: Any) -> None:
         """Take the messages of the rows from the dataset that a trainer has when its run begins."""
@@ -144,6 +144,7 @@ class MistralGuard(TrainerCallback):
         started = time.perf_counter()
         self._end_watch()  # of an earlier training that was stopped
         self.verdict, self._first_step, self._line = None, WAITING, None
+        self._awaits_step = True
         raised = None
         try:
             trainer = calling_trainer(self) if self._trainer is None else self._trainer
@@ -162,7 +163,7 @@ class MistralGuard(TrainerCallback):
                         self._watch = _BatchWatch(self, run, model, reason, size_of(train_dataloader))
                     else:
                         self._judge(run, read, started)
-                    self._step = FirstStepWatch(args, model, trainer, partial(self._judge_first_step, run))
+                    self._step = FirstStepWatch(args, model, trainer)
         except GuardError:
             raise
         except Exception as error:
@@ -171,13 +172,14 @@ class MistralGuard(TrainerCallback):
             raise raised
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the first step, if its loss did not.
+        """Judge what the first step trains for: its gradients are there, and no weight has moved.
 
         Raises:
             GuardError: As for `on_train_begin`.
         """
-        if self._step is not None:
-            self._step.end()
+        if self._awaits_step:
+            self._awaits_step = False
+            self._judge_first_step(args)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what the run has given, if it had fewer batches than the guard judges.
@@ -198,23 +200,32 @@ class MistralGuard(TrainerCallback):
             self._step.leave()
             self._step = None
 
-    def _judge_first_step(self, run: GuardedRun, results: Mapping[str, Result]) -> None:
-        """Add what the first step has shown to the verdict, and stop or warn: each process for itself."""
-        self._first_step = results
-        is_error = any(finding.severity == "error" for result in results.values() for finding in result.findings)
-        if self.verdict is None and (self._watch is not None or not is_error):
-            return  # rows that are judged later have these results with them
+    def _judge_first_step(self, args: Any) -> None:
+        """Add what the first step has shown to the verdict, exchange the outcome with other processes, stop or warn.
+
+        Args:
+            args: The `TrainingArguments`.
+        """
+        failure = ""
         try:
-            self.verdict = with_first_step(self.verdict, results, self._rules)
+            if self._step is not None:
+                self._first_step = self._step.results()
+                self._step = None
+            findings = [finding for result in self._first_step.values() for finding in result.findings]
+            is_error = any(finding.severity == "error" for finding in findings)
+            # rows that are judged later have these results with them
+            if self.verdict is not None or (is_error and self._watch is None):
+                self.verdict = with_first_step(self.verdict, self._first_step, self._rules)
+            if is_error:
+                failure = str(self.verdict or "\n".join(map(str, findings)))
         except Exception as error:
             _log_crash(error)
-            return
-        if is_error and self._on_finding == "stop":
-            raise GuardError(f"the run is stopped before a weight moves\n{self.verdict}", verdict=self.verdict)
+        failures = [(rank, text) for rank, text in enumerate(_from_each_process(failure)) if text]
+        if failures and self._on_finding == "stop":
+            raise GuardError(_stopped("before a weight moves", failures), verdict=self.verdict)
         if self._on_finding == "warn":
-            rank = getattr(run.args, "process_index", 0)
-            self._warn(run, [(rank, str(self.verdict))] if is_error else [])
-        if is_error:
+            self._warn(args, failures)
+        if failures:
             self._line = None
         self._print_line()
 
@@ -292,13 +303,11 @@ class MistralGuard(TrainerCallback):
         outcomes = _from_each_process((failure, read.figures))
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         if failures and self._on_finding == "stop":
-            rank, text = failures[0]
-            of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
-            raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
+            raise GuardError(_stopped(moment, failures), verdict=self.verdict)
         if not last or getattr(run.args, "process_index", 0) != 0:
             return
         if self._on_finding == "warn":
-            self._warn(run, failures)
+            self._warn(run.args, failures)
         if self.verdict is not None and not failures:
             judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
             seconds = time.perf_counter() - started
@@ -306,14 +315,14 @@ class MistralGuard(TrainerCallback):
             if self._first_step is not WAITING:
                 self._print_line()
 
-    def _warn(self, run: GuardedRun, failures: Sequence[tuple[int, str]]) -> None:
-        process = getattr(run.args, "process_index", 0)
+    def _warn(self, args: Any, failures: Sequence[tuple[int, str]]) -> None:
+        process = getattr(args, "process_index", 0)
         for rank, text in failures:
             if process in (0, rank):
                 _LOG.warning("process %d: the guard warns\n%s", rank, text)
         if self.verdict is None or process != 0:
             return
-        folder = Path(getattr(run.args, "output_dir", None) or ".")
+        folder = Path(getattr(args, "output_dir", None) or ".")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in REPORTS:
@@ -381,6 +390,13 @@ def _log_crash(error: Exception) -> None:
     """Log an error of the guard itself, with which the run goes on."""
     _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
     _LOG.debug("the error of the guard", exc_info=error)
+
+
+def _stopped(moment: str, failures: Sequence[tuple[int, str]]) -> str:
+    """Return why a run is stopped at a moment, in words: the text of the first process that found an error."""
+    rank, text = failures[0]
+    of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
+    return f"the run is stopped {moment}{of_process}\n{text}"
 
 
 def _say(line: str) -> None:

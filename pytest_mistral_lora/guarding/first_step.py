@@ -1,15 +1,15 @@
-"""The first step of a run, watched: the call of `compute_loss`, and the call of the model in it.
+"""The first step of a run, watched: the batch of `compute_loss`, and the decoder's output with its gradient.
 
-Nothing is computed twice: the batch, the logits and the loss are those of the run itself. A process watches its own
-first step, and waits for no other process.
+Nothing is computed twice: they are those of the run itself, and are judged before the optimizer moves a weight.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import one_line
-from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, has_token_losses, judge_loss
+from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, judge_loss
 from pytest_mistral_lora.guarding.packing import arguments_of, judge_call
 
 _PARAMETERS = ("model", "inputs", "return_outputs", "num_items_in_batch")
@@ -31,26 +31,30 @@ WAITING = {case: Result(not_checked="the run has not come to its first step") fo
 
 
 class FirstStepWatch:
-    """Watches the first step of a run, and reports its results before the optimizer moves a weight.
+    """Watches the first step of a run: the batch of its loss, and the decoder's output with its gradient.
 
-    While it waits, it stands in the trainer's place of `compute_loss`, and before the decoder of the model. It leaves
-    both at the first call in training, and returns what the trainer's `compute_loss` returns.
+    It stands in the trainer's place of `compute_loss`, and behind the decoder of the model. At the first call in
+    training it leaves the first place, and returns what the trainer's `compute_loss` returns; hooks only record.
     """
 
-    def __init__(self, args: Any, model: Any, trainer: Any, report: Callable[[Mapping[str, Result]], None]) -> None:
+    def __init__(self, args: Any, model: Any, trainer: Any) -> None:
         """Begin to watch.
 
         Args:
             args: The `TrainingArguments`.
             model: The model, without wrappers.
             trainer: The trainer; None if it is unknown, and the loss cannot be watched.
-            report: Gets the result of each check, once.
         """
-        self._trainer, self._report = trainer, report
+        self._model, self._trainer = model, trainer
         self._results = dict(WAITING)
-        self._is_over = False
+        self._columns: dict[str, torch.Tensor] = {}
+        self._batch: Any = None
+        self._hidden: list[torch.Tensor] = []
+        self._gradients: dict[int, torch.Tensor] = {}
+        self._dtypes: set[torch.dtype] = set()
+        self._records = False
         self._own = self._put_in_place()
-        self._hook = self._hooked(args, model)
+        self._hook = self._hooked(args)
 
     def _put_in_place(self) -> Any:
         """Stand in the place of the trainer's `compute_loss`, and return what stood there."""
@@ -67,61 +71,79 @@ class FirstStepWatch:
         self._trainer.compute_loss = self._stand_in
         return own
 
-    def _hooked(self, args: Any, model: Any) -> Any:
-        """Watch the first call of the decoder, which makes the mask of packed rows."""
+    def _hooked(self, args: Any) -> Any:
+        """Watch the calls of the decoder: their arguments, and what they return with its gradient."""
         if getattr(args, "torch_compile", False):
-            self._results[PACKING] = Result(not_checked="a compiled model is not watched")
+            self._results |= dict.fromkeys(WAITING, Result(not_checked="a compiled model is not watched"))
             return None
         try:
-            decoder = model.get_decoder()
-            return decoder.register_forward_pre_hook(self._take_call, with_kwargs=True)
+            decoder = self._model.get_decoder()
+            return decoder.register_forward_hook(self._take_call, with_kwargs=True)
         except Exception as error:  # a model of a kind that is not known
-            self._results[PACKING] = _failed(error)
+            self._results |= dict.fromkeys(WAITING, _failed(error))
             return None
 
-    def _take_call(self, decoder: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _take_call(self, decoder: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if not decoder.training:
             return
-        self._unhook()
-        self._results[PACKING] = _attempted(lambda: judge_call(decoder, arguments_of(decoder, given, named)))
+        if self._results[PACKING] is WAITING[PACKING]:
+            self._results[PACKING] = _attempted(lambda: judge_call(decoder, arguments_of(decoder, given, named)))
+        if self._records:
+            try:
+                self._take_output(output)
+            except Exception as error:  # an error in a hook would end the run
+                self._results[LOSS] = _failed(error)
 
-    def _unhook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def _take_output(self, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        # a call without a gradient is a look at the model, as for a distillation
+        if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+            number = len(self._hidden)
+            self._hidden.append(hidden.detach())
+            self._dtypes |= _dtypes_of(hidden)
+            hidden.register_hook(partial(self._take_gradient, number))  # type: ignore[no-untyped-call]
+
+    def _take_gradient(self, number: int, gradient: torch.Tensor) -> None:
+        self._gradients[number] = gradient.detach()
 
     def _compute_loss(self, *given: Any, **named: Any) -> Any:
         model = given[0] if given else named.get("model")
-        if self._is_over or not getattr(model, "training", True):
+        if self._records or not getattr(model, "training", True):
             return self._own(*given, **named)
         self._leave_place()
-        call = {**dict(zip(_PARAMETERS, given, strict=False)), **named}
-        batch = call.get("inputs")
-        columns = _attempted_columns(batch)
+        self._batch = {**dict(zip(_PARAMETERS, given, strict=False)), **named}.get("inputs")
+        with suppress(Exception):  # the check then says that there are no labels
+            self._columns = columns_of(self._batch)
+        self._records = True
         try:
-            with _watched(model) as outputs:
-                returned = self._own(*given, **named)
+            return self._own(*given, **named)
         except BaseException:
             self.leave()
             raise
-        loss = returned[0] if isinstance(returned, tuple) else returned
-        self._results[LOSS] = _attempted(lambda: self._judged(loss, columns, call, batch, outputs))
-        self.end()
-        return returned
+        finally:
+            self._records = False
 
-    def _judged(
-        self, loss: Any, columns: dict[str, Any], call: Mapping[str, Any], batch: Any, outputs: list[tuple[Any, Any]]
-    ) -> Result:
-        if not isinstance(batch, Mapping):
-            return Result(not_checked=f"the batch of compute_loss is a {type(batch).__name__}, not a mapping")
-        settings = LossSettings.of(self._trainer)
-        if batch.get("shift_labels") is not None and settings.processes > 1:
-            return Result(not_checked="the labels of the batch are split among processes")
-        output, labels = outputs[0] if outputs else (None, None)
-        items = call.get("num_items_in_batch")
-        number = None if items is None else float(items)
-        seen = LossCall(columns, loss, number, output, None if labels is None else labels.detach().cpu())
-        return judge_loss(seen, settings)
+    def results(self) -> Mapping[str, Result]:
+        """Stop watching, and return the result of each check: call it when the step has its gradients."""
+        was_called = self._batch is not None
+        self.leave()
+        if self._results[LOSS] is WAITING[LOSS]:
+            reason = "the first step did not call the trainer's compute_loss"
+            self._results[LOSS] = _attempted(self._judged) if was_called else Result(not_checked=reason)
+        if self._results[PACKING] is WAITING[PACKING]:
+            self._results[PACKING] = Result(not_checked="the first step did not call the model's decoder")
+        return self._results
+
+    def _judged(self) -> Result:
+        if not isinstance(self._batch, Mapping):
+            return Result(not_checked=f"the batch of compute_loss is a {type(self._batch).__name__}, not a mapping")
+        gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
+        settings = LossSettings.of(self._trainer, self._model)
+        if isinstance(settings.head, torch.nn.Module):
+            self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
+        floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
+        precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision), settings)
 
     def _leave_place(self) -> None:
         """Give the trainer its `compute_loss` back."""
@@ -132,26 +154,12 @@ class FirstStepWatch:
         else:
             self._trainer.compute_loss = self._before
 
-    def end(self) -> None:
-        """Stop watching, and report what was found, unless that was done before.
-
-        Raises:
-            GuardError: If the guard stops the run.
-        """
-        if self._is_over:
-            return
-        self.leave()
-        if self._own is not None and self._results[LOSS] is WAITING[LOSS]:
-            self._results[LOSS] = Result(not_checked="the first step did not call the trainer's compute_loss")
-        if self._results[PACKING] is WAITING[PACKING]:
-            self._results[PACKING] = Result(not_checked="the first step did not call the model's decoder")
-        self._report(self._results)
-
     def leave(self) -> None:
         """Stop watching."""
-        self._is_over = True
         self._leave_place()
-        self._unhook()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 class _StandIn:
@@ -172,36 +180,10 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _attempted_columns(batch: Any) -> dict[str, Any]:
-    try:
-        return columns_of(batch)
-    except Exception:  # the check then says that there are no labels
-        return {}
-
-
-@contextmanager
-def _watched(model: Any) -> Iterator[list[tuple[Any, Any]]]:
-    """Yield a list that gets the first output of the model with losses of tokens, and the labels that the model got.
-
-    An output with a gradient goes before one without: a call without is a look at the model, as for a distillation.
-    """
-    found: list[tuple[Any, Any]] = []
-    best = -1
-
-    def take(module: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        # one with logits first: a trainer may call a fused head only for figures, if the loss has a function of its own
-        nonlocal best
-        worth = (1 + torch.is_grad_enabled()) if has_token_losses(output) else 0
-        if worth > best:
-            best = worth
-            found[:] = [(output, named.get("labels"))]
-
-    hook = model.register_forward_hook(take, with_kwargs=True) if hasattr(model, "register_forward_hook") else None
-    try:
-        yield found
-    finally:
-        if hook is not None:
-            hook.remove()
+def _dtypes_of(hidden: torch.Tensor) -> set[torch.dtype]:
+    """Return the dtypes of a step at the output of the decoder; the one with the fewest digits decides."""
+    device = hidden.device.type
+    return {hidden.dtype, *([torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else [])}
 
 
 def _attempted(judge: Callable[[], Result]) -> Result:

@@ -1,16 +1,15 @@
-"""The loss of the first step: whether it is the mean over the labels of its batch, each of them shifted once.
+"""The loss of the first step: whether it trains for the labels of its batch, each shifted once, and for nothing else.
 
-The loss that `compute_loss` returned is compared with sums over the logits of the same call. It is an error only if a
-named fault gives this number: labels that are shifted twice or not at all, or other tokens than those with a label. The
-sum of these losses, or the mean of each row's mean, is a note. No other number is judged.
+The gradient of the step is the witness. It is an error only if the gradient proves it: a token that the labels do not
+have is trained on as those are, a position is trained to produce another token than its label, or a label has no
+gradient. Any other gradient at a position without a label is a note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import torch
@@ -18,18 +17,28 @@ import torch
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.guarding.witness import (
+    CERTAIN,
+    EQUAL,
+    EXACT,
+    SURE,
+    Directions,
+    directions,
+    likeliest_targets,
+    why_no_directions,
+)
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.runners.trainer import has_own_loss
 
-TOLERANCE = {torch.float64: 2**-17, torch.float32: 2**-17, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-"""How far two computations of one loss may be apart, as a share of 1 + loss: sums in float32 in another order differ by
-some units of 2**-23; in half precision, each token's loss and their sum are rounded to a unit of 2**-10 or 2**-7."""
+_MOST = 512
+"""The most positions of a kind whose direction is computed: each takes a product with the head."""
 
-_ELEMENTS = 2**22
-"""Most logits that are copied to float32 at once: 16 MiB."""
-_NOT_MASKS = ("input_ids", "labels", "shift_labels", "position_ids", "token_type_ids", "attention_mask")
-_LOSS_TYPES = (None, "nll", "chunked_nll", "dft")
-"""The values of `loss_type` in a trainer's arguments whose losses are reproduced here."""
+_NOT_WEIGHTS = ("input_ids", "labels", "shift_labels", "position_ids", "token_type_ids", "attention_mask")
+_SHIFTS = {
+    2: "labels that are shifted twice",
+    0: "labels that are not shifted",
+    -1: "labels that are shifted the wrong way",
+}
 
 Columns = Mapping[str, torch.Tensor]
 """The columns of a batch that have a value for each token, `(batch, length)`, by name."""
@@ -37,21 +46,19 @@ Columns = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LossCall:
-    """A call of `compute_loss` in training, and the model's call in it.
+    """A call of `compute_loss` in training, and what its backward pass left.
 
     Attributes:
         columns: The columns of its batch, as they were before the call: see `columns_of`.
-        loss: The loss that it returned.
-        items: `num_items_in_batch`: the tokens with a label in the whole step; None if the trainer did not give it.
-        output: The output of the model; None if the model was not called, or its output has no loss of tokens.
-        labels: The labels that the model got, `(batch, length)`, on the CPU; None if it got none.
+        hidden: The output of the decoder in each call that has a gradient, `(batch, length, hidden)`.
+        gradients: The gradient of the step at each of them; None where no loss depends on it.
+        precision: The dtype that the head computed in.
     """
 
     columns: Columns
-    loss: torch.Tensor
-    items: float | None
-    output: Any
-    labels: torch.Tensor | None
+    hidden: Sequence[torch.Tensor]
+    gradients: Sequence[torch.Tensor | None]
+    precision: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,47 +68,41 @@ class LossSettings:
     Attributes:
         place: The function that computes it, for findings.
         smoothing: `label_smoothing_factor`; 0 for none.
-        loss_type: `loss_type`; None for the loss of transformers.
-        steps: The batches of a step (`gradient_accumulation_steps`).
         processes: The processes of the run.
-        aux_share: The weight of the experts' auxiliary loss.
-        pad_id: The id of the padding; None if it is unknown.
-        eos_id: The id of EOS; None if it is unknown.
+        head: The module that makes the logits.
         foreign: The class of the trainer with a loss of its own, such as `DPOTrainer`; empty for a loss of labels.
+        spell: Returns the text of a token by its id.
     """
 
     place: str = "compute_loss"
     smoothing: float = 0.0
-    loss_type: str | None = None
-    steps: int = 1
     processes: int = 1
-    aux_share: float = 0.0
-    pad_id: int | None = None
-    eos_id: int | None = None
+    head: Any = None
     foreign: str = ""
+    spell: Callable[[int], str] = str
 
     @classmethod
-    def of(cls, trainer: Any) -> LossSettings:
-        """Read them from a `transformers.Trainer`."""
-        args = trainer.args
+    def of(cls, trainer: Any, model: Any) -> LossSettings:
+        """Read them from a `transformers.Trainer`, and from its model without wrappers."""
         owners = [base for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
         owner = owners[0] if owners else type(trainer)
         function = getattr(trainer, "compute_loss_func", None)
-        config: Any = getattr(trainer.model, "config", None)
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
         tokenizer = getattr(trainer, "processing_class", None)
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         return cls(
             place="compute_loss_func" if function is not None else f"{owner.__name__}.compute_loss",
-            smoothing=float(getattr(args, "label_smoothing_factor", 0.0) or 0.0),
-            loss_type=getattr(args, "loss_type", None),
-            steps=int(getattr(trainer, "current_gradient_accumulation_steps", args.gradient_accumulation_steps)),
-            processes=int(getattr(args, "world_size", 1)),
-            aux_share=float(getattr(text_config, "router_aux_loss_coef", 0.0) or 0.0),
-            pad_id=getattr(getattr(tokenizer, "tokenizer", tokenizer), "pad_token_id", None),
-            eos_id=getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token_id", None),
+            smoothing=float(getattr(trainer.args, "label_smoothing_factor", 0.0) or 0.0),
+            processes=int(getattr(trainer.args, "world_size", 1)),
+            head=model.get_output_embeddings(),
             # a trainer that is made from one with a loss of its own calls it
             foreign=next((base.__name__ for base in owners if has_own_loss(base)), ""),
+            spell=lambda token: _spelled(tokenizer, token),
         )
+
+
+def _spelled(tokenizer: Any, token: int) -> str:
+    texts = tokenizer.convert_ids_to_tokens([token]) if hasattr(tokenizer, "convert_ids_to_tokens") else [None]
+    return f"token {token}" if not isinstance(texts[0], str) else f"{texts[0]!r} ({token})"
 
 
 def columns_of(batch: Any) -> dict[str, torch.Tensor]:
@@ -124,77 +125,38 @@ def columns_of(batch: Any) -> dict[str, torch.Tensor]:
 
 
 def judge_loss(call: LossCall, settings: LossSettings) -> Result:
-    """Compare the loss of the first step with that of its labels, and then with those of named faults.
+    """Compare what the first step trains for with the labels of its batch.
 
     Args:
-        call: The call.
+        call: The call, after its backward pass.
         settings: What the trainer declares.
     """
     reason = _not_comparable(call, settings)
     if reason:
         return Result(not_checked=reason)
-    with torch.no_grad():
-        return _compared(_Losses.of(call, settings), call)
+    return _Comparison(call, settings).result()
 
 
 def _not_comparable(call: LossCall, settings: LossSettings) -> str:
-    """Return why the loss cannot be compared; empty if it can."""
-    labels, output = call.columns.get("labels"), call.output
+    """Return why the step cannot be compared; empty if it can."""
+    labels = call.columns.get("labels")
     if settings.foreign:
         return f"{settings.foreign} computes a loss of its own, which is not that of labels"
     if labels is None:
         return "the batch has no `labels` of the shape of its `input_ids`: its loss is another one"
-    if settings.loss_type not in _LOSS_TYPES:
-        return f"the trainer declares the loss {settings.loss_type!r}, which is not reproduced here"
-    if not isinstance(call.loss, torch.Tensor) or not call.loss.is_floating_point():
-        return f"{settings.place} returned a {type(call.loss).__name__}, not a loss"
+    if "shift_labels" in call.columns and settings.processes > 1:
+        return "the labels of the batch are split among processes"
     if not bool((labels[:, 1:] != IGNORE_INDEX).any()):
         return "no token of the first batch has a label"
-    logits, log_probs = _field(output, "logits"), _field(output, "log_probs")
-    if logits is None and log_probs is None:
-        return f"the model returned no logits to {settings.place}"
-    if logits is not None and tuple(logits.shape[:2]) != tuple(labels.shape):
-        return f"the logits have the shape {tuple(logits.shape)}, and the labels {tuple(labels.shape)}"
-    if log_probs is not None and logits is None:
-        shape = (len(labels), labels.shape[1] - 1)
-        if call.labels is None or call.labels.shape != labels.shape or tuple(log_probs.shape) != shape:
-            return f"the model returned the log-probabilities of other labels, of the shape {tuple(log_probs.shape)}"
-    return ""
-
-
-def has_token_losses(output: Any) -> bool:
-    """Return whether an output of the model has logits of each token, or the log-probabilities of its labels."""
-    logits = _field(output, "logits")
-    return (logits is not None and logits.dim() == 3) or _field(output, "log_probs") is not None
-
-
-def _field(output: Any, name: str) -> torch.Tensor | None:
-    """Return a tensor of the model's output by name; None without it, or with something else in its place."""
-    if isinstance(output, Mapping):
-        value = output.get(name)
-    elif isinstance(output, tuple):  # return_dict=False: the loss may stand in front of the logits
-        parts = (part for part in output if isinstance(part, torch.Tensor) and part.dim() == 3)
-        value = next(parts, None) if name == "logits" else None
-    else:
-        value = getattr(output, name, None)
-    return value if isinstance(value, torch.Tensor) else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """Tokens that a loss may be over.
-
-    Attributes:
-        name: Its name, for the finding: `the loss is that of …`.
-        targets: The token that each place is to predict, `(batch, length)` int64.
-        weights: The weight of each place, `(batch, length)`; 0 for no loss.
-        counts: Other numbers than the sum of the weights by which the sum may be divided.
-    """
-
-    name: str
-    targets: torch.Tensor
-    weights: torch.Tensor
-    counts: tuple[float, ...] = ()
+    if len(call.hidden) != 1:
+        number = len(call.hidden) or "no"
+        return f"{settings.place} made {number} calls of the model's decoder with a gradient, not one"
+    if call.hidden[0].shape[:2] != labels.shape:
+        return f"the decoder's output is {tuple(call.hidden[0].shape[:2])} tokens, and the labels {tuple(labels.shape)}"
+    gradient = call.gradients[0]
+    if gradient is not None and not bool(gradient.isfinite().all()):
+        return "the gradient of the first step is not finite"
+    return why_no_directions(settings.head)
 
 
 def _ahead(values: torch.Tensor, by: int, fill: int = 0) -> torch.Tensor:
@@ -205,274 +167,266 @@ def _ahead(values: torch.Tensor, by: int, fill: int = 0) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _Losses:
-    """The losses that the output of a call gives, by the tokens that have a loss."""
+class _Positions:
+    """Some positions of a batch, with what their gradients show of one token each.
+
+    Attributes:
+        at: Their rows and places, `(positions, 2)` int64.
+        tokens: The token of each, `(positions,)` int64.
+        shown: What the gradients show of it.
+    """
+
+    at: torch.Tensor
+    tokens: torch.Tensor
+    shown: Directions
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def where(self, mask: torch.Tensor) -> _Positions:
+        """Return those of a mask, `(positions,)` bool."""
+        shown = Directions(self.shown.cosines[mask], self.shown.weights[mask], self.shown.probabilities[mask])
+        return _Positions(self.at[mask], self.tokens[mask], shown)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What the gradient of a step shows, beside the labels of its batch."""
 
     call: LossCall
     settings: LossSettings
-    logits: torch.Tensor | None
 
-    @classmethod
-    def of(cls, call: LossCall, settings: LossSettings) -> _Losses:
-        logits = _field(call.output, "logits")
-        return cls(call, settings, None if logits is None else logits.detach())
+    @property
+    def _ids(self) -> torch.Tensor:
+        return self.call.columns["input_ids"].clamp(min=0)
 
     @cached_property
-    def labels(self) -> torch.Tensor:
-        """The labels of the batch, `(batch, length)`."""
-        return self.call.columns["labels"]
+    def _wanted(self) -> torch.Tensor:
+        """The label that each place is to produce, `(batch, length)`; `IGNORE_INDEX` where it has none."""
+        return _ahead(self.call.columns["labels"], 1, IGNORE_INDEX)
 
     @cached_property
-    def of_labels(self) -> _Choice:
-        """The tokens with a label, each predicted from the tokens before it."""
-        return self._labelled("the labels", self.labels, 1)
+    def _gradient(self) -> torch.Tensor:
+        gradient = self.call.gradients[0]
+        return torch.zeros_like(self.call.hidden[0]) if gradient is None else gradient
 
-    def _labelled(self, name: str, labels: torch.Tensor, by: int) -> _Choice:
-        ahead = _ahead(labels, by, IGNORE_INDEX)
-        return _Choice(name, ahead.clamp(min=0), (ahead != IGNORE_INDEX).double())
+    @cached_property
+    def _is_trained(self) -> torch.Tensor:
+        """Where the step has a loss, `(batch, length)` bool."""
+        return (self._gradient != 0).any(-1).cpu()
 
-    def values(self, choice: _Choice) -> Iterator[float]:
-        """Yield the losses over these tokens by each way to divide and to add, first as transformers does."""
-        weights = choice.weights
-        chosen = weights != 0
-        total = float(weights.sum())
-        if not total > 0:
+    def _bound(self, bounds: Mapping[torch.dtype, float]) -> float:
+        return bounds.get(self.call.precision, bounds[torch.bfloat16])
+
+    def _seen(self, at: torch.Tensor, tokens: torch.Tensor) -> _Positions:
+        rows, places = (index.to(self._gradient.device) for index in at.unbind(-1))
+        hidden, gradient = self.call.hidden[0][rows, places], self._gradient[rows, places]
+        return _Positions(at, tokens, directions(self.settings.head, hidden, gradient, tokens, self.settings.smoothing))
+
+    def _look(self, mask: torch.Tensor, tokens: torch.Tensor) -> _Positions:
+        """Return what the gradients at a mask show of these tokens, `(batch, length)`; at most `_MOST`."""
+        at = mask.nonzero()
+        if len(at) > _MOST:
+            at = at[torch.linspace(0, len(at) - 1, _MOST).long()]
+        return self._seen(at, tokens[at[:, 0], at[:, 1]])
+
+    def _proven(self, seen: _Positions) -> torch.Tensor:
+        """Return at which positions the gradient is that of the token, `(positions,)` bool."""
+        return (seen.shown.cosines >= self._bound(EXACT)) & (1 - seen.shown.probabilities > self._bound(SURE))
+
+    def _other_targets(self, seen: _Positions) -> _Positions:
+        """Return those of the positions that are trained to produce another token, with this token."""
+        if not len(seen):
+            return seen
+        rows, places = (index.to(self._gradient.device) for index in seen.at.unbind(-1))
+        targets = likeliest_targets(self.settings.head, self._gradient[rows, places])
+        tried = [self._seen(seen.at, tokens) for tokens in targets.unbind(-1)]
+        best = torch.stack([one.shown.cosines for one in tried]).argmax(0)
+        found = self._seen(seen.at, targets.gather(-1, best[:, None])[:, 0])
+        return found.where(self._proven(found) & (found.tokens != seen.tokens))
+
+    def result(self) -> Result:
+        """Return the findings, or why nothing can be said."""
+        has_label = self._wanted != IGNORE_INDEX
+        labelled = self._look(has_label & self._is_trained, self._wanted)
+        following = self._look(~has_label & self._is_trained, _ahead(self._ids, 1))
+        without = self._look(has_label & ~self._is_trained, self._wanted)
+        is_clear = 1 - labelled.shown.probabilities > self._bound(SURE)
+        is_exact = is_clear & (labelled.shown.cosines >= self._bound(EXACT))
+        facts = (
+            ("labels", int(has_label.sum())),
+            ("positions with a gradient", int(self._is_trained.sum())),
+            ("compared", int(is_clear.sum())),
+        )
+        elsewhere = self._other_targets(labelled.where(is_clear & ~is_exact))
+        others = self._other_targets(following.where(~self._proven(following)))
+        shift = self._shift(elsewhere, others)
+        exact = labelled.where(is_exact)
+        if shift:
+            findings = [self._error(f"trains on {shift}", self._of_target(elsewhere))]
+        else:
+            findings = [*self._errors(exact, labelled, elsewhere, following, others, without)]
+        if findings:
+            return Result(tuple(findings), facts=facts)
+        notes = [*self._notes(exact, following)]
+        unclear = int(is_clear.sum()) - len(exact)
+        reason = ""
+        if unclear and not notes:
+            count = counted(int(is_clear.sum()), "compared label")
+            reason = f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
+        return Result(tuple(notes), not_checked=reason, facts=facts)
+
+    def _shift(self, elsewhere: _Positions, others: _Positions) -> str:
+        """Return the name of the labels if the tokens that are trained for stand elsewhere in the row; else empty."""
+        if not len(elsewhere):
+            return ""
+        at, tokens = torch.cat([elsewhere.at, others.at]), torch.cat([elsewhere.tokens, others.tokens])
+        for by, name in _SHIFTS.items():
+            there = _ahead(self._ids, by, -1)[at[:, 0], at[:, 1]]
+            if bool((there == tokens).all()):
+                return name
+        return ""
+
+    def _errors(
+        self,
+        exact: _Positions,
+        labelled: _Positions,
+        elsewhere: _Positions,
+        following: _Positions,
+        others: _Positions,
+        without: _Positions,
+    ) -> Iterator[Finding]:
+        trained = following.where(self._proven(following) & self._weigh_as(following, exact))
+        constant = others.where(self._weigh_as(others, exact))
+        avoided = labelled.where(labelled.shown.cosines <= -self._bound(EXACT))
+        avoided = avoided.where(self._weigh_as(avoided, exact if len(exact) else avoided))
+        lacking = without.where(1 - without.shown.probabilities > CERTAIN)
+        if self.call.precision == torch.float16:  # its numbers end at 2**-24
+            lacking = lacking.where(torch.zeros(len(lacking), dtype=torch.bool))
+        labels = counted(int((self._wanted != IGNORE_INDEX).sum()), "label")
+        is_labelled = self.call.columns["labels"] != IGNORE_INDEX
+        if len(trained) and len(lacking) and torch.equal(self._is_trained[:, :-1], is_labelled[:, :-1]):
+            yield self._error("trains on the mask of the labels, not shifted", self._of_next(trained))
             return
-        factors = weights[chosen]
-        divisors = []
-        if self.call.items:
-            divisors += [self.call.items / k for k in dict.fromkeys((1.0, float(self.settings.processes)))]
-        means = [total, *(count for count in choice.counts if count)]
-        scales = [1.0, float(self.settings.steps)]
-        if choice is not self.of_labels:
-            # transformers multiplies by the processes what it takes for a share of the whole step: of the labels' mean,
-            # that is another loss, which is a note
-            scales.append(1 / self.settings.processes)
-        divisors += [n * k for n in means for k in dict.fromkeys(scales)]
-        for losses in self._of_tokens(choice, chosen):
-            summed = float((losses.double() * factors).sum())
-            for divisor, added in product(divisors, self._added):
-                yield summed / divisor + added
+        if len(trained) and not (len(constant) and set(trained.tokens.tolist()) <= set(constant.tokens.tolist())):
+            yield self._error(f"trains on {self._kind(trained)} without a label", self._of_next(trained))
+        if len(constant):
+            yield self._error(
+                f"trains for {counted(len(constant), 'token')} without a label", self._of_target(constant)
+            )
+        if len(elsewhere):
+            yield self._error(f"trains for other tokens than {len(elsewhere)} of {labels}", self._of_target(elsewhere))
+        if len(avoided):
+            yield self._error(f"trains to avoid {len(avoided)} of {labels}", self._of_next(avoided))
+        if len(lacking):
+            number = int(((self._wanted != IGNORE_INDEX) & ~self._is_trained).sum())
+            yield self._error(f"does not train on {number} of {labels}", self._of_next(lacking))
 
-    def of_other_kinds(self, choice: _Choice) -> Iterator[tuple[str, float]]:
-        """Yield the losses over these tokens that are not their mean, each with its name."""
-        weights = choice.weights
-        chosen = weights != 0
-        of_rows = weights.sum(dim=1, keepdim=True)
-        if not bool(chosen.any()) or bool((of_rows < 0).any()):
-            return
-        shares = weights / of_rows.clamp(min=torch.finfo(weights.dtype).tiny) / int((of_rows > 0).sum())
-        for losses in self._of_tokens(choice, chosen):
-            yield "the sum", float((losses.double() * weights[chosen]).sum())
-            yield "the mean of each row's mean", float((losses.double() * shares[chosen]).sum())
+    def _notes(self, exact: _Positions, following: _Positions) -> Iterator[Finding]:
+        place = Place.of(self.settings.place)
+        undeclared = following.where(~self._is_declared(following))
+        if len(undeclared):
+            count = counted(len(undeclared), "position")
+            text = f"another term of the loss reaches {count} without a label: {self._of_next(undeclared)}"
+            yield Finding("ML327", text, place, "no gradient there, or a column of weights")
+        elif spread := self._spread(exact):
+            text = f"the labels of a row weigh differently in the loss of the first step: {spread}"
+            yield Finding("ML327", text, place, "one weight, or a column of weights")
 
-    @cached_property
-    def _added(self) -> tuple[float, ...]:
-        """What the experts' auxiliary loss may add."""
-        aux = _field(self.call.output, "aux_loss")
-        if aux is None or aux.numel() != 1:
-            return (0.0,)
-        share = float(aux) * self.settings.aux_share
-        return (0.0, share, share / self.settings.steps, share * self.settings.processes)
+    def _weigh_as(self, seen: _Positions, exact: _Positions) -> torch.Tensor:
+        """Return which positions have the weight of the labels of their row, `(positions,)` bool, and are not declared.
 
-    def _of_tokens(self, choice: _Choice, chosen: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the losses of the chosen tokens: plain, and by what the trainer declares.
-
-        Args:
-            choice: The tokens.
-            chosen: Where they are predicted, `(batch, length)` bool.
+        A row without a label is compared with the others. Weights may be multiplied by the probability of the token
+        (dynamic fine-tuning).
         """
-        plain = self._plain(choice.targets, chosen)
-        yield plain
-        if self.logits is not None and self.settings.smoothing:
-            norms, means = self._norms_and_means
-            yield (1 - self.settings.smoothing) * plain + self.settings.smoothing * (norms - means)[chosen]
-        # weighted by the probability of its token: `loss_type="dft"`, or a switch of the trainer
-        if self.settings.loss_type == "dft" or choice is self.of_labels:
-            yield plain * torch.exp(-plain)
+        same = torch.zeros(len(seen), dtype=torch.bool)
+        for share in (_one, _probability):
+            known, own = exact.shown.weights.abs() / share(exact), seen.shown.weights.abs() / share(seen)
+            for number, row in enumerate(seen.at[:, 0]):
+                beside = known[exact.at[:, 0] == row]
+                beside = beside if len(beside) else known
+                same[number] |= len(beside) > 0 and self._are_equal(torch.cat([beside, own[number : number + 1]]))
+        return same & ~self._is_declared(seen)
 
-    def _plain(self, targets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """Return the cross entropy at the chosen places, float32."""
-        if self.logits is None:
-            # a fused head: of the labels that the model got, and 0 elsewhere
-            log_probs = _field(self.call.output, "log_probs")
-            assert log_probs is not None, "an output without logits has log-probabilities"
-            return -torch.nn.functional.pad(log_probs.detach().float().cpu(), (0, 1))[chosen]
-        rows, places = (index.to(self.logits.device) for index in chosen.nonzero(as_tuple=True))
-        wanted = targets[chosen].clamp(max=self.logits.shape[-1] - 1).to(self.logits.device)
-        return self._norms_and_means[0][chosen] - self.logits[rows, places, wanted].float().cpu()
+    def _are_equal(self, weights: torch.Tensor) -> bool:
+        return 0 < float(weights.max()) <= float(weights.min()) * (1 + 2 * self._bound(EQUAL))
 
-    @cached_property
-    def _norms_and_means(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logarithm of the sum of the exponentials of each token's logits, and their mean: `(batch, length)`."""
-        assert self.logits is not None, "a fused head has no logits"
-        size = max(_ELEMENTS // self.logits.shape[-1], 1)
-        norms, means = [], []
-        for row in self.logits:
-            norms.append(torch.cat([torch.logsumexp(part.float(), -1) for part in row.split(size)]))
-            means.append(torch.cat([part.float().mean(-1) for part in row.split(size)]))
-        return torch.stack(norms).cpu(), torch.stack(means).cpu()
-
-    def weighted(self) -> Iterator[_Choice]:
-        """Yield the tokens with the weights of each column that has one for every label.
+    def _weights(self) -> Iterator[torch.Tensor]:
+        """Yield the columns of the batch that weigh tokens with and without a label, at the place that predicts them.
 
         A column of zeros and ones that has one for other tokens, too, is a mask, and no weight of a prompt.
         """
-        is_labelled, choice = self.labels != IGNORE_INDEX, self.of_labels
-        ahead = _ahead(self.call.columns["input_ids"].clamp(min=0), 1)
-        for name, weights in self._masks():
-            has_weight = weights != 0
-            if torch.equal(has_weight, is_labelled):
-                yield _Choice(name, choice.targets, _ahead(weights, 1) * choice.weights, self._counts(choice))
-            elif bool(has_weight[is_labelled].all()) and bool((has_weight & (weights != 1)).any()):
-                yield _Choice(name, ahead, _ahead(weights, 1), self._counts(choice))
-
-    def faults(self) -> Iterator[_Choice]:
-        """Yield the tokens that a fault would have a loss over."""
-        given = self.call.labels
-        has_own = given is not None and given.shape == self.labels.shape
-        own = given if has_own and given is not None else self.labels
-        if self.logits is None:
-            # the output is that of the labels that the model got
-            if not torch.equal(own[:, 1:], self.labels[:, 1:]):
-                yield self._labelled(self._name_of(own), own, 1)
-            return
-        yield self._labelled("labels that are shifted twice", self.labels, 2)
-        yield self._labelled("labels that are not shifted", self.labels, 0)
-        yield self._labelled("labels that are shifted the wrong way", self.labels, -1)
-        ahead = self.call.columns.get("shift_labels")
-        if ahead is not None and not torch.equal(ahead[:, :-1], self.labels[:, 1:]):
-            # the model takes these as they are
-            yield _Choice("the tokens of `shift_labels`", ahead.clamp(min=0), (ahead != IGNORE_INDEX).double())
-        yield from self._other_masks()
-        if not torch.equal(own, self.labels):
-            yield self._labelled(self._name_of(own), own, 1)
-
-    def _other_masks(self) -> Iterator[_Choice]:
-        ids = self.call.columns["input_ids"].clamp(min=0)
-        is_labelled = self.labels != IGNORE_INDEX
-        number = self._counts(self.of_labels)
-        for name, weights in self._masks():
-            if not torch.equal(weights != 0, is_labelled):
-                marked = f"the tokens that `{name}` marks"
-                yield _Choice(marked, _ahead(ids, 1), _ahead(weights, 1), number)
-                yield _Choice(marked, _ahead(ids, 1), _ahead(weights * is_labelled, 1), number)
-            yield _Choice(f"the tokens that `{name}` marks, not shifted", _ahead(ids, 1), _cut(weights), number)
-        for name, mask in self._tokens():
-            for by, how in ((1, ""), (2, ", shifted twice"), (0, ", not shifted")):
-                yield _Choice(f"{name}{how}", _ahead(ids, by), _ahead(mask.double(), by), number[:1])
-        yield _Choice("the mask of the labels, not shifted", _ahead(ids, 1), _cut(is_labelled.double()), number[:1])
-
-    def _tokens(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield sets of tokens that are not those of the labels, `(batch, length)` bool, each with its name."""
-        ids, mask = self.call.columns["input_ids"], self.call.columns.get("attention_mask")
-        is_labelled = self.labels != IGNORE_INDEX
-        yield "the prompt alone", ~is_labelled if mask is None else ~is_labelled & (mask != 0)
-        if self.settings.eos_id is not None:
-            yield "the labels without EOS", is_labelled & (ids != self.settings.eos_id)
-        if mask is not None and not bool(mask.all()):
-            yield "every token but padding, the prompt included", mask != 0
-            yield "the labels and the padding", is_labelled | (mask == 0)
-        if self.settings.pad_id is not None and bool((ids == self.settings.pad_id).any()):
-            yield "every token but the pad token, the prompt included", ids != self.settings.pad_id
-        yield "every token, the prompt included", torch.ones_like(ids, dtype=torch.bool)
-
-    def _masks(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the columns of the batch that may weigh the tokens."""
+        is_labelled = self.call.columns["labels"] != IGNORE_INDEX
         for name, values in self.call.columns.items():
             weights = values.double()
-            if name not in _NOT_MASKS and bool(weights.isfinite().all() & (weights >= 0).all()):
-                yield name, weights
+            if (
+                name in _NOT_WEIGHTS
+                or not bool(weights.isfinite().all())
+                or not bool((weights[is_labelled] != 0).all())
+            ):
+                continue
+            is_mask = bool(((weights == 0) | (weights == 1)).all())
+            if not is_mask or torch.equal(weights != 0, is_labelled):
+                yield _ahead(weights, 1)
 
-    def _counts(self, choice: _Choice) -> tuple[float, ...]:
-        """Return the number of labels, and of all places with and without the last of each row."""
-        rows, length = self.labels.shape
-        return float(choice.weights.sum()), float(rows * (length - 1)), float(rows * length)
+    def _is_declared(self, seen: _Positions) -> torch.Tensor:
+        """Return which positions a column of weights gives a loss, `(positions,)` bool."""
+        found = torch.zeros(len(seen), dtype=torch.bool)
+        for weights in self._weights():
+            found |= weights[seen.at[:, 0], seen.at[:, 1]] != 0
+        return found
 
-    def _name_of(self, own: torch.Tensor) -> str:
-        """Return the name of the labels that the model got in place of the batch's."""
-        if torch.equal(own, _ahead(self.labels, 1, IGNORE_INDEX)):
-            return "labels that are shifted twice"
-        ids = self.call.columns["input_ids"]
-        for name, mask in self._tokens():
-            if torch.equal(own, ids.masked_fill(~mask, IGNORE_INDEX)):
-                return name
-        for name, weights in self._masks():
-            if torch.equal(own, ids.masked_fill(weights == 0, IGNORE_INDEX)):
-                return f"the tokens that `{name}` marks"
-        return "other labels than the batch has"
+    def _spread(self, exact: _Positions) -> str:
+        """Return the least weight of the labels of a row, if nothing declares that they differ."""
+        rows = exact.at[:, 0]
+        declared = [weights[rows, exact.at[:, 1]].float() for weights in self._weights()]
+        for share in (_one(exact), _probability(exact), *declared):
+            weights = exact.shown.weights / share
+            if all(self._are_equal(weights[rows == row]) for row in set(rows.tolist())):
+                return ""
+        relative = exact.shown.weights / exact.shown.weights.max()
+        return f"from {float(relative.min()):.3g} to 1 of the largest"
 
+    def _kind(self, trained: _Positions) -> str:
+        """Return the tokens that are trained on in words: padding, each token, or their number."""
+        mask = self.call.columns.get("attention_mask")
+        has_label = self._wanted != IGNORE_INDEX
+        number = int((~has_label & self._is_trained).sum())
+        count = counted(number, "token")
+        rows, places = trained.at[:, 0], trained.at[:, 1] + 1
+        if mask is not None and not bool(mask[rows, places].any()):
+            return f"the padding, {count}"
+        is_text = torch.ones_like(has_label) if mask is None else mask != 0
+        others = (~has_label & _ahead(is_text.long(), 1).bool())[:, :-1]
+        return f"every token, the prompt included: {count}" if bool(self._is_trained[:, :-1][others].all()) else count
 
-def _cut(weights: torch.Tensor) -> torch.Tensor:
-    """Return weights without the last place of each row, which predicts nothing."""
-    return torch.cat([weights[:, :-1], torch.zeros_like(weights[:, -1:])], dim=1)
+    def _of_next(self, seen: _Positions) -> str:
+        return f"the first is {self._token(*next(_each(seen)))}"
 
+    def _of_target(self, seen: _Positions) -> str:
+        row, place, token = next(_each(seen))
+        wanted = int(self._wanted[row, place])
+        label = "no label" if wanted == IGNORE_INDEX else f"the label {self.settings.spell(wanted)}"
+        return f"the first is {self._token(row, place, token)}, which has {label}"
 
-def _compared(losses: _Losses, call: LossCall) -> Result:
-    found = float(call.loss.detach().float().mean())
-    own = TOLERANCE.get(call.loss.dtype, TOLERANCE[torch.float32])
-    loose = max(own, TOLERANCE.get(getattr(losses.logits, "dtype", call.loss.dtype), own))
-    sound = list(losses.values(losses.of_labels)) if _got_its_labels(losses) else []
-    expected = _nearest(sound, found) if sound else None
-    facts = (("loss", found), *((("loss of the labels", expected),) if expected is not None else ()))
-    is_half = own > TOLERANCE[torch.float32]
-    if _is_among(sound, found, own) and not is_half:
-        return Result(facts=facts)
-    if any(_is_among(losses.values(choice), found, own) for choice in losses.weighted()):
-        return Result(facts=facts)
-    fault = next((choice for choice in losses.faults() if _gives(losses, choice, found, own)), None)
-    half = str(call.loss.dtype).removeprefix("torch.")
-    if _is_among(sound, found, own):
-        if fault is None:
-            return Result(facts=facts)
-        return Result(not_checked=f"in {half}, the loss of the labels and that of {fault.name} are both {found:.4g}")
-    count = counted(int(losses.of_labels.weights.sum()), "token")
-    mean = f"{expected:.4f}, the loss" if expected is not None else "the loss"
-    wanted = f"{mean} of the {count} with a label, each predicted from the tokens before it"
-    if fault is not None and is_half:
-        # so few digits are near some fault by chance, whatever the loss
-        reason = f"the loss of the first step is {found:.4g} in {half}, which is near that of {fault.name}"
-        return Result(not_checked=f"{reason}; expected {wanted}", facts=facts)
-    if fault is not None:
-        number = counted(int((fault.weights != 0).sum()), "token")
-        text = f"the loss of the first step is {found:.4f}, which is that of {fault.name} ({number})"
-        return Result((Finding("ML326", text, Place.of(losses.settings.place), wanted),), facts=facts)
-    if _is_among(sound, found, loose):
-        return Result(facts=facts)
-    kinds = losses.of_other_kinds(losses.of_labels) if _got_its_labels(losses) else ()
-    kind = next((name for name, value in kinds if _is_near(value, found, loose)), "")
-    text = f"the loss of the first step is {found:.4f}"
-    if not kind:
-        # a z-loss, or a weight of the prompt: a loss of the user's own is no fault
-        reason = f"{text}, and no known way to compute it from the batch gives this number; expected {wanted}"
-        return Result(not_checked=reason, facts=facts)
-    text += f", which is {kind} of these losses"
-    return Result((Finding("ML327", text, Place.of(losses.settings.place), wanted),), facts=facts)
+    def _token(self, row: int, place: int, token: int) -> str:
+        return f"{self.settings.spell(token)} at row {row}, token {place + 1}"
+
+    def _error(self, fault: str, first: str) -> Finding:
+        count = counted(int((self._wanted != IGNORE_INDEX).sum()), "token")
+        expected = f"a loss of the {count} with a label, each predicted from the tokens before it"
+        return Finding("ML326", f"the first step {fault}: {first}", Place.of(self.settings.place), expected)
 
 
-def _gives(losses: _Losses, choice: _Choice, found: float, tolerance: float) -> bool:
-    """Return whether the loss over these tokens is the one that was found, however it is added up."""
-    if _is_among(losses.values(choice), found, tolerance):
-        return True
-    return _is_among((value for _, value in losses.of_other_kinds(choice)), found, tolerance)
+def _one(seen: _Positions) -> torch.Tensor:
+    return torch.ones(len(seen))
 
 
-def _got_its_labels(losses: _Losses) -> bool:
-    """Return whether the loss of the batch's labels can be computed: a fused head only has that of its own."""
-    given = losses.call.labels
-    if losses.logits is not None or given is None:
-        return losses.logits is not None
-    return torch.equal(given[:, 1:], losses.labels[:, 1:])
+def _probability(seen: _Positions) -> torch.Tensor:
+    return seen.shown.probabilities.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _nearest(values: Sequence[float], found: float) -> float:
-    """Return the first of the values, the mean, or one that is the loss that was found."""
-    return next((value for value in values if _is_near(value, found, TOLERANCE[torch.float32])), values[0])
-
-
-def _is_among(values: Any, found: float, tolerance: float) -> bool:
-    return any(_is_near(value, found, tolerance) for value in values)
-
-
-def _is_near(value: float, found: float, tolerance: float) -> bool:
-    return abs(value - found) <= tolerance * (1 + abs(value))
+def _each(seen: _Positions) -> Iterator[tuple[int, int, int]]:
+    """Yield the row, the place and the token of each position."""
+    for (row, place), token in zip(seen.at.tolist(), seen.tokens.tolist(), strict=True):
+        yield row, place, token

@@ -111,4 +111,4 @@ def test_a_run_that_evaluates_has_the_same_losses(
     assert "8 of 8 rows for evaluation judged" in line
     assert "first-loss" not in line
     # the evaluation before the first step is not the first step
-    assert "loss" in callback.verdict.facts["trainer::train::first-loss"]
+    assert "labels" in callback.verdict.facts["trainer::train::first-loss"]

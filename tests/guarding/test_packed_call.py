@@ -32,16 +32,15 @@ def model(request: pytest.FixtureRequest, base: Path) -> Any:
 
 def _call(model: Any, **call: Any) -> tuple[Result, float]:
     """Return the judgement of a first call with two packed rows, and by how much it moves the second row's logits."""
-    results: dict[str, Result] = {}
-    watch = FirstStepWatch(None, model, None, results.update)
+    watch = FirstStepWatch(None, model, None)
     model.train()
     ids = torch.arange(5, 5 + FIRST + SECOND)[None]
     positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)])[None]
     packed = model(**{"input_ids": ids, "position_ids": positions, **call}).logits[:, FIRST:]
-    watch.end()
+    result = watch.results()[PACKING]
     with torch.no_grad():
         alone = model(input_ids=ids[:, FIRST:], use_cache=False).logits
-    return results[PACKING], float((packed - alone).abs().max())
+    return result, float((packed - alone).abs().max())
 
 
 def _set_cache(model: Any) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class ML326(Example):
 
 
 class ML327(Example):
-    mutant = loss.sum_of_losses
+    mutant = loss.eos_counted_twice
 
     def sound(self, artifact: Artifact) -> None:
         def compute_loss(outputs, labels, num_items_in_batch=None):

@@ -121,11 +121,23 @@ def labels_shifted_twice(artifact: Artifact) -> None:
     artifact["compute_loss_func"] = compute_loss
 
 
-@mutant("ML327", "I07", says="the sum of these losses")
-def sum_of_losses(artifact: Artifact) -> None:
-    """A loss function returns the sum of the losses of all tokens."""
+@mutant("ML326", "N190", says="without a label")
+def labels_of_zero(artifact: Artifact) -> None:
+    """A loss function fills its labels with 0, which is no mark of a token without a loss."""
 
     def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].clamp(min=0).flatten())
+
+    artifact["compute_loss_func"] = compute_loss
+
+
+@mutant("ML327", "I07", says="from 0.5 to 1 of the largest")
+def eos_counted_twice(artifact: Artifact) -> None:
+    """A loss function counts the loss of each EOS twice."""
+
+    def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        wanted = labels[:, 1:].flatten()
+        losses = cross_entropy(outputs.logits[:, :-1].flatten(0, 1), wanted, reduction="none")
+        return (losses * torch.where(wanted == 2, 2.0, 1.0)).sum() / (wanted != -100).sum()
 
     artifact["compute_loss_func"] = compute_loss
