@@ -30,6 +30,13 @@ def test_an_environment_that_ci_leaves_out_is_on_demand() -> None:
         assert on_demand is not bool(re.search(rf"\b{re.escape(name.partition('{')[0])}", listed)), name
 
 
+def test_an_environment_of_each_week_is_in_a_workflow() -> None:
+    workflows = "".join(path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+    for section in SECTIONS:
+        if TOX[section].get("description", "").startswith("on demand: each week"):
+            assert section.removeprefix("testenv:").partition("{")[0] in workflows, section
+
+
 def test_every_mutant_runs() -> None:
     assert TOX["testenv:gallery"]["commands"] == 'pytest -m "gallery and not slow" {posargs:tests/mutants}'
     files = set((ROOT / "tests").rglob("test_*.py")) - {Path(__file__)}
