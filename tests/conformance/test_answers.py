@@ -11,6 +11,7 @@ from derived_tekken import derived_tokenizer
 from each_oracle import ALL, of_each, oracle_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling import sampled
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
@@ -38,7 +39,10 @@ def judged(tmp_path: Path, tokenizer: Path, *rows: dict[str, Any]) -> dict[str, 
     return file_results(path, CheckpointTokenizer(tokenizer))
 
 
-@pytest.mark.parametrize("name", ALL)
+OFTEN = ("spm-v1", "spm-v3", "spm-v7", "derived-v11", "derived-v13-thinking", "derived-v15-schema")
+
+
+@pytest.mark.parametrize("name", sampled(ALL, OFTEN))
 def test_packaged_rows_and_known_answers_are_sound(name: str) -> None:
     oracle = oracle_named(name)
     judge = DecodingJudge(oracle)
@@ -125,9 +129,9 @@ def test_characters_that_are_not_encoded_are_noted_once(tmp_path: Path) -> None:
     ] * 3
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(data=st.one_of(rows(), tool_rows()))
-@of_each("tekken-240911", "derived-v11", "derived-v13", "derived-v15")
+@of_each("spm-v3", "derived-v11", "derived-v15")
 def test_no_answer_of_a_row_is_decoded_as_another_message(oracle: Oracle, data: dict[str, Any]) -> None:
     row = Row.from_dict(data)
     try:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from dataset_recipes import SOUND, Target, facts, found, make_target, said, v3, write_rows
 
+from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
@@ -100,14 +101,24 @@ def test_what_the_trainer_refuses_is_an_error_and_what_mistral_common_refuses(ba
     assert len(refused - also) == (5 if backend == "chat-template" else 4)
 
 
-def test_several_processes_say_what_one_says(tmp_path: Path) -> None:
-    rows = [said(f"Question {number % 200}?", f"Answer {number % 400}.") for number in range(900)]
+def test_several_processes_say_what_one_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_LINES", 50)
+    rows = [said(f"Question {number % 70}?", f"Answer {number % 140}.") for number in range(250)]
     rows[3:3] = ["{", said("a", "b", "c"), said("x[INST]", "y"), said("a", "b "), said("long " * 50, "c")]
-    target = make_target(tmp_path, rows, rows[600:650], max_length=40)
-    one = dataset_results(target, processes=1)
-    assert dataset_results(target, processes=2) == one
-    assert facts(one)["rows"] > 900
-    assert {"ML601", "ML607", "ML608", "ML609", "ML610", "ML612"} <= {finding.rule for finding in found(one)}
+    # more notes than are shown, and then the errors of the same rule
+    rows += [said(f"Hi {number}<|im_end|>", f"Hello {number}.") for number in range(30)]
+    rows += [said(f"<|im_start|>user\nHi {number}<|im_end|>", f"Yes {number}.") for number in range(30)]
+    # signs of a whole file
+    texts = ("Voilà", "VoilÃ\xa0", "Caf\\u00e9")
+    signed = [said(f"And {number}?", f" {texts[number % 3]} {number}.") for number in range(120)]
+    target = make_target(tmp_path, rows, [*signed, *rows[200:205]], max_length=40)
+    alone = dataset_results(target, processes=1)
+    assert dataset_results(target, processes=2) == alone
+    assert facts(alone)["rows"] > 400
+    errors = [finding for finding in found(alone, "ML628") if finding.severity == "error"]
+    assert sum(finding.more or 1 for finding in errors) == 30
+    shown = {finding.rule for finding in found(alone)}
+    assert {"ML601", "ML607", "ML608", "ML609", "ML610", "ML612", "ML636"} <= shown, shown
 
 
 def test_findings_of_one_rule_are_shown_up_to_a_number_and_all_counted(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_fault_of_each_answer_is_reported_with_its_side(tmp_path: Path) -> Non
     assert [str(finding.place).rpartition(", ")[2] for finding in found(results, "ML612")] == ["chosen", "rejected"]
 
 
-@settings(max_examples=50)
+@settings(max_examples=15)
 @given(records=st.lists(pairs(tools=None), min_size=1, max_size=4))
 def test_generated_pairs_break_no_law_of_pairs(records: list[dict[str, Any]]) -> None:
     lines = [(number, json.dumps(record).encode()) for number, record in enumerate(records, start=1)]

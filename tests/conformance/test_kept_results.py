@@ -94,13 +94,19 @@ def replace_text(path: str, old: str, new: str) -> None:
 
 
 def lead_elsewhere(path: str) -> None:
-    shutil.move(path, "elsewhere")
-    Path(path).symlink_to(Path("elsewhere").absolute())
+    elsewhere = Path(f"other-{Path(path).name}").absolute()
+    shutil.move(path, elsewhere)
+    Path(path).symlink_to(elsewhere)
 
 
 def take_other_base(recipe: str) -> None:
     shutil.copytree("base", "other")
     Path(recipe).write_text(Path(recipe).read_text().replace("path: base", "path: other"))
+
+
+def put_file_in_place_of_output() -> None:
+    Path("lora-out").rmdir()
+    Path("lora-out").touch()
 
 
 CHANGES: dict[str, tuple[Callable[[], object], set[str]]] = {
@@ -109,25 +115,25 @@ CHANGES: dict[str, tuple[Callable[[], object], set[str]]] = {
     "a row in a folder": (lambda: append("more/rows.jsonl", SOUND), OF_ROWS),
     "a file in a folder": (lambda: Path("more", "new.jsonl").write_text(SOUND), OF_ROWS),
     "rows are gone": (lambda: Path("more", "rows.jsonl").unlink(), OF_ROWS),
+    "nothing": (lambda: Path("unrelated").touch(), set()),
     "the schema": (lambda: Path("schema.json").write_text('{"type": "object"}'), OF_ROWS),
+    "the output": (lambda: Path("lora-out").mkdir(), OF_ROWS),
+    "a file in place of the output": (put_file_in_place_of_output, OF_ROWS),
     "the recipe": (lambda: append("recipe.yaml", "\n# mine\n"), ALL),
     "a file of the base": (lambda: append("base/config.json"), ALL),
     "a new file of the base": (lambda: Path("base/chat_template.jinja").write_text("{{ messages }}"), ALL),
-    "a file of the base is gone": (lambda: Path("base/config.json").unlink(), ALL),
     "a link to a file": (lambda: lead_elsewhere("base/config.json"), ALL),
+    "a file of the base is gone": (lambda: Path("base/config.json").unlink(), ALL),
     "a link to a folder": (lambda: lead_elsewhere("base"), ALL),
-    "the output": (lambda: Path("lora-out").mkdir(), OF_ROWS),
-    "a file in place of the output": (lambda: Path("lora-out").touch(), OF_ROWS),
-    "nothing": (lambda: Path("unrelated").touch(), set()),
 }
+"""What is changed, one after the other, and the subjects that are then judged again."""
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_what_depends_on_a_change_is_judged_again(name: str, folder: Path) -> None:
+def test_what_depends_on_a_change_is_judged_again(folder: Path) -> None:
     assert (judged(), judged()) == (ALL, set())
-    change, changed = CHANGES[name]
-    change()
-    assert judged() == changed
+    for name, (change, changed) in CHANGES.items():
+        change()
+        assert judged() == changed, name
 
 
 @pytest.mark.parametrize(
@@ -147,13 +153,11 @@ def test_rows_depend_on_their_tokenizer(path: str, tokenizer: str, change: Calla
     assert judged(path, tokenizer) == {"dataset"}
 
 
-@pytest.mark.parametrize("name", ["USE_TORCH", "HF_HOME", "CUDA_VISIBLE_DEVICES", "LANG", "MISTRAL_LORA_PROCESSES"])
-def test_another_variable_option_date_or_library_is_judged_again(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_variable_or_option_is_judged_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (judged(), judged()) == (ALL, set())
-    monkeypatch.setenv(name, "1")
-    assert (judged(), judged()) == (ALL, set())
+    for name in ("USE_TORCH", "HF_HOME", "CUDA_VISIBLE_DEVICES", "LANG", "MISTRAL_LORA_PROCESSES"):
+        monkeypatch.setenv(name, "1")
+        assert judged() == ALL, name
     assert judged(examples=3) == ALL
     assert (judged(), judged()) == (ALL, set())
     # of the window, and of what calls
