@@ -83,11 +83,12 @@ _resident = 0
 _between = 0
 """The memory after the last release between two files of tests: within a file, its fixtures hold more."""
 
-_CONVERSIONS, _PARSED = 5, 2
-"""Conversions and parsed Tekken files that are kept: those that mistral-common ships have five and two vocabularies."""
+_CONVERSIONS, _PARSED, _READ = 5, 2, 3
+"""Conversions, parsed Tekken files and SentencePiece files that are kept: mistral-common ships five vocabularies."""
 
 _converted: dict[int, Any] = {}
 _parsed: dict[tuple[str, str], QuickTekkenizer] = {}
+_read: dict[tuple[str, str], dict[str, Any]] = {}
 """What is kept, until the tests of the next folder."""
 
 _LARGE = 1 << 20
@@ -136,6 +137,7 @@ def _end_file(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or nextitem.path.parent != item.path.parent:
         _converted.clear()
         _parsed.clear()
+        _read.clear()
     module = getattr(item, "module", None)
     if module is not None:
         _empty_caches(module)
@@ -260,6 +262,35 @@ def converted_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizers, "convert", convert_and_keep)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """Keep the last SentencePiece files that mistral-common read: thousands of tests load one, for 35 ms each.
+
+    A caller gets an object of its own; the model and the list of its pieces are shared.
+    """
+    from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer, get_spm_version
+
+    read = SentencePieceTokenizer.__init__
+
+    def read_and_keep(self: SentencePieceTokenizer, model_path: str | Path, tokenizer_version: Any = None) -> None:
+        file = Path(model_path)
+        if not file.is_file():
+            return read(self, model_path, tokenizer_version)
+        key = (file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+        found = _read.pop(key, None)
+        if found is None:
+            read(self, model_path, tokenizer_version)
+            assert self.special_ids  # a cached property, which walks all pieces again
+            found = {**vars(self)}
+        version = tokenizer_version or get_spm_version(model_path, raise_deprecated=False)
+        vars(self).update(found, _file_path=file, _version=version)
+        return _keep(_read, key, found, most=_READ)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SentencePieceTokenizer, "__init__", read_and_keep)
         yield
 
 
