@@ -316,7 +316,7 @@ class _Comparison:
             )
         if len(elsewhere):
             yield self._error(f"trains for other tokens than {len(elsewhere)} of {labels}", self._of_target(elsewhere))
-        if len(avoided):
+        if len(avoided) and not len(elsewhere):  # what pushes another token up pushes a sure label down
             yield self._error(f"trains to avoid {len(avoided)} of {labels}", self._of_next(avoided))
         if len(lacking):
             number = int(((self._wanted != IGNORE_INDEX) & ~self._is_trained).sum())

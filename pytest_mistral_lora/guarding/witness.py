@@ -69,7 +69,7 @@ def directions(
         columns = (torch.split(column, size) for column in (hidden, gradient, tokens.to(hidden.device)))
         for inputs, step, wanted in zip(*columns, strict=True):
             with torch.enable_grad():
-                inputs = inputs.detach().requires_grad_()
+                inputs = inputs.detach().to(_dtype(head)).requires_grad_()
                 logits = head.forward(inputs)
                 probabilities = logits.detach().float().softmax(-1)
                 target = torch.full_like(probabilities, smoothing / probabilities.shape[-1])
@@ -96,7 +96,7 @@ def likeliest_targets(head: torch.nn.Module, gradient: torch.Tensor) -> torch.Te
     found = []
     with _as_in_a_step(head), torch.no_grad():
         for step in torch.split(gradient, _chunk(head, gradient)):
-            step = _unit(step.float()).to(gradient.dtype)
+            step = _unit(step.float()).to(_dtype(head))
             raised = head.forward(torch.zeros_like(step[:1])) - head.forward(step)
             found.append(raised.topk(min(CANDIDATES, raised.shape[-1])).indices)
     return torch.cat(found).cpu()
@@ -129,6 +129,11 @@ def _as_in_a_step(head: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def _dtype(head: torch.nn.Module) -> torch.dtype:
+    """Return the dtype of a head, whose inputs autocast may give another one."""
+    return next(parameter.dtype for parameter in head.parameters())
+
+
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """Return vectors of the length 1: a gradient may be too small for its square to be a number."""
     largest = vectors.abs().amax(-1, keepdim=True)
@@ -138,5 +143,5 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 def _chunk(head: torch.nn.Module, like: torch.Tensor) -> int:
     with torch.no_grad():
-        size = head.forward(torch.zeros_like(like[:1])).shape[-1]
+        size = head.forward(torch.zeros_like(like[:1], dtype=_dtype(head))).shape[-1]
     return max(_ELEMENTS // int(size), 1)

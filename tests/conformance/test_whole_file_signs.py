@@ -267,7 +267,6 @@ PLAN = ScanPlan(v3().path, "mistral-common", Policy(4096), 0, compares=False, al
 MANY = [said(f"You are terse.\n\nWhat is {number}?\n", f" It is {number}.") for number in range(700)]
 
 
-
 def test_a_row_of_any_part_of_a_file_counts(tmp_path: Path) -> None:
     # 256 lines are read at a time; only the last file has a row without the signs
     paths = [write_rows(tmp_path / "b.jsonl", MANY), write_rows(tmp_path / "a.jsonl", MANY[:300])]
