@@ -109,16 +109,16 @@ def test_several_processes_say_what_one_says(tmp_path: Path, monkeypatch: pytest
     rows += [said(f"Hi {number}<|im_end|>", f"Hello {number}.") for number in range(30)]
     rows += [said(f"<|im_start|>user\nHi {number}<|im_end|>", f"Yes {number}.") for number in range(30)]
     # signs of a whole file
-    texts = ("Voilà", "VoilÃ\xa0", "Caf\\u00e9")
-    signed = [said(f"And {number}?", f" {texts[number % 3]} {number}.") for number in range(120)]
-    target = make_target(tmp_path, rows, [*signed, *rows[200:205]], max_length=40)
+    texts = ("VoilÃ\xa0", "Caf\\u00e9")
+    signed = [said(f"And {number}?", f" {texts[number % 2]} {number}.") for number in range(120)]
+    target = make_target(tmp_path, [*rows, *signed[:5]], signed, max_length=40)
     alone = dataset_results(target, processes=1)
     assert dataset_results(target, processes=2) == alone
     assert facts(alone)["rows"] > 400
     errors = [finding for finding in found(alone, "ML628") if finding.severity == "error"]
     assert sum(finding.more or 1 for finding in errors) == 30
     shown = {finding.rule for finding in found(alone)}
-    assert {"ML601", "ML607", "ML608", "ML609", "ML610", "ML612", "ML636"} <= shown, shown
+    assert {"ML601", "ML607", "ML608", "ML609", "ML610", "ML612", "ML624", "ML636", "ML661"} <= shown, shown
 
 
 def test_findings_of_one_rule_are_shown_up_to_a_number_and_all_counted(tmp_path: Path) -> None:

@@ -113,9 +113,6 @@ def test_one_row_in_a_file_is_a_note_and_many_in_one_of_two_files_are_an_error(t
     many = [said(f"Where do we meet at {number}?", f"In caf\\u00e9 {number}.") for number in range(4)]
     findings = found(dataset_results(make_target(tmp_path, plain, many)), "ML624", "ML625")
     assert [finding.rule for finding in findings] == ["ML624"] * 4
-    # several processes count the same
-    target = make_target(tmp_path, plain, many)
-    assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
 
 
 TURNS = [
@@ -162,12 +159,10 @@ def test_a_complete_turn_of_another_family_is_an_error(text: str, severity: str,
 def test_the_errors_behind_many_notes_are_kept(tmp_path: Path) -> None:
     notes = [said(f"Hi {number}<|im_end|>", f"Hello {number}.") for number in range(30)]
     errors = [said(TURNS[0].format(number), f"Yes {number}.") for number in range(30)]
-    target = make_target(tmp_path, [*notes, *errors])
-    findings = found(dataset_results(target), "ML628")
+    findings = found(dataset_results(make_target(tmp_path, [*notes, *errors])), "ML628")
     assert str(findings[0].place) == f"{tmp_path / 'rows.jsonl'}:31, messages[0].content"
     assert sum(finding.more or 1 for finding in findings if finding.severity == "error") == 30
     assert sum(finding.more or 1 for finding in findings if finding.severity == "note") == 30
-    assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
 
 
 def test_an_instruction_beside_the_turn_asks_for_none(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def coloured(oracle: Oracle, **changes: Any) -> Data:
     return with_ids(oracle, made) | changes
 
 
-@pytest.mark.parametrize("name", sampled(("spm-v1", "spm-v3", "spm-v7", "tekken-240911"), ("spm-v1", "tekken-240911")))
+@pytest.mark.parametrize("name", ["spm-v1", "derived-v7"])
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_wrong_boundary_is_found(side: str, name: str, tmp_path: Path) -> None:
     oracle = oracle_named(name)
@@ -242,7 +242,7 @@ def test_padding_of_a_batch_is_no_part_of_a_side(
     ("rejected", "rules"),
     [("Red.", ["ML655"]), ("Red.  ", ["ML655"]), ("\nRed.", ["ML655"]), ("red.", []), ("Red .", [])],
 )
-@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("name", ["spm-v3", "derived-v7"])
 def test_equal_answers_are_found(rejected: str, rules: list[str], name: str, tmp_path: Path) -> None:
     oracle = oracle_named(name)
     record = with_ids(oracle, texts_pair("Which colour?", "Red.", rejected))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from converted import converted_tokenizer
+from derived_tekken import write_cut
 from faulty_templates import CHATML
 
 from pytest_mistral_lora import Verdict, audit, judge
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause
 from pytest_mistral_lora.conformance.finding import Finding
@@ -30,14 +33,21 @@ def messages(texts: list[str], system: str = "") -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return converted_tokenizer("spm-v3").fast
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Mistral's file and those of transformers, of few words: each audit loads it."""
+    folder = tmp_path_factory.mktemp("saved")
+    CheckpointTokenizer(write_cut(folder, words=2000)).fast.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chatml") / "checkpoint"
-    tokenizer.save_pretrained(folder)
+def tokenizer(saved: Path) -> Any:
+    return CheckpointTokenizer(saved).fast
+
+
+@pytest.fixture(scope="module")
+def folder(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("chatml") / "checkpoint"))
     (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
     return folder
 
@@ -144,16 +154,18 @@ def test_rows_of_another_template_keep_their_findings(folder: Path, encode: Call
     assert {str(finding.place) for finding in others} == {"rows[1]", "rows"}
 
 
-def test_a_sound_template_explains_nothing(tokenizer: Any, encode: Callable[..., Record], tmp_path: Path) -> None:
-    tokenizer.save_pretrained(tmp_path / "sound")
+def test_a_sound_template_explains_nothing(saved: Path, encode: Callable[..., Record]) -> None:
     said = messages(SHORT)
-    found = rules(audit([encode(said) | {"messages": said}], tokenizer=tmp_path / "sound"))
+    found = rules(audit([encode(said) | {"messages": said}], tokenizer=saved))
     assert "ML004" not in found
     assert "ML533" in found
 
 
-def test_the_check_of_the_folder_has_one_cause(folder: Path) -> None:
-    verdict = judge(folder, examples=1)
+def test_the_check_of_the_folder_has_one_cause(tmp_path: Path) -> None:
+    # beside tekken.json, the template would be a cause of its own
+    converted_tokenizer("spm-v3").fast.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    verdict = judge(tmp_path, examples=1)
     first, *others = verdict.findings
     assert first.rule == "ML004"
     assert {rule for rule, _ in first.covers} == {"ML004", "ML226"}
