@@ -118,7 +118,7 @@ def strict(answer: KnownAnswer) -> Row:
     ],
 )
 def test_a_strict_tool_fixes_names_keys_and_their_order(name: str, found: str | None, expected: str) -> None:
-    oracle = derived_oracle("derived-v13", words=0)
+    oracle = derived_oracle("derived-v13", words=40_000)
     answer = ANSWERS[name]
     refused = AnswerGrammar(oracle).refused(strict(answer), answer.answer_ids(oracle))
     assert (refused.found if refused else None) == found

@@ -43,7 +43,7 @@ def any_rows(draw: st.DrawFn) -> dict[str, Any]:
     return {"messages": [message(role) for role in draw(ROLE_LISTS)]}
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(row=any_rows())
 @of_each(*SHIPPED)
 def test_a_row_is_refused_exactly_where_mistral_common_refuses_it(oracle: Oracle, row: dict[str, Any]) -> None:

@@ -161,13 +161,14 @@ def hold(oracle: Oracle, pair: dict[str, Any]) -> None:
     assert parse_rows(rows[0].kind.record(rows)) == rows
 
 
+@settings(max_examples=10)
 @given(pair=pairs())
 @of_each(*SHIPPED)
 def test_each_side_has_the_ids_of_mistral_common(oracle: Oracle, pair: dict[str, Any]) -> None:
     hold(oracle, pair)
 
 
-@settings(max_examples=40)
+@settings(max_examples=10)
 @given(single=pairs(tools=True), several=pairs(tools=True, parallel=True))
 @of_each(*WITH_TOOLS)
 def test_each_side_with_calls_has_the_ids_of_mistral_common(

@@ -13,6 +13,12 @@ from converted import converted_tokenizer
 from transformers import AutoTokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.recognition import (
+    StoredVocabulary,
+    accept_vocabulary,
+    recognise_vocabulary,
+    shipped_oracle,
+)
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
 from pytest_mistral_lora.conformance import template
 from pytest_mistral_lora.conformance.checks import Settings
@@ -244,15 +250,13 @@ def test_an_unknown_vocabulary_is_one_finding_and_everything_else_is_not_checked
     assert "its vocabulary is not that of" in found["control-tokens"].not_checked
 
 
-def test_a_later_version_of_the_same_vocabulary_is_not_taken_for_an_older_one(
-    saved: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(saved("tekken-240718"), tmp_path / "checkpoint"))
-    (folder / "chat_template.jinja").write_text("{{ bos_token }}[SYSTEM_PROMPT]{{ messages[0].content }}")
-    found = CheckpointTokenizer(folder)
-    assert found.recognition.oracle is None
-    assert "the chat template writes [SYSTEM_PROMPT]" in found.recognition.reason
-    declared = CheckpointTokenizer(folder, str(shipped_tokenizer("tekken-240718")))
+def test_a_later_version_of_the_same_vocabulary_is_not_taken_for_an_older_one() -> None:
+    vocabulary = StoredVocabulary("tekken", dict(enumerate(shipped_oracle("tekken-240718").vocabulary)), "")
+    found = recognise_vocabulary(vocabulary, "{{ bos_token }}[SYSTEM_PROMPT]{{ messages[0].content }}")
+    assert found.oracle is None
+    assert "the chat template writes [SYSTEM_PROMPT]" in found.reason
+    declared = accept_vocabulary(str(shipped_tokenizer("tekken-240718")), vocabulary, None)
+    assert declared.oracle is not None
     assert declared.oracle.version == "v3"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from derived_tekken import write_cut
 from transformers import AddedToken
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -31,11 +32,21 @@ def convert(oracle: Oracle, conversions: list[Oracle]) -> Any:
     return converted_once(oracle, counted)
 
 
-@pytest.mark.parametrize("names", [("spm-v7", "spm-v7m1"), ("tekken-240718", "tekken-240911")], ids=" ".join)
+def two_files(kind: str, folder: Path) -> list[Path]:
+    """Return two files of one vocabulary."""
+    if kind == "spm":
+        return [shipped_tokenizer(name) for name in ("spm-v7", "spm-v7m1")]
+    folders = [folder / name for name in "ab"]
+    for each in folders:
+        each.mkdir()
+    return [write_cut(each, words=2000) for each in folders]
+
+
+@pytest.mark.parametrize("kind", ["spm", "tekken"])
 def test_a_pair_of_files_is_converted_once_into_what_transformers_makes(
-    names: tuple[str, str], conversions: list[Oracle]
+    kind: str, conversions: list[Oracle], tmp_path: Path
 ) -> None:
-    oracles = [Oracle(shipped_tokenizer(name)) for name in names]
+    oracles = [Oracle(path) for path in two_files(kind, tmp_path)]
     first, second = (convert(oracle, conversions) for oracle in oracles)
     assert conversions == [oracles[0]]
     alone = _converted(oracles[1])
