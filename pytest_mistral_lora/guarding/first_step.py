@@ -101,7 +101,8 @@ class FirstStepWatch:
             number = len(self._hidden)
             self._hidden.append(hidden.detach())
             self._dtypes |= _dtypes_of(hidden)
-            hidden.register_hook(partial(self._take_gradient, number))  # type: ignore[no-untyped-call]
+            register_hook: Any = hidden.register_hook  # without types
+            register_hook(partial(self._take_gradient, number))
 
     def _take_gradient(self, number: int, gradient: torch.Tensor) -> None:
         self._gradients[number] = gradient.detach()

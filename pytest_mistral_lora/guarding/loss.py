@@ -242,42 +242,77 @@ class _Comparison:
         targets = likeliest_targets(self.settings.head, self._gradient[rows, places])
         tried = [self._seen(seen.at, tokens) for tokens in targets.unbind(-1)]
         best = torch.stack([one.shown.cosines for one in tried]).argmax(0)
-        found = self._seen(seen.at, targets.gather(-1, best[:, None])[:, 0])
+        found = _Positions(
+            seen.at,
+            targets.gather(-1, best[:, None])[:, 0],
+            Directions(
+                *(
+                    torch.stack([getattr(one.shown, name) for one in tried]).gather(0, best[None])[0]
+                    for name in Directions.__slots__
+                )
+            ),
+        )
         return found.where(self._proven(found) & (found.tokens != seen.tokens))
+
+    @cached_property
+    def _has_label(self) -> torch.Tensor:
+        """Which positions are to produce a label, `(batch, length)` bool."""
+        return self._wanted != IGNORE_INDEX
+
+    @cached_property
+    def _labelled(self) -> _Positions:
+        """Positions with a label that have a gradient, with the label."""
+        return self._look(self._has_label & self._is_trained, self._wanted)
+
+    @cached_property
+    def _is_clear(self) -> torch.Tensor:
+        """Which of these have a label that is not too sure to be compared, `(positions,)` bool."""
+        return 1 - self._labelled.shown.probabilities > self._bound(SURE)
+
+    @cached_property
+    def _is_exact(self) -> torch.Tensor:
+        """Which of these are trained to produce their label, `(positions,)` bool."""
+        return self._is_clear & (self._labelled.shown.cosines >= self._bound(EXACT))
+
+    @cached_property
+    def _exact(self) -> _Positions:
+        return self._labelled.where(self._is_exact)
+
+    @cached_property
+    def _elsewhere(self) -> _Positions:
+        """Positions with a label that are trained to produce another token, with this token."""
+        return self._other_targets(self._labelled.where(self._is_clear & ~self._is_exact))
+
+    @cached_property
+    def _following(self) -> _Positions:
+        """Positions without a label that have a gradient, with the next token."""
+        return self._look(~self._has_label & self._is_trained, _ahead(self._ids, 1))
+
+    @cached_property
+    def _others(self) -> _Positions:
+        """Those of them that are trained to produce another token than the next one, with this token."""
+        return self._other_targets(self._following.where(~self._proven(self._following)))
 
     def result(self) -> Result:
         """Return the findings, or why nothing can be said."""
-        has_label = self._wanted != IGNORE_INDEX
-        labelled = self._look(has_label & self._is_trained, self._wanted)
-        following = self._look(~has_label & self._is_trained, _ahead(self._ids, 1))
-        without = self._look(has_label & ~self._is_trained, self._wanted)
-        is_clear = 1 - labelled.shown.probabilities > self._bound(SURE)
-        is_exact = is_clear & (labelled.shown.cosines >= self._bound(EXACT))
         facts = (
-            ("labels", int(has_label.sum())),
+            ("labels", int(self._has_label.sum())),
             ("positions with a gradient", int(self._is_trained.sum())),
-            ("compared", int(is_clear.sum())),
+            ("compared", int(self._is_clear.sum())),
         )
-        elsewhere = self._other_targets(labelled.where(is_clear & ~is_exact))
-        others = self._other_targets(following.where(~self._proven(following)))
-        shift = self._shift(elsewhere, others)
-        exact = labelled.where(is_exact)
-        if shift:
-            findings = [self._error(f"trains on {shift}", self._of_target(elsewhere))]
-        else:
-            findings = [*self._errors(exact, labelled, elsewhere, following, others, without)]
-        if findings:
-            return Result(tuple(findings), facts=facts)
-        notes = [*self._notes(exact, following)]
-        unclear = int(is_clear.sum()) - len(exact)
+        shift = self._shift()
+        errors = [self._error(f"trains on {shift}", self._of_target(self._elsewhere))] if shift else [*self._errors()]
+        findings = errors or [*self._notes()]
+        unclear = int(self._is_clear.sum()) - len(self._exact)
         reason = ""
-        if unclear and not notes:
-            count = counted(int(is_clear.sum()), "compared label")
+        if unclear and not findings:
+            count = counted(int(self._is_clear.sum()), "compared label")
             reason = f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
-        return Result(tuple(notes), not_checked=reason, facts=facts)
+        return Result(tuple(findings), not_checked=reason, facts=facts)
 
-    def _shift(self, elsewhere: _Positions, others: _Positions) -> str:
+    def _shift(self) -> str:
         """Return the name of the labels if the tokens that are trained for stand elsewhere in the row; else empty."""
+        elsewhere, others = self._elsewhere, self._others
         if not len(elsewhere):
             return ""
         at, tokens = torch.cat([elsewhere.at, others.at]), torch.cat([elsewhere.tokens, others.tokens])
@@ -287,23 +322,14 @@ class _Comparison:
                 return name
         return ""
 
-    def _errors(
-        self,
-        exact: _Positions,
-        labelled: _Positions,
-        elsewhere: _Positions,
-        following: _Positions,
-        others: _Positions,
-        without: _Positions,
-    ) -> Iterator[Finding]:
-        trained = following.where(self._proven(following) & self._weigh_as(following, exact))
-        constant = others.where(self._weigh_as(others, exact))
-        avoided = labelled.where(labelled.shown.cosines <= -self._bound(EXACT))
-        avoided = avoided.where(self._weigh_as(avoided, exact if len(exact) else avoided))
-        lacking = without.where(1 - without.shown.probabilities > CERTAIN)
+    def _errors(self) -> Iterator[Finding]:
+        trained = self._following.where(self._proven(self._following) & self._weigh_as(self._following, self._exact))
+        constant = self._others.where(self._weigh_as(self._others, self._exact))
+        lacking = self._look(self._has_label & ~self._is_trained, self._wanted)
+        lacking = lacking.where(1 - lacking.shown.probabilities > CERTAIN)
         if self.call.precision == torch.float16:  # its numbers end at 2**-24
             lacking = lacking.where(torch.zeros(len(lacking), dtype=torch.bool))
-        labels = counted(int((self._wanted != IGNORE_INDEX).sum()), "label")
+        labels = counted(int(self._has_label.sum()), "label")
         is_labelled = self.call.columns["labels"] != IGNORE_INDEX
         if len(trained) and len(lacking) and torch.equal(self._is_trained[:, :-1], is_labelled[:, :-1]):
             yield self._error("trains on the mask of the labels, not shifted", self._of_next(trained))
@@ -311,25 +337,31 @@ class _Comparison:
         if len(trained) and not (len(constant) and set(trained.tokens.tolist()) <= set(constant.tokens.tolist())):
             yield self._error(f"trains on {self._kind(trained)} without a label", self._of_next(trained))
         if len(constant):
-            yield self._error(
-                f"trains for {counted(len(constant), 'token')} without a label", self._of_target(constant)
-            )
-        if len(elsewhere):
-            yield self._error(f"trains for other tokens than {len(elsewhere)} of {labels}", self._of_target(elsewhere))
-        if len(avoided) and not len(elsewhere):  # what pushes another token up pushes a sure label down
+            count = counted(len(constant), "token")
+            yield self._error(f"trains for {count} without a label", self._of_target(constant))
+        # what pushes another token up pushes a sure label down
+        if len(self._elsewhere):
+            count = f"{len(self._elsewhere)} of {labels}"
+            yield self._error(f"trains for other tokens than {count}", self._of_target(self._elsewhere))
+        elif len(avoided := self._avoided()):
             yield self._error(f"trains to avoid {len(avoided)} of {labels}", self._of_next(avoided))
         if len(lacking):
-            number = int(((self._wanted != IGNORE_INDEX) & ~self._is_trained).sum())
+            number = int((self._has_label & ~self._is_trained).sum())
             yield self._error(f"does not train on {number} of {labels}", self._of_next(lacking))
 
-    def _notes(self, exact: _Positions, following: _Positions) -> Iterator[Finding]:
+    def _avoided(self) -> _Positions:
+        """Return the positions that are trained to avoid their label, with the weight of the others."""
+        avoided = self._labelled.where(self._labelled.shown.cosines <= -self._bound(EXACT))
+        return avoided.where(self._weigh_as(avoided, self._exact if len(self._exact) else avoided))
+
+    def _notes(self) -> Iterator[Finding]:
         place = Place.of(self.settings.place)
-        undeclared = following.where(~self._is_declared(following))
+        undeclared = self._following.where(~self._is_declared(self._following))
         if len(undeclared):
             count = counted(len(undeclared), "position")
             text = f"another term of the loss reaches {count} without a label: {self._of_next(undeclared)}"
             yield Finding("ML327", text, place, "no gradient there, or a column of weights")
-        elif spread := self._spread(exact):
+        elif spread := self._spread():
             text = f"the labels of a row weigh differently in the loss of the first step: {spread}"
             yield Finding("ML327", text, place, "one weight, or a column of weights")
 
@@ -376,8 +408,9 @@ class _Comparison:
             found |= weights[seen.at[:, 0], seen.at[:, 1]] != 0
         return found
 
-    def _spread(self, exact: _Positions) -> str:
+    def _spread(self) -> str:
         """Return the least weight of the labels of a row, if nothing declares that they differ."""
+        exact = self._exact
         rows = exact.at[:, 0]
         declared = [weights[rows, exact.at[:, 1]].float() for weights in self._weights()]
         for share in (_one(exact), _probability(exact), *declared):
@@ -390,14 +423,12 @@ class _Comparison:
     def _kind(self, trained: _Positions) -> str:
         """Return the tokens that are trained on in words: padding, each token, or their number."""
         mask = self.call.columns.get("attention_mask")
-        has_label = self._wanted != IGNORE_INDEX
-        number = int((~has_label & self._is_trained).sum())
-        count = counted(number, "token")
+        count = counted(int((~self._has_label & self._is_trained).sum()), "token")
         rows, places = trained.at[:, 0], trained.at[:, 1] + 1
         if mask is not None and not bool(mask[rows, places].any()):
             return f"the padding, {count}"
-        is_text = torch.ones_like(has_label) if mask is None else mask != 0
-        others = (~has_label & _ahead(is_text.long(), 1).bool())[:, :-1]
+        is_text = torch.ones_like(self._has_label) if mask is None else mask != 0
+        others = (~self._has_label & _ahead(is_text.long(), 1).bool())[:, :-1]
         return f"every token, the prompt included: {count}" if bool(self._is_trained[:, :-1][others].all()) else count
 
     def _of_next(self, seen: _Positions) -> str:
@@ -413,7 +444,7 @@ class _Comparison:
         return f"{self.settings.spell(token)} at row {row}, token {place + 1}"
 
     def _error(self, fault: str, first: str) -> Finding:
-        count = counted(int((self._wanted != IGNORE_INDEX).sum()), "token")
+        count = counted(int(self._has_label.sum()), "token")
         expected = f"a loss of the {count} with a label, each predicted from the tokens before it"
         return Finding("ML326", f"the first step {fault}: {first}", Place.of(self.settings.place), expected)
 

@@ -9,8 +9,6 @@ the same form, with a smoothed y.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,23 +62,22 @@ def directions(
         smoothing: The declared smoothing of labels.
     """
     parts = []
-    with _as_in_a_step(head):
-        size = _chunk(head, hidden)
-        columns = (torch.split(column, size) for column in (hidden, gradient, tokens.to(hidden.device)))
-        for inputs, step, wanted in zip(*columns, strict=True):
-            with torch.enable_grad():
-                inputs = inputs.detach().to(_dtype(head)).requires_grad_()
-                logits = head.forward(inputs)
-                probabilities = logits.detach().float().softmax(-1)
-                target = torch.full_like(probabilities, smoothing / probabilities.shape[-1])
-                target[torch.arange(len(wanted)), wanted] += 1 - smoothing
-                [pull] = torch.autograd.grad(logits, inputs, (probabilities - target).to(logits.dtype))
-            pull, step = pull.float(), step.float()
-            along = (step * pull).sum(-1)
-            norm = pull.square().sum(-1)
-            cosine = torch.nn.functional.cosine_similarity(_unit(step), _unit(pull), dim=-1)
-            of_token = probabilities.gather(-1, wanted[:, None])[:, 0]
-            parts.append((cosine, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), of_token))
+    size = _chunk(_logits_of_nothing(head, hidden))
+    columns = (torch.split(column, size) for column in (hidden, gradient, tokens.to(hidden.device)))
+    for inputs, step, wanted in zip(*columns, strict=True):
+        with torch.enable_grad():
+            inputs = inputs.detach().to(_dtype(head)).requires_grad_()
+            logits = head.forward(inputs)
+            probabilities = logits.detach().float().softmax(-1)
+            target = torch.full_like(probabilities, smoothing / probabilities.shape[-1])
+            target[torch.arange(len(wanted)), wanted] += 1 - smoothing
+            [pull] = torch.autograd.grad(logits, inputs, (probabilities - target).to(logits.dtype))
+        pull, step = pull.float(), step.float()
+        along = (step * pull).sum(-1)
+        norm = pull.square().sum(-1)
+        cosine = torch.nn.functional.cosine_similarity(_unit(step), _unit(pull), dim=-1)
+        of_token = probabilities.gather(-1, wanted[:, None])[:, 0]
+        parts.append((cosine, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), of_token))
     return Directions(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
 
 
@@ -94,10 +91,10 @@ def likeliest_targets(head: torch.nn.Module, gradient: torch.Tensor) -> torch.Te
         gradient: As for `directions`.
     """
     found = []
-    with _as_in_a_step(head), torch.no_grad():
-        for step in torch.split(gradient, _chunk(head, gradient)):
-            step = _unit(step.float()).to(_dtype(head))
-            raised = head.forward(torch.zeros_like(step[:1])) - head.forward(step)
+    with torch.no_grad():
+        nothing = _logits_of_nothing(head, gradient)  # what a bias adds
+        for step in torch.split(gradient, _chunk(nothing)):
+            raised = nothing - head.forward(_unit(step.float()).to(nothing.dtype))
             found.append(raised.topk(min(CANDIDATES, raised.shape[-1])).indices)
     return torch.cat(found).cpu()
 
@@ -116,19 +113,6 @@ def why_no_directions(head: Any) -> str:
     return ""
 
 
-@contextmanager
-def _as_in_a_step(head: torch.nn.Module) -> Iterator[None]:
-    """Leave the gradients of the head as they are, and its mode."""
-    needed = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    for parameter in needed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in needed:
-            parameter.requires_grad_(True)
-
-
 def _dtype(head: torch.nn.Module) -> torch.dtype:
     """Return the dtype of a head, whose inputs autocast may give another one."""
     return next(parameter.dtype for parameter in head.parameters())
@@ -141,7 +125,13 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def _chunk(head: torch.nn.Module, like: torch.Tensor) -> int:
+def _logits_of_nothing(head: torch.nn.Module, like: torch.Tensor) -> torch.Tensor:
+    """Return the logits that a head makes of zeros, `(1, vocabulary)`."""
     with torch.no_grad():
-        size = head.forward(torch.zeros_like(like[:1], dtype=_dtype(head))).shape[-1]
-    return max(_ELEMENTS // int(size), 1)
+        logits: torch.Tensor = head.forward(torch.zeros_like(like[:1], dtype=_dtype(head)))
+    return logits
+
+
+def _chunk(logits: torch.Tensor) -> int:
+    """Return the number of positions whose logits are made at the same time."""
+    return max(_ELEMENTS // logits.shape[-1], 1)
