@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.known import Xfail
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.errors import InputError, did_you_mean, shortened
@@ -49,6 +50,26 @@ class CheckOptions:
     def fails_not_checked(self) -> bool:
         """Whether checks that could not judge fail."""
         return "not-checked" in self.fail_on
+
+    def settings(
+        self,
+        *,
+        golden_folders: tuple[Path, ...] = (),
+        update: bool = False,
+        shared_folder: Path | None = None,
+        require_manifest: bool = False,
+    ) -> Settings:
+        """Return the settings of the checks; the arguments are as for `Settings`."""
+        return Settings(
+            self.examples,
+            self.seed,
+            self.device,
+            skip_training=not self.train,
+            golden_folders=golden_folders,
+            update=update,
+            shared_folder=shared_folder,
+            require_manifest=require_manifest,
+        )
 
 
 DEFAULT = CheckOptions()

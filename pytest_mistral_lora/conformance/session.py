@@ -465,15 +465,7 @@ def opened_session(
         kept: The folder of the results of earlier runs; None to run every check.
         keeps_going: As for `Session`.
     """
-    settings = Settings(
-        examples=options.examples,
-        seed=options.seed,
-        device=options.device,
-        skip_training=not options.train,
-        golden_folders=(),
-        update=False,
-        shared_folder=None,
-    )
+    settings = options.settings()
     with closing(settings):
         results = None
         if kept is not None:

@@ -76,15 +76,10 @@ class Suite:
         With pytest-xdist, each worker has its own suite, and the first process's suite takes the outcomes of all
         workers.
         """
-        from pytest_mistral_lora.conformance.checks import Settings
         from pytest_mistral_lora.conformance.session import Session
 
         given = self.settings
-        settings = Settings(
-            examples=given.options.examples,
-            seed=given.options.seed,
-            device=given.options.device,
-            skip_training=not given.options.train,
+        settings = given.options.settings(
             golden_folders=given.golden_folders,
             update=given.update,
             shared_folder=self._work_folder,

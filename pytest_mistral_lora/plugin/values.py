@@ -229,17 +229,6 @@ def whole_number(config: pytest.Config, option: Option, default: int, *, least: 
     return number
 
 
-def refuse_workers(config: pytest.Config, option: Option) -> None:
-    """Refuse an option whose files several workers would write.
-
-    Raises:
-        pytest.UsageError: If the run has workers of pytest-xdist.
-    """
-    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
-    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
-        raise pytest.UsageError(f"{option.flag} writes files and cannot be shared between workers; leave out -n")
-
-
 def check_update(config: pytest.Config, folders: Sequence[Path]) -> None:
     """Refuse to record goldens that nobody would review, or that others rely on.
 
@@ -258,6 +247,8 @@ def check_update(config: pytest.Config, folders: Sequence[Path]) -> None:
             raise pytest.UsageError(
                 f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give your own folder"
             )
-    refuse_workers(config, UPDATE)
+    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
+        raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
     if os.environ.get("CI"):
         raise pytest.UsageError(f"{UPDATE.flag} is refused if CI is set: a golden that CI writes guards nothing")
