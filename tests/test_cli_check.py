@@ -34,7 +34,7 @@ def test_findings_are_written_for_other_machines(capsys: Any, monkeypatch: pytes
     assert summary.read_text().count("### ❌ ML601") == 1
 
 
-def test_known_deviations_do_not_fail_and_a_baseline_lists_the_others(
+def test_known_deviations_do_not_fail_and_a_list_has_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows(tmp_path, "bot")

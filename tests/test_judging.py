@@ -75,7 +75,7 @@ def test_judge_finds_what_check_finds(here: Path, capsys: pytest.CaptureFixture[
     sound.raise_for_findings()
 
 
-def test_known_deviations_and_a_baseline_are_those_of_check(here: Path) -> None:
+def test_known_deviations_and_the_written_list_are_those_of_check(here: Path) -> None:
     rows(here, "bot")
     assert not judge("rows.jsonl", tokenizer="spm-v3", write_xfails="known.txt").ok
     text = (here / "known.txt").read_text()

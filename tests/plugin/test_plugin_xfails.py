@@ -216,14 +216,14 @@ def test_a_bad_line_is_a_usage_error(
     assert [value for value in values if value not in error] == []
 
 
-def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
+def test_the_list_that_a_run_writes_accepts_it_once_it_has_reasons(
     known: Callable[[str], Path], judged: Run, golden: Run, pytester: pytest.Pytester
 ) -> None:
     known("")
     result = judged("--mistral-write-xfails=found.txt")
     assert result.ret == 1
-    baseline = pytester.path / "found.txt"
-    text = baseline.read_text()
+    listed = pytester.path / "found.txt"
+    text = listed.read_text()
     entries = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert entries
     assert all(entry.endswith("  # ") for entry in entries)
@@ -233,7 +233,7 @@ def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     name = entries[0].removesuffix("  # ")
     assert f"found.txt:5: '{name}' has no reason; expected: {name}  # why" in refused.stderr.str()
-    baseline.write_text(text.replace("  # \n", "  # looked at\n"))
+    listed.write_text(text.replace("  # \n", "  # looked at\n"))
     assert judged("--mistral-xfails=found.txt").ret == 0
     assert golden("--mistral-write-xfails=found.txt").ret == pytest.ExitCode.USAGE_ERROR
 
