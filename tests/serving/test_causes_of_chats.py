@@ -34,6 +34,8 @@ RIGHT = ("plain", "system", "call", "text-after-result")
 COUNT = len(RIGHT)
 BY_GRAMMAR = "call-other-order"
 """One whose keys are not in the order of the schema, which llama.cpp's grammar fixes."""
+SWEPT = pytest.mark.slow
+"""What test_replay.py and the gallery have with a server of the tests, here with llama.cpp."""
 KNOWN = {answer.name: answer for answer in known_answers() if answer.name in (*RIGHT, BY_GRAMMAR)}
 
 
@@ -189,14 +191,17 @@ def without_tools(request: dict[str, Any]) -> dict[str, Any]:
     ("asks", "says"),
     [
         (with_system_prompt, rf"{re.escape(RIGHT_MODEL)}\n.*prompt: \d+ tokens recorded, \d+ fed to the chat"),
-        (with_the_last_message, r"prompt: \d+ tokens recorded, \d+ fed to the chat"),
-        (without_tools, r"prompt: \d+ tokens recorded, \d+ fed to the chat"),
-        (lambda request: {**request, "stop": ["."]}, r"the answer ends early"),
-        (lambda request: {**request, "max_tokens": 1}, r"a limit ends the answer after 1 token, and"),
+        pytest.param(with_the_last_message, r"prompt: \d+ tokens recorded, \d+ fed to the chat", marks=SWEPT),
+        pytest.param(without_tools, r"prompt: \d+ tokens recorded, \d+ fed to the chat", marks=SWEPT),
+        pytest.param(lambda request: {**request, "stop": ["."]}, r"the answer ends early", marks=SWEPT),
+        pytest.param(
+            lambda request: {**request, "max_tokens": 1}, r"a limit ends the answer after 1 token, and", marks=SWEPT
+        ),
         (lambda request: {**request, "temperature": 9, "seed": -1}, r"two answers to one request differ"),
-        (
+        pytest.param(
             lambda request: {**request, "logit_bias": [[" Paris", -100], ["Paris", -100]]},
             r"the chat changes the answer",
+            marks=SWEPT,
         ),
     ],
     ids=["system", "last-message", "tools", "stop", "limit", "temperature", "bias"],
@@ -216,8 +221,10 @@ def test_a_relay_that_changes_requests_is_not_taken_for_a_grammar(
     ("change", "wrong", "says"),
     [
         (masked, 1, r"the client gets text '\*\*\*\*\.'\n +expected: text 'Paris\.'"),
-        (with_entities, 1, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'"),
-        (with_prefix, COUNT, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'"),
+        pytest.param(with_entities, 1, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'", marks=SWEPT),
+        pytest.param(
+            with_prefix, COUNT, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'", marks=SWEPT
+        ),
         (without_calls, 1, r"the client gets an empty message\n +expected: calls weather\("),
     ],
     ids=["mask", "entities", "prefix", "calls"],

@@ -19,6 +19,7 @@ from golden_answers import transcript_of
 from llamacpp_process import BUILD, converted_model, needs_llamacpp, served
 from local_server import serving
 from planted_faults import OF_ANSWERS, assert_found, with_stop
+from sampling import sampled
 from test_server_export import command, option, write_adapter
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
@@ -152,13 +153,21 @@ def test_llamacpp_changes_what_it_is_known_to_change_and_nothing_else(llamacpp: 
     ("change", "adds"),
     [
         pytest.param(nothing, {}, marks=pytest.mark.slow),
-        (answer_server.stripped, {"trailing-line-break": "ML923"}),
-        (answer_server.calls_as_text, dict.fromkeys(("call", "call-float", "calls-of-two-tools"), "ML925")),
+        pytest.param(answer_server.stripped, {"trailing-line-break": "ML923"}, marks=pytest.mark.slow),
+        pytest.param(
+            answer_server.calls_as_text,
+            dict.fromkeys(("call", "call-float", "calls-of-two-tools"), "ML925"),
+            marks=pytest.mark.slow,
+        ),
         (in_streams(answer_server.split_characters), {"emoji": "ML926 ML931"}),
         (answer_server.numbers_as_text, {"call-float": "ML927"}),
-        (answer_server.one_id, {"calls-of-two-tools": "ML928"}),
-        (answer_server.no_thinking, {"thinking": "ML929"}),
-        (answer_server.always_stop, dict.fromkeys(("call", "call-float", "calls-of-two-tools"), "ML930")),
+        pytest.param(answer_server.one_id, {"calls-of-two-tools": "ML928"}, marks=pytest.mark.slow),
+        pytest.param(answer_server.no_thinking, {"thinking": "ML929"}, marks=pytest.mark.slow),
+        pytest.param(
+            answer_server.always_stop,
+            dict.fromkeys(("call", "call-float", "calls-of-two-tools"), "ML930"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["nothing", "text", "control", "stream", "calls", "call-ids", "thinking", "finish"],
 )
@@ -518,7 +527,7 @@ RELAYS: dict[str, dict[str, Any]] = {
 
 
 @needs_llamacpp
-@pytest.mark.parametrize("name", RELAYS)
+@pytest.mark.parametrize("name", sampled(RELAYS, ("stream-cut", "stream-harmless", "answers-limit")))
 def test_what_a_relay_does_to_an_answer_has_one_cause(name: str, llamacpp: str, oracle: Oracle) -> None:
     plain = tuple(answer for answer in FEW if answer.name in ("plain", "trailing-line-break", "call", "thinking"))
     with serving(Relay(oracle, upstream=llamacpp, **RELAYS[name])) as url:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from converted import converted_tokenizer
-from derived_tekken import write_derived
+from derived_tekken import derived_tokenizer, write_derived
 from packaging.requirements import Requirement
 from page_sections import section
 from safetensors.torch import save_file
@@ -113,9 +113,7 @@ def test_the_line_for_a_cpu_starts_the_module_with_the_same_options(
 def test_vllm_needs_the_versions_that_answer_a_tekken_tokenizer_from_version_11_on(
     name: str, needs: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    base = tmp_path / "base"
-    write_tiny_base(base, write_derived(name, tmp_path / "tokenizer", words=2000))
+    base = write_tiny_base(tmp_path / "base", derived_tokenizer(name, words=2000))
     code, out = export(capsys, base, "--to", "vllm", "--output", tmp_path / "to")
     assert code == 0, out
     written = {file.name: file.read_text() for file in (tmp_path / "to").iterdir()}
@@ -146,9 +144,7 @@ REFUSED = "the setting json_schema, the reasoning_effort 'low', which the mistra
 def test_an_export_says_what_does_not_work_before_a_server_is_started(
     name: str, has_calls: bool, has_thinking: bool, starts: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    base = tmp_path / "base"
-    write_tiny_base(base, write_derived(name, tmp_path / "tokenizer", words=2000))
+    base = write_tiny_base(tmp_path / "base", derived_tokenizer(name, words=2000))
     for kind in ("vllm", "llamacpp"):
         code, out = export(capsys, base, "--to", kind, "--output", tmp_path / kind)
         assert code == 0, out
@@ -239,11 +235,9 @@ NO_THOUGHTS = "Thoughts in a history are left out"
 def test_the_page_beside_an_export_has_the_remarks_that_are_printed(
     to: str, name: str, remarks: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tokenizer").mkdir()
     is_derived = name.startswith("derived")
-    source = write_derived(name, tmp_path / "tokenizer", words=2000) if is_derived else shipped_tokenizer(name)
-    base = tmp_path / "base"
-    write_tiny_base(base, source)
+    source = derived_tokenizer(name, words=2000) if is_derived else shipped_tokenizer(name)
+    base = write_tiny_base(tmp_path / "base", source)
     code, out = export(capsys, base, "--to", to, "--output", tmp_path / "to")
     assert code == 0, out
     page = (tmp_path / "to" / "README.md").read_text()
@@ -360,8 +354,7 @@ def merged_folder(tmp_path: Path, tokenizer: Path) -> Path:
 def test_a_merged_folder_with_tekken_json_names_the_command_whose_folder_converts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    tokenizer = write_derived("derived-v7", tmp_path / "tokenizer", words=2000)
+    tokenizer = derived_tokenizer("derived-v7", words=2000)
     merged = merged_folder(tmp_path, tokenizer)
     out = capsys.readouterr().out
     assert (merged / "tekken.json").read_bytes() == tokenizer.read_bytes()
