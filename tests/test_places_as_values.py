@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
@@ -112,12 +112,15 @@ def rewrites(function: ast.AST) -> bool:
     )
 
 
-def functions() -> Iterator[tuple[str, ast.AST]]:
-    """Yield each function of the package with its name."""
-    for file in sorted(FOLDER.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{file.relative_to(FOLDER).as_posix()}: {node.name}", node
+@functools.cache
+def functions() -> list[tuple[str, ast.AST]]:
+    """Return each function of the package with its name."""
+    return [
+        (f"{file.relative_to(FOLDER).as_posix()}: {node.name}", node)
+        for file in sorted(FOLDER.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def test_no_text_of_a_place_is_taken_apart() -> None:

@@ -65,9 +65,8 @@ def test_the_difference_is_there_under_the_versions_that_the_page_names(run_pyte
 
 def test_the_commands_for_own_goldens_work(run_pytest: RunPytest, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "my-mistral"
-    source = shipped_tokenizer("tekken-240911")
-    converted_tokenizer("tekken-240911").fast.save_pretrained(folder)
-    shutil.copy(source, folder / "tekken.json")
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
+    shutil.copy(shipped_tokenizer("spm-v3"), folder / "tokenizer.model.v3")
     (tmp_path / "tests" / "goldens").mkdir(parents=True)
     row = '{"name": "mine", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     (tmp_path / "tests" / "goldens" / "rows.jsonl").write_text(row)

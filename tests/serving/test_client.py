@@ -384,13 +384,21 @@ def test_a_server_that_ends_in_the_middle_is_not_waited_for_row_by_row(
     assert len(waited) <= 3 * AT_ONCE
 
 
+@pytest.fixture(scope="module")
+def one_row(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The options for a row in place of the packaged ones, for what each request has."""
+    rows = tmp_path_factory.mktemp("rows") / "one.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n')
+    return "--rows", str(rows)
+
+
 def run_check(url: str, capsys: pytest.CaptureFixture[str], *options: str, kind: str = "llamacpp") -> tuple[int, str]:
     code = main(["serve-check", f"{kind}={url}", "--tokenizer", "spm-v3", *options])
     return code, "".join(capsys.readouterr())
 
 
 def test_the_key_is_sent_and_written_nowhere(
-    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    oracle: Oracle, one_row: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(KEY, "s3cr3t-key")
 
@@ -400,7 +408,7 @@ def test_the_key_is_sent_and_written_nowhere(
     behaviour = Behaviour(oracle, answer=echo)
     with serving(behaviour) as url:
         for form in ("text", "json", "github"):
-            code, out = run_check(url, capsys, "--output-format", form)
+            code, out = run_check(url, capsys, "--output-format", form, *one_row)
             assert code == 1
             assert "s3cr3t" not in out
             assert "bad key ***" in out
@@ -435,7 +443,12 @@ def test_a_key_that_is_echoed_is_found_after_decoding_and_before_cutting(
 
 @pytest.mark.parametrize("path", ["/apply-template", "/v1/models"])
 def test_a_key_that_is_echoed_is_in_no_output(
-    path: str, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    path: str,
+    oracle: Oracle,
+    one_row: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv(KEY, "s3cr3t/key")
     files = [tmp_path / "report.json", tmp_path / "report.html"]
@@ -443,7 +456,7 @@ def test_a_key_that_is_echoed_is_in_no_output(
     behaviour = Behaviour(oracle, answer=lambda asked: (400, ECHOED[0]) if asked == path else None)
     with serving(behaviour) as url:
         for form in ("text", "json", "github"):
-            code, out = run_check(url, capsys, "--output-format", form, *options)
+            code, out = run_check(url, capsys, "--output-format", form, *one_row, *options)
             assert (code, "bad key" in out) == (1, True), out
             assert not re.search("s3c|cr3t", "".join([out, *(file.read_text() for file in files)]))
 
