@@ -77,7 +77,7 @@ def test_mistral_common_answers_as_recorded(name: str) -> None:
     ("name", "derived"),
     [
         pytest.param("magistral-small-2506", "derived-v11", marks=pytest.mark.slow),
-        ("magistral-small-2509", "derived-v13-thinking"),
+        pytest.param("magistral-small-2509", "derived-v13-thinking", marks=pytest.mark.slow),
     ],
 )
 def test_a_derived_file_answers_as_the_published_tokenizer(name: str, derived: str) -> None:

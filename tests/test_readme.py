@@ -267,11 +267,6 @@ def test_audit_and_check_work_as_shown(page: str, checkpoint: Path, tmp_path: Pa
     assert "ML502" in mistral_lora(*words, folder=tmp_path).stdout
 
 
-def test_check_works_without_pytest(checkpoint: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
-    assert "`mistral-lora check recipe.yaml`" in SUITE
-    assert mistral_lora("check", checkpoint, "--examples", "1", folder=tmp_path).returncode == 0
-
-
 @pytest.mark.of_field
 def test_the_list_of_known_deviations_can_be_read(tmp_path: Path) -> None:
     [shown] = [text for text in fences(SUITE, "text") if text.startswith("ML204 ")]
