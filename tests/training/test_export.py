@@ -12,7 +12,7 @@ import pytest
 import yaml
 from datasets import load_dataset, load_from_disk
 from derived_tekken import write_derived
-from tiny_runs import MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -31,7 +31,10 @@ def export(recipe: Recipe, to: str, output: Path, **options: Any) -> ExportedFol
     return write_export(recipe, TRAINERS[to].load_exporter(), output, **options)
 
 
-@pytest.fixture(params=[trainer.name for trainer in TRAINERS.of_this_package() if trainer.exporter])
+EXPORTERS = [trainer.name for trainer in TRAINERS.of_this_package() if trainer.exporter]
+
+
+@pytest.fixture(params=EXPORTERS)
 def to(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -54,9 +57,23 @@ def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make_fu
             list(rows_of(done.config))
 
 
-def test_the_configuration_is_the_recipes(make_full: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
-    done = export(make_full(training={"batch_size": 4, "schedule": "cosine", "precision": "fp32"}), to, tmp_path / "to")
-    settings = settings_of(done.folder)
+@pytest.fixture(scope="module", params=EXPORTERS)
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full_base: Path
+) -> tuple[str, ExportedFolder]:
+    """A trainer, and an exported folder of ids in which several tests look: its rows are those of `tiny_runs`."""
+    folder = tmp_path_factory.mktemp("exported")
+    write_rows(folder / "rows.jsonl")
+    write_rows(folder / "held_out.jsonl", CONVERSATIONS[:1])
+    training = {"batch_size": 4, "schedule": "cosine", "precision": "fp32", "on_oom": "shrink"}
+    training |= {"activation_checkpointing": True, "report_to": ["tensorboard"]}
+    sections = {"data": {"eval": ["held_out.jsonl"]}, "training": training, "evaluation": {"generations": 2}}
+    recipe = parse_recipe(recipe_data(full_base, **sections), folder=folder)
+    return request.param, export(recipe, request.param, folder / "a run", form="tokens")
+
+
+def test_the_configuration_is_the_recipes(exported: tuple[str, ExportedFolder], full_base: Path) -> None:
+    settings = settings_of(exported[1].folder)
     same = {"max_steps": 40, "gradient_accumulation_steps": 1, "learning_rate": 0.01, "seed": 0, "lora_alpha": 16}
     assert {key: settings[key] for key in same} == same
     assert str(full_base) in settings.values()
@@ -95,13 +112,11 @@ def encoded_of(done: Any, name: str) -> list[dict[str, Any]]:
     return list(rows[name])
 
 
-def test_rows_are_the_ids_and_labels_of_the_trainer(
-    make_full: MakeRecipe, to: str, tmp_path: Path, full_base: Path
-) -> None:
-    done = export(make_full(data={"eval": ["held_out.jsonl"]}), to, tmp_path / "to", form="tokens")
+def test_rows_are_the_ids_and_labels_of_the_trainer(exported: tuple[str, ExportedFolder]) -> None:
+    done = exported[1]
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     for name, file in (("train", "rows.jsonl"), ("test", "held_out.jsonl")):
-        expected = [oracle.encode(row) for row in read_rows(tmp_path / file)]
+        expected = [oracle.encode(row) for row in read_rows(done.folder.parent / file)]
         found = encoded_of(done, name)
         assert [tuple(row["input_ids"]) for row in found] == [row.input_ids for row in expected]
         assert [tuple(row["labels"]) for row in found] == [row.labels for row in expected]
@@ -113,6 +128,7 @@ def test_trl_gets_messages_where_the_template_is_exact(make_full: MakeRecipe, tm
     done = export(make_full(), "trl", tmp_path / "to")
     settings = settings_of(done.folder)
     assert done.form == "messages"
+    assert all(remark in (done.folder / "README.md").read_text() for remark in done.remarks)
     assert (settings["assistant_only_loss"], settings["chat_template_path"]) == (True, "training.jinja")
     assert "{% generation %}" in (done.folder / "training.jinja").read_text()
     assert json.loads((done.folder / "rows" / "train.jsonl").read_text().splitlines()[0])["messages"]
@@ -168,10 +184,9 @@ def test_only_trl_takes_messages(make_full: MakeRecipe, tmp_path: Path) -> None:
     assert not (tmp_path / "to").exists()
 
 
-def test_what_the_runner_is_not_told_is_on_the_page(make_full: MakeRecipe, to: str, tmp_path: Path) -> None:
-    recipe = make_full(training={"on_oom": "shrink"}, evaluation={"generations": 2})
-    done = export(recipe, to, tmp_path / "a run")
-    assert done.command.startswith(f"cd '{tmp_path / 'a run'}' && ")
+def test_what_the_runner_is_not_told_is_on_the_page(exported: tuple[str, ExportedFolder]) -> None:
+    to, done = exported
+    assert done.command.startswith(f"cd '{done.folder}' && ")
     page = (done.folder / "README.md").read_text()
     assert {"training.on_oom", "evaluation.generations", "output"} <= done.not_told.keys()
     assert not {"card", "training.dry_run", "evaluation.checks"} & done.not_told.keys()
@@ -201,10 +216,9 @@ def test_the_chat_rows_for_the_audit_are_those_that_are_trained_on(
     assert "--own-data --dataset chat.jsonl" in (done.folder / "README.md").read_text()
 
 
-def test_an_exported_configuration_is_audited_without_code(make_full: MakeRecipe, to: str, tmp_path: Path) -> None:
+def test_an_exported_configuration_is_audited_without_code(exported: tuple[str, ExportedFolder]) -> None:
     """Its keys of training are known, and its data are kept: no other rows would be judged."""
-    recipe = make_full(training={"activation_checkpointing": True, "report_to": ["tensorboard"]})
-    done = export(recipe, to, tmp_path / to, form="tokens")
+    to, done = exported
     made = TRAINERS[to].safe_configuration(done.config, own_data=True)
     # a logger is a network, and Axolotl's plugins are code
     assert set(made.left_out) <= {"report_to", "use_tensorboard", "plugins"}
