@@ -324,7 +324,8 @@ def test_a_checkpointed_step_is_that_of_peft_in_float64(choice: str, tmp_path: P
 
 
 @each
-@pytest.mark.parametrize("choice", OF_CLASSES)
+# without rounding, each choice is compared above
+@pytest.mark.parametrize("choice", sampled(OF_CLASSES, {"every layer", "last with ranks"}))
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_is_as_near_to_float64_as_that_of_peft(case: Case, choice: str, precision: str, tmp_path: Path) -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -104,21 +104,21 @@ def test_a_constant_rate_rises_first_where_the_recipe_says_so(make_recipe: MakeR
 def test_an_interrupted_run_resumes_to_the_same_adapter(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ) -> None:
-    training = {"steps": 9, "batch_size": 2, "micro_batch_tokens": 1, "checkpoint_steps": 2, **sections["training"]}
+    training = {"steps": 5, "batch_size": 2, "micro_batch_tokens": 1, "checkpoint_steps": 2, **sections["training"]}
     recipe = make_recipe(**{**sections, "training": training})
     whole = train(recipe)
     whole.output.rename(tmp_path / "whole")
 
     def interrupt(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 7:
+        if state.global_step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(StopAtNonFinite, "on_step_begin", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(recipe)
-    assert (work_folder(recipe) / "checkpoint-6").is_dir()
+    assert (work_folder(recipe) / "checkpoint-2").is_dir()
     resumed = train(recipe, resume=True)
-    assert resumed.manifest["training"]["resumed_from_step"] == 6
+    assert resumed.manifest["training"]["resumed_from_step"] == 2
     assert resumed.manifest["lora"]["tensors_sha256"] == whole.manifest["lora"]["tensors_sha256"]
     assert list(resumed.log) == list(whole.log)

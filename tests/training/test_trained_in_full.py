@@ -128,7 +128,7 @@ def test_the_log_says_how_large_the_adapter_gets(base: Path, caplog: pytest.LogC
 
 @pytest.mark.of_field
 def test_in_a_bf16_base_the_head_is_trained_in_float32_and_used_in_bf16(make_recipe: MakeRecipe, base: Path) -> None:
-    training = {"precision": "bf16", "steps": 5, "learning_rate": 1e-4}
+    training = {"precision": "bf16", "steps": 2, "learning_rate": 1e-4}
     evaluation = {"generations": 2, "max_new_tokens": 2}
     result = train(
         make_recipe(
@@ -202,7 +202,7 @@ def test_the_step_gives_them_the_gradient_of_each_row_by_itself(make_recipe: Mak
 def full_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
     folder = tmp_path_factory.mktemp(request.param)
     write_rows(folder / "rows.jsonl")
-    data = recipe_data(base, lora=WAYS[request.param], training={"steps": 30, "learning_rate": 5e-3})
+    data = recipe_data(base, lora=WAYS[request.param], training={"steps": 8, "learning_rate": 5e-3})
     return train(parse_recipe(data, folder=folder))
 
 
