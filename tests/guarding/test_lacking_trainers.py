@@ -200,7 +200,7 @@ def test_a_new_pad_with_embeddings_of_its_own_is_sound(has_mask: bool, base: Pat
     tokenizer = BaseFolder(base).tokenizer().fast
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     model = lora_model(base, adapter=False)
-    model.resize_token_embeddings(len(tokenizer))
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
     if not has_mask:

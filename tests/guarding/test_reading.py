@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 from guarded_runs import begin, chat_rows, encoded, errors_of, losses_of, make_trainer
+from sampling import sampled_case
 from torch.utils.data import Dataset, Sampler
 
 from pytest_mistral_lora import GuardError, guard
@@ -118,7 +119,14 @@ def _in_file(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
     return NotedRows(rows, lambda index: opened.readline()), opened.tell
 
 
-@pytest.mark.parametrize("made", [_in_dict, _in_closure, _in_object, _in_slots, _in_module, _in_generator, _in_file])
+# a copy of the process has each of them; of a file, it shares the place with the run
+@pytest.mark.parametrize(
+    "made",
+    [
+        sampled_case(made, name=made.__name__, is_kept=made in (_in_closure, _in_file))
+        for made in (_in_dict, _in_closure, _in_object, _in_slots, _in_module, _in_generator, _in_file)
+    ],
+)
 def test_state_of_any_kind_stays_as_it_was(made: Any, base: Path, rows: Rows, tmp_path: Path) -> None:
     dataset, state = made(rows, tmp_path)
     before = state()
@@ -180,8 +188,7 @@ def _raises(kind: str, at: int) -> Callable[[int], None]:
     return note
 
 
-@pytest.mark.parametrize(("kind", "error"), [("own", OwnError), ("builtin", KeyError)])
-@pytest.mark.parametrize("on_finding", ["stop", "warn"])
+@pytest.mark.parametrize(("kind", "error", "on_finding"), [("own", OwnError, "stop"), ("builtin", KeyError, "warn")])
 def test_an_exception_of_the_dataset_is_raised_as_itself_with_its_row(
     kind: str, error: type[Exception], on_finding: Any, base: Path, rows: Rows, tmp_path: Path
 ) -> None:
@@ -244,15 +251,13 @@ def test_rows_that_cannot_be_read_in_a_copy_are_judged_as_they_come(
     note: Any,
     words: str,
     base: Path,
-    oracle: Oracle,
+    rows: Rows,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(process_copy, "_PATIENCE", 1.0)
-    rows = encoded(oracle, chat_rows(8))
-    settings = {"max_steps": 2, "train_sampling_strategy": "sequential"}
-    trainer = make_trainer(base, NotedRows(rows, note), tmp_path, **settings)
+    trainer = make_trainer(base, NotedRows(rows, note), tmp_path, max_steps=2)
     callback = guard(trainer, batches=2)
     trainer.train()
     assert len(losses_of(trainer)) == 2
@@ -262,8 +267,13 @@ def test_rows_that_cannot_be_read_in_a_copy_are_judged_as_they_come(
     assert words in line
     assert "4 of 8 rows judged" in line
     assert "4 rows not judged" in line
+
+
+def test_a_fault_of_rows_that_come_is_found(base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    rows = encoded(oracle, chat_rows(8))
     rows[2]["labels"] = list(rows[2]["input_ids"])
-    faulty = make_trainer(base, NotedRows(rows, note), tmp_path, **settings)
+    settings = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    faulty = make_trainer(base, NotedRows(rows, _only_here), tmp_path, **settings)
     guard(faulty)
     with pytest.raises(GuardError, match=r"ML543 batches\[1\]\[0\]"):
         faulty.train()
