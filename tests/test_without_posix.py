@@ -62,7 +62,7 @@ def limited(name, globals=None, *rest, **named):
 builtins.__import__ = limited
 """
 MORE = """
-import pytest_mistral_lora.guarding.process_copy
+import pytest_mistral_lora.guarding.run_judge
 from pathlib import Path
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.errors import NoTemplateError

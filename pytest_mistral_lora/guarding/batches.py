@@ -1,34 +1,37 @@
-"""The first batches of a training loader, read in a copy of this process: the run reads what it would have read."""
+"""The next batches of a loader, made before the run makes them, and the batches that the model gets."""
 
 from __future__ import annotations
 
-import pickle
+import copy
 import random
-import traceback
-from collections.abc import Iterator, Mapping
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from numbers import Integral
-from typing import Any, NoReturn
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
-from torch.utils.data._utils import worker as worker_state
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: trainers replace it for packed rows
 
-from pytest_mistral_lora.errors import and_more, one_line
+from pytest_mistral_lora.errors import and_more
 from pytest_mistral_lora.guarding.pairing import Record, SourceRow, paired
 from pytest_mistral_lora.guarding.preferences import is_preference, preference_records
-from pytest_mistral_lora.guarding.process_copy import NoCopyError, run_in_copy
-from pytest_mistral_lora.guarding.shared_state import shared_with_copy
-from pytest_mistral_lora.guarding.verdict import FirstRows, GuardedRow
+from pytest_mistral_lora.guarding.verdict import GuardedRow
 from pytest_mistral_lora.places import NamedSource, Place
+from pytest_mistral_lora.runners import TRAINERS
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 _PARTS = ("batch_sampler", "sampler", "data_source", "dataset", "collate_fn", "data_collator", "collator")
-"""Attributes of loaders, samplers, datasets and collators that lead to other objects with an epoch."""
+"""Attributes of samplers, datasets and collators that lead to other ones."""
+_LIBRARIES = frozenset(("accelerate", "datasets", "numpy", "peft", "pytest_mistral_lora", "torch", "transformers"))
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _SHOWN = 3
 TRAIN_DATASET = Place(NamedSource("train_dataset", is_value=True))
 """The place of the rows of a run."""
@@ -45,6 +48,18 @@ class ModelBatch:
 
     data: Mapping[str, Any]
     sources: tuple[SourceRow, ...] = ()
+
+    def is_fed(self, data: Mapping[str, Any]) -> bool:
+        """Return whether the model gets this batch: a batch has its ids, labels and masks."""
+        columns = {
+            name: values
+            for name, values in self.data.items()
+            if isinstance(values, torch.Tensor) and not values.is_floating_point()
+        }
+        return len(columns) > 0 and all(
+            isinstance(data.get(name), torch.Tensor) and torch.equal(data[name].cpu(), values.cpu())
+            for name, values in columns.items()
+        )
 
     def records(self) -> list[Record]:
         """Return the rows of the batch; a flattened batch is one row.
@@ -114,25 +129,6 @@ def rows_of(
     ]
 
 
-def why_watched(loader: Any) -> str:
-    """Return why the batches of a loader cannot be read ahead of the run; empty if they can.
-
-    Args:
-        loader: The training loader.
-    """
-    dataset = getattr(loader, "dataset", None)
-    if dataset is None or getattr(loader, "batch_sampler", None) is None:
-        return "the loader has no dataset with rows by index"
-    if isinstance(dataset, IterableDataset):
-        return "the dataset is a stream"
-    # with several processes, accelerate's first one reads for all
-    dispatches = type(loader).__name__ == "DataLoaderDispatcher"
-    if dispatches and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return "the first process reads for all processes"
-    shared = shared_with_copy((dataset, loader.batch_sampler, getattr(loader, "collate_fn", None)))
-    return f"the dataset, the sampler or the collator holds {shared}" if shared else ""
-
-
 def tokenizer_of(collator: Any) -> Any:
     """Return the tokenizer with which a collator pads; None if it has none."""
     inner = getattr(collator, "data_collator", collator)  # that of transformers' RemoveColumnsCollator
@@ -140,27 +136,11 @@ def tokenizer_of(collator: Any) -> Any:
     return next((tokenizer for tokenizer in found if tokenizer is not None), None)
 
 
-class _ReadError(Exception):
-    """An exception of the dataset, the sampler or the collator.
-
-    Attributes:
-        error: The exception.
-        indices: The rows that were read; None if it is the sampler's, or that of the set-up of a worker.
-        is_collators: Whether the rows had been read when it was raised.
-    """
-
-    def __init__(self, error: Exception, indices: Any = None, *, is_collators: bool = False) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.indices = indices
-        self.is_collators = is_collators
-
-
 class RaisedError(Exception):
-    """An exception that the run will raise, or that it raises now.
+    """An exception that the run will raise.
 
     Attributes:
-        error: The exception of the dataset, the sampler or the collator, with its place as a note.
+        error: The exception of the dataset or the collator, with its place as a note.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -169,165 +149,256 @@ class RaisedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
-    """The same in another process.
+class NextBatches:
+    """The next batches of a loader, as they are made before the run makes them.
 
     Attributes:
-        error: The pickled exception; None if it does not survive that.
-        kind: Its class.
-        text: Its message.
-        place: The row, or the rows, that were read.
-        indices: As for `_ReadError`.
-        trace: Its traceback.
+        batches: The batches; empty if they cannot be made without a change of the run.
+        reason: Why not; empty if they are made.
+        orders: The indices of the rows of each batch; empty if they are not known.
+        size: The number of rows of the dataset; None if it is a stream or unknown.
+        sample: The first row of the trainer's dataset, before the collator; empty if it is unknown.
     """
 
-    error: bytes | None
-    kind: str
-    text: str
-    place: str
-    indices: Any
-    trace: str
+    batches: Sequence[ModelBatch] = ()
+    reason: str = ""
+    orders: Sequence[Sequence[int]] = ()
+    size: int | None = None
+    sample: Mapping[str, Any] = field(default_factory=dict)
 
 
-def size_of(loader: Any) -> int | None:
-    """Return the number of rows of a loader's dataset; None if it is a stream or unknown."""
-    with suppress(Exception):
-        return len(loader.dataset)
-    return None
+def next_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> NextBatches:
+    """Make the next batches that a loader will give, of rows in memory, by its own collator and a copy of its sampler.
 
-
-def first_rows(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> FirstRows:
-    """Return the rows of the next batches that a loader will give, read in a copy of this process.
+    The random states move: call it `undisturbed`. The order of the draws is that of PyTorch's loader.
 
     Args:
-        loader: A loader over a dataset with rows by index.
+        loader: The loader.
         dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
         count: The number of batches.
         epoch: The epoch of the run, which decides the order of the rows.
         skipped: The batches of the epoch that a resumed run skips.
 
     Raises:
-        NoCopyError: If the batches cannot be read in a copy.
-        RaisedError: If the dataset, the sampler or the collator raises an exception.
+        RaisedError: If the dataset or the collator raises an exception.
     """
-    size, *batches, last = run_in_copy(lambda: _first_items(loader, dataset, count, epoch, skipped))
-    if isinstance(last, _Failure):
-        _raise_again(last, loader)
-    return FirstRows([row for batch in batches for row in batch], len(batches), size, sample=last)
+    sample: Mapping[str, Any] = {}
+    with suppress(Exception):  # an empty dataset, or a fault of the user's own code, which training meets
+        sample = dict(dataset[0]) if _is_in_memory(dataset) else {}
+    orders, batches = [], []
+    collator = getattr(loader, "collate_fn", None)
+    if not (reason := _why_no_order(loader)):
+        orders = list(_orders(loader, count, epoch, skipped))
+        reason = _why_not_read(loader.dataset) or _why_not_called(collator)
+    if not reason:
+        with _unchanged(collator):
+            batches = [_read(loader, dataset, indices) for indices in orders]
+    return NextBatches(batches, reason, orders, _size_of(loader), sample)
 
 
-def _first_items(loader: Any, dataset: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
-    """Yield the size of the dataset, the rows of each batch, and its first row or an exception that is not ours."""
-    yield size_of(loader)
-    number = 0
+def _size_of(loader: Any) -> int | None:
+    with suppress(Exception):
+        return len(loader.dataset)
+    return None
+
+
+def _why_no_order(loader: Any) -> str:
+    """Return why the order of the next rows of a loader is not known; empty if it is."""
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    if isinstance(dataset, IterableDataset):
+        return "the dataset is a stream"
+    if dataset is None or sampler is None:
+        return "the loader has no dataset with rows by index"
+    parts = (part for part in _parts(sampler) if part is not dataset)
+    own = next((part for part in parts if not (_is_of_library(part) or _is_in_memory(part))), None)
+    if own is not None:
+        return f"a look at the order of a {type(own).__name__} may change it"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # with several processes, accelerate's first one reads for all, or gives them its generator
+        if type(loader).__name__ == "DataLoaderDispatcher":
+            return "the first process reads for all processes"
+        if getattr(loader, "synchronized_generator", None) is not None:
+            return "the processes draw the order of the rows together"
+    return ""
+
+
+def _why_not_read(dataset: Any) -> str:
+    """Return why the rows of a dataset are not read before the run reads them; empty if they are."""
+    return "" if _is_in_memory(dataset) else f"a look at a row of a {type(dataset).__name__} may change the next one"
+
+
+def _why_not_called(collator: Any) -> str:
+    """Return why a collator is not called before the run calls it; empty if it is one of a library, without a state."""
+    for part in [collator, *_parts(collator)]:
+        if not _is_of_library(part):
+            name = getattr(part, "__qualname__", type(part).__name__)
+            return f"the collator {name} is not one of a library: a call may change the next one"
+        if any(isinstance(value, _GENERATORS) for value in getattr(part, "__dict__", {}).values()):
+            return f"the collator {type(part).__name__} has random numbers of its own"
+    return ""
+
+
+def _is_in_memory(dataset: Any) -> bool:
+    """Return whether a dataset is rows in memory, or mapped into it: a look at one of them changes nothing."""
+    if isinstance(dataset, list | tuple):
+        return True
+    if isinstance(dataset, Subset):
+        return _is_in_memory(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return all(map(_is_in_memory, dataset.datasets))
+    of_hub: Any = getattr(sys.modules.get("datasets"), "Dataset", None)
+    if of_hub is not None and isinstance(dataset, of_hub):
+        # a transform of the user's is called at each look
+        return type(dataset).__getitem__ is of_hub.__getitem__ and dataset.format["type"] != "custom"
+    return type(dataset).__module__.startswith("pytest_mistral_lora.")
+
+
+def _is_of_library(value: Any) -> bool:
+    """Return whether a class or a function is of a library, and so holds nothing of a run but its attributes."""
+    kind = value if isinstance(value, FunctionType) else type(value)
+    return str(kind.__module__).partition(".")[0] in known_libraries()
+
+
+@cache
+def known_libraries() -> frozenset[str]:
+    """Return the modules whose functions hold nothing of a run: libraries, and trainers that are used as one."""
+    return _LIBRARIES | {trainer.module for trainer in TRAINERS.of_this_package() if trainer.is_library}
+
+
+@contextmanager
+def _unchanged(collator: Any) -> Iterator[None]:
+    """Give the parts of a collator their attributes back at the end: one may make its generator at its first call."""
+    kept = [(vars(part), dict(vars(part))) for part in _parts(collator)]
     try:
-        for batch in first_batches(loader, dataset, count, epoch=epoch, skipped=skipped):
-            yield rows_of(batch, number)
-            number += 1
-    except _ReadError as failed:
-        error = failed.error
-        place = _place_of(loader.dataset, failed)
-        trace = "".join(traceback.format_exception(error))
-        yield _Failure(_pickled(error), type(error).__qualname__, str(error), place, failed.indices, trace)
-    else:
-        yield _first_row(dataset)
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
 
 
-def _first_row(dataset: Any) -> dict[str, Any]:
-    """Return the first row of a dataset; empty if it cannot be read, or is nothing that another process can read."""
-    try:
-        row = dict(dataset[0])
-        pickle.dumps(row)
-    except Exception:  # an empty dataset, or a fault of the user's own code, which training meets
-        return {}
-    return row
-
-
-def first_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipped: int = 0) -> Iterator[ModelBatch]:
-    """Yield the next batches that a loader will give; its samplers, its dataset and its collator go on.
-
-    Args:
-        loader: As for `first_rows`.
-        dataset: As for `first_rows`.
-        count: As for `first_rows`.
-        epoch: As for `first_rows`.
-        skipped: As for `first_rows`.
-
-    Raises:
-        _ReadError: If the dataset, the sampler or the collator raises an exception.
-    """
-    for place in _places(loader, count, epoch, skipped):
-        yield _read(loader, dataset, place)
-
-
-def _places(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
+def _orders(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
     """Yield the indices of the rows of each batch, with the random states with which the run reads the rows."""
-    try:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        for part in _parts(loader):
-            if hasattr(part, "set_epoch") and part is not loader.dataset:
-                part.set_epoch(epoch)
-        places: Iterator[Any] = islice(iter(loader.batch_sampler), skipped, skipped + count)
-        # the loader draws it for its workers, whether it has any or not
-        seed = int(torch.empty((), dtype=torch.int64).random_(generator=getattr(loader, "generator", None)))
-        if getattr(loader, "num_workers", 0):
-            # the run draws the order in its main process
-            places = iter(list(places))
-            _become_worker(loader, seed)
-        while True:
-            place = next(places, None)
-            if place is None:
-                return
-            yield place
-    except Exception as error:
-        raise _ReadError(error) from error
+    # a sampler may hold the dataset, which is not copied
+    parts = (part for part in _parts(loader.batch_sampler) if not _is_of_library(part) or _is_in_memory(part))
+    kept = {id(part): part for part in (loader.dataset, *parts)}
+    sampler, generator = copy.deepcopy((loader.batch_sampler, getattr(loader, "generator", None)), kept)
+    for part in _parts(sampler):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+    # the loader draws it for its workers, whether it has any or not, before it asks for the first row
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    yield from islice(sampler, skipped, skipped + count)
 
 
-def _become_worker(loader: Any, seed: int) -> None:
-    """Set this process up as the first worker of a loader."""
-    random.seed(seed)
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    given = {"id": 0, "num_workers": loader.num_workers, "seed": seed, "dataset": loader.dataset}
-    worker_state._worker_info = worker_state.WorkerInfo(**given)
-    if loader.worker_init_fn is not None:
-        loader.worker_init_fn(0)
-
-
-def _read(loader: Any, dataset: Any, indices: Any) -> ModelBatch:
+def _read(loader: Any, dataset: Any, indices: Sequence[int]) -> ModelBatch:
     """Read the rows of a batch, and collate them.
 
     Raises:
-        _ReadError: If the dataset or the collator raises an exception.
+        RaisedError: If the dataset or the collator raises an exception.
     """
-    sources: list[SourceRow] = []
+    sources: tuple[SourceRow, ...] = ()
     is_read = False
-    # a second look at a row may change the next ones
-    texts = None if dataset is loader.dataset else dataset
 
     def collate(items: Any) -> Any:
-        nonlocal is_read
+        nonlocal is_read, sources
         is_read = True
-        # before the collator, which may take columns out of the rows
-        with suppress(Exception):
-            if all(isinstance(index, Integral) for index in indices) and len(items) == len(indices):
-                rows = zip(indices, items, strict=True)
-                sources.extend(SourceRow.of(int(index), item, texts) for index, item in rows)
+        sources = _sources(indices, items, loader, dataset)
         return loader.collate_fn(items)
 
     kinds: Any = _DatasetKind  # without types
     fetcher = kinds.create_fetcher(kinds.Map, loader.dataset, True, collate, False)
     try:
-        return ModelBatch(fetcher.fetch(indices), tuple(sources))
+        return ModelBatch(fetcher.fetch(indices), sources)
     except Exception as error:
-        raise _ReadError(error, indices, is_collators=is_read) from error
+        place = _place_of(loader.dataset, indices, is_collators=is_read)
+        error.add_note(f"raised by {place}, which the guard reads before the first step")
+        raise RaisedError(error) from error
 
 
-def _parts(loader: Any) -> list[Any]:
-    """Return the samplers, datasets and collators behind a loader that have attributes, each once."""
+def _sources(indices: Sequence[int | None], items: Any, loader: Any, dataset: Any) -> tuple[SourceRow, ...]:
+    """Return the rows that a collator gets, before it takes columns out of them; empty if they are not known.
+
+    Args:
+        indices: Their indices, or None for each.
+        items: The rows.
+        loader: The loader.
+        dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
+    """
+    # a second look costs time, and only a look into memory changes nothing
+    texts = dataset if dataset is not loader.dataset and _is_in_memory(dataset) else None
+    with suppress(Exception):
+        if all(index is None or isinstance(index, Integral) for index in indices) and len(items) == len(indices):
+            return tuple(SourceRow.of(index, item, texts) for index, item in zip(indices, items, strict=True))
+    return ()
+
+
+class BatchSources:
+    """Tells the rows of the dataset that the batches of a run are made of, if they are not made before the run.
+
+    Without workers, it stands in the place of the loader's collator and keeps the rows of the next batches: no row is
+    read twice. With workers, rows in memory are read again.
+    """
+
+    def __init__(self, loader: Any, dataset: Any, ahead: NextBatches, count: int) -> None:
+        """Stand in the place of the loader's collator.
+
+        Args:
+            loader: The loader.
+            dataset: As for `next_batches`.
+            ahead: What is known of its next batches.
+            count: The number of batches.
+        """
+        self._loader, self._dataset, self._orders, self._left = loader, dataset, ahead.orders, count
+        self._made: deque[ModelBatch] = deque()
+        self._number = 0
+        self._reader: Any = getattr(loader, "base_dataloader", loader)  # that of accelerate's loaders
+        self._own: Any = getattr(self._reader, "collate_fn", None)
+        self._is_in_place = self._own is not None and not getattr(loader, "num_workers", 0)
+        if self._is_in_place:
+            self._reader.collate_fn = self
+
+    def __call__(self, items: Any) -> Any:
+        """Collate rows as the loader's own collator does, and keep them for `of`."""
+        if self._left <= 0 or not isinstance(items, Sequence):
+            return self._own(items)
+        self._left -= 1
+        known = self._orders[self._number] if self._number < len(self._orders) else [None] * len(items)
+        self._number += 1
+        sources = _sources(known, items, self._loader, self._dataset)
+        batch = self._own(items)
+        if isinstance(batch, Mapping):
+            self._made.append(ModelBatch(dict(batch), sources))
+        return batch
+
+    def of(self, number: int, data: Mapping[str, Any]) -> tuple[SourceRow, ...]:
+        """Return the rows behind a batch that the model gets; empty if they are not known.
+
+        Args:
+            number: The number of the batch, from 0.
+            data: The batch.
+        """
+        if self._is_in_place:
+            while self._made:  # a resumed run skips some of a stream
+                made = self._made.popleft()
+                if made.is_fed(data):
+                    return made.sources
+        elif number < len(self._orders) and _is_in_memory(self._loader.dataset):
+            indices = self._orders[number]
+            return _sources(indices, [self._loader.dataset[index] for index in indices], self._loader, self._dataset)
+        return ()
+
+    def leave(self) -> None:
+        """Keep no more rows, and give the loader its collator back."""
+        self._left = 0
+        if self._is_in_place and self._reader.collate_fn is self:
+            self._reader.collate_fn = self._own
+
+
+def _parts(root: Any) -> list[Any]:
+    """Return a sampler, a dataset or a collator and those behind it that have attributes, each once."""
     found: dict[int, Any] = {}
-    waiting = [getattr(loader, name, None) for name in _PARTS]
+    waiting = [root]
     while waiting:
         part = waiting.pop()
         if id(part) in found or not isinstance(getattr(part, "__dict__", None), dict) or isinstance(part, type):
@@ -337,14 +408,11 @@ def _parts(loader: Any) -> list[Any]:
     return list(found.values())
 
 
-def _place_of(dataset: Any, failed: _ReadError) -> str:
+def _place_of(dataset: Any, indices: Any, *, is_collators: bool) -> str:
     """Return the row that cannot be read; if each can by itself, the rows of the batch."""
-    indices = failed.indices
-    if indices is None:
-        return "the sampler of the training loader"
     shown = ", ".join(f"train_dataset[{index}]" for index in indices[:_SHOWN])
     shown += and_more(_SHOWN, len(indices))
-    if failed.is_collators:
+    if is_collators:
         return f"the collator, given {shown}"
     for index in indices:
         try:
@@ -352,43 +420,6 @@ def _place_of(dataset: Any, failed: _ReadError) -> str:
         except Exception:
             return f"train_dataset[{index}]"
     return f"the dataset, asked for {shown}"
-
-
-def _pickled(error: Exception) -> bytes | None:
-    with suppress(Exception):
-        data = pickle.dumps(error)
-        if type(pickle.loads(data)) is type(error):
-            return data
-    return None
-
-
-def _raise_again(failure: _Failure, loader: Any) -> NoReturn:
-    """Raise the exception of the reading process in this one.
-
-    Without workers, the run reads in this process, where more may work than in a copy of it: the rows are read here,
-    and if they can be read, the run goes on.
-
-    Raises:
-        NoCopyError: If it is an exception of the copy alone, or cannot be brought here.
-        RaisedError: With the exception.
-    """
-    note = f"raised by {failure.place}, which the guard reads before the first step"
-    if not getattr(loader, "num_workers", 0) and failure.indices is not None:
-        # the state of CUDA says by itself that it is the fork
-        if "forked subprocess" not in failure.text:
-            try:
-                _read(loader, None, failure.indices)
-            except _ReadError as failed:
-                if type(failed.error).__qualname__ == failure.kind:
-                    failed.error.add_note(note)
-                    raise RaisedError(failed.error) from failed.error
-        raise NoCopyError(f"{failure.place} raised {failure.kind} in a second process: {one_line(failure.text)}")
-    if failure.error is None:
-        raise NoCopyError(f"{failure.place} raised {failure.kind}: {one_line(failure.text)}")
-    crossed: Exception = pickle.loads(failure.error)
-    crossed.add_note(note)
-    crossed.add_note(failure.trace)
-    raise RaisedError(crossed)
 
 
 @contextmanager

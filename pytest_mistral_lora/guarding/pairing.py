@@ -34,21 +34,21 @@ class SourceRow:
     """A row of the dataset, as the loader has read it.
 
     Attributes:
-        index: Its number in the dataset.
+        index: Its number in the dataset; None in a stream.
         sides: Its ids; empty if it has none, because the collator makes them.
         texts: The messages, texts or gap beside them, if there are any, and what says that the answer was cut.
     """
 
-    index: int
+    index: int | None
     sides: _Sides
     texts: Mapping[str, Any]
 
     @classmethod
-    def of(cls, index: int, item: Any, dataset: Any) -> SourceRow:
+    def of(cls, index: int | None, item: Any, dataset: Any) -> SourceRow:
         """Return a row of the loader's dataset, with the messages that the trainer's dataset has beside the same ids.
 
         Args:
-            index: Its number.
+            index: Its number, or None.
             item: The row as the loader's dataset gives it.
             dataset: The trainer's dataset before unused columns are removed; None if it is unknown.
         """
@@ -56,10 +56,10 @@ class SourceRow:
         found = item
         # whatever it raises, the run itself does not read this row of it
         with suppress(Exception):
-            whole = None if dataset is None else dataset[index]
+            whole = None if dataset is None or index is None else dataset[index]
             if isinstance(whole, Mapping) and _sides_of_item(whole) == sides:
                 found = whole
-        return cls(index, sides, _texts_of(found) if sides else {})
+        return cls(None if index is None else int(index), sides, _texts_of(found) if sides else {})
 
 
 def _sides_of_item(item: Any) -> _Sides:

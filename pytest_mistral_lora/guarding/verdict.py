@@ -25,9 +25,9 @@ from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
 from pytest_mistral_lora.formats.row_sources import ListedRows
-from pytest_mistral_lora.guarding.first_step import WAITING
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
 from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
+from pytest_mistral_lora.guarding.steps import WAITING
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.programs.fixes import fixes_in

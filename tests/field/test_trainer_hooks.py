@@ -10,7 +10,7 @@ from transformers import Trainer as TransformersTrainer
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.known_programs import observers_of_programs
 from pytest_mistral_lora.conformance.row_pass import named_observer
-from pytest_mistral_lora.guarding.shared_state import _libraries
+from pytest_mistral_lora.guarding.batches import known_libraries
 from pytest_mistral_lora.runners.extract import _environment
 from pytest_mistral_lora.runners.trainer import TRAINERS, find_runner, has_own_loss
 
@@ -34,8 +34,8 @@ def test_the_trainer_of_transformers_has_the_loss_of_labels() -> None:
 
 
 def test_a_trainer_that_is_used_as_a_library_is_one_of_the_guard() -> None:
-    assert {"trl", "torch"} <= _libraries()
-    assert "axolotl" not in _libraries()
+    assert {"trl", "torch"} <= known_libraries()
+    assert "axolotl" not in known_libraries()
 
 
 @pytest.mark.parametrize("name", ["axolotl", "mine.py"])

@@ -75,7 +75,10 @@ class Unreadable(torch.utils.data.Dataset[Any]):
 
 @pytest.mark.parametrize(
     ("evaluation", "reason"),
-    [(_stream, "eval_dataset: the dataset is a stream"), (lambda rows: Unreadable(), "the disk is gone")],
+    [
+        (_stream, "eval_dataset: the dataset is a stream"),
+        (lambda rows: Unreadable(), "a look at a row of a Unreadable may change the next one"),
+    ],
     ids=["stream", "unreadable"],
 )
 def test_an_evaluation_that_cannot_be_read_is_not_checked(

@@ -23,8 +23,8 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.guarding.callback import REPORTS
-from pytest_mistral_lora.guarding.first_step import LOSS, FirstStepWatch
+from pytest_mistral_lora.guarding.run_judge import REPORTS
+from pytest_mistral_lora.guarding.steps import LOSS, StepWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,15 +49,22 @@ def _verdict(trainer: Any) -> Verdict:
 
 def _result(trainer: Any) -> Result:
     """Watch the first call of a trainer's `compute_loss` and its backward pass, without the rest of its training."""
-    watch = FirstStepWatch(trainer.args, trainer.model, trainer)
+    watch = StepWatch(trainer.args, trainer.model, trainer, _pass)
+    watch.begin_step(is_judged=True)
     trainer.model.train()
     batches = [next(iter(trainer.get_train_dataloader()))]
     items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
     loss = trainer.compute_loss(trainer.model, batches[0], num_items_in_batch=items)
-    assert "compute_loss" not in vars(trainer)
     if isinstance(loss, torch.Tensor) and loss.requires_grad:
         loss.float().backward()
-    return watch.results()[LOSS]
+    result = watch.results()[LOSS]
+    watch.leave()
+    assert "compute_loss" not in vars(trainer)
+    return result
+
+
+def _pass(batch: Any) -> None:
+    """Look at no batch: the gradient is judged alone."""
 
 
 def _found(judged: Verdict | Result) -> list[tuple[str, str]]:
@@ -589,13 +596,13 @@ def test_a_trainer_gets_back_what_it_had_and_can_be_copied_before(
 ) -> None:
     trainer = make_trainer(base, rows, tmp_path, model=model)
     own = trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)
-    watch = FirstStepWatch(trainer.args, model, trainer)
+    watch = StepWatch(trainer.args, model, trainer, _pass)
     assert trainer.compute_loss is not own
     assert inspect.signature(trainer.compute_loss) == inspect.signature(own)
     watch.leave()
     assert trainer.compute_loss is own
     del trainer.compute_loss
-    watch = FirstStepWatch(trainer.args, model, trainer)
+    watch = StepWatch(trainer.args, model, trainer, _pass)
     del trainer.compute_loss
     watch.leave()
     assert "compute_loss" not in vars(trainer)
@@ -610,7 +617,7 @@ class Small:
 
 def test_a_copy_of_a_watched_trainer_is_not_watched() -> None:
     trainer = Small()
-    FirstStepWatch(None, None, trainer)
+    StepWatch(None, None, trainer, _pass)
     for copied in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer)):
         assert copied.compute_loss.__self__ is copied
         assert copied.compute_loss(None, {}) == 1

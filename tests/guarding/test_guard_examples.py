@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from pytest_mistral_lora import GuardError
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.guarding.callback import REPORTS
+from pytest_mistral_lora.guarding.run_judge import REPORTS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "guard"
 PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from pytest_mistral_lora import GuardError, MistralGuard, guard
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance import trainer as trainer_checks
-from pytest_mistral_lora.guarding import callback as callback_module
+from pytest_mistral_lora.guarding import run_judge
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -55,7 +55,7 @@ def test_a_named_tokenizer_is_enough(base: Path, rows: Rows, tmp_path: Path) -> 
     assert len(losses_of(trainer)) == 1
     assert callback.verdict is not None
     assert (callback.verdict.ok, callback.verdict.findings) == (True, ())
-    assert callback.verdict.facts["batches::encoded::labels"]["judged"] == 8
+    assert callback.verdict.facts["batches::encoded::labels"]["judged"] == 4
     assert "processing_class" in callback.verdict.not_checked["trainer::tokenizer::bos-eos-unk"]
     assert "chat template" in callback.verdict.not_checked["trainer::adapter::template-of-base"]
     assert "trainer::tokenizer::model-config" not in callback.verdict.not_checked
@@ -169,16 +169,14 @@ def test_an_error_of_the_whole_judgement_is_not_checked(
     assert "not checked: the guard ended with MemoryError" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["why_watched", "undisturbed", "rows_of"])
+@pytest.mark.parametrize("name", ["next_batches", "undisturbed", "rows_of"])
 def test_an_error_of_the_reading_ends_no_run(
     name: str, base: Path, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*given: Any, **named: Any) -> Any:
         raise KeyError(name)
 
-    monkeypatch.setattr(callback_module, name, breaks)
-    if name == "rows_of":
-        monkeypatch.setattr(callback_module, "why_watched", lambda loader: "it is a stream")
+    monkeypatch.setattr(run_judge, name, breaks)
     trainer = make_trainer(base, rows, tmp_path, max_steps=1)
     guard(trainer)
     trainer.train()

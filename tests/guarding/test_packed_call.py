@@ -16,8 +16,8 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.guarding.first_step import PACKING, FirstStepWatch
 from pytest_mistral_lora.guarding.packing import judge_call
+from pytest_mistral_lora.guarding.steps import PACKING, StepWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,12 +32,13 @@ def model(request: pytest.FixtureRequest, base: Path) -> Any:
 
 def _call(model: Any, **call: Any) -> tuple[Result, float]:
     """Return the judgement of a first call with two packed rows, and by how much it moves the second row's logits."""
-    watch = FirstStepWatch(None, model, None)
+    watch = StepWatch(None, model, None, lambda batch: None)
     model.train()
     ids = torch.arange(5, 5 + FIRST + SECOND)[None]
     positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)])[None]
     packed = model(**{"input_ids": ids, "position_ids": positions, **call}).logits[:, FIRST:]
     result = watch.results()[PACKING]
+    watch.leave()
     with torch.no_grad():
         alone = model(input_ids=ids[:, FIRST:], use_cache=False).logits
     return result, float((packed - alone).abs().max())

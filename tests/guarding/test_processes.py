@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from forked import run_forked
 
-from pytest_mistral_lora.guarding.callback import REPORTS
+from pytest_mistral_lora.guarding.run_judge import REPORTS
 
 HERE = Path(__file__).parent
 PAIR = """

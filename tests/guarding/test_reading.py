@@ -1,12 +1,8 @@
-"""The guard reads in a copy of the process: state stays as it was, and what cannot cross is judged as it comes."""
+"""The batches that are made before the run, and the rows of those that are not: no state of the run changes."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-import threading
-import time
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +11,17 @@ import numpy
 import pytest
 import torch
 from guarded_runs import begin, chat_rows, encoded, errors_of, losses_of, make_trainer
-from sampling import sampled_case
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Sampler, Subset
+from transformers import DataCollatorForLanguageModeling
 
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.guarding import process_copy
-from pytest_mistral_lora.guarding.shared_state import shared_with_copy
+from pytest_mistral_lora.guarding.batches import next_batches, undisturbed
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Rows = list[dict[str, Any]]
-READ_GLOBALLY: list[int] = []
 
 
 @pytest.fixture(scope="module")
@@ -35,297 +29,208 @@ def rows(oracle: Oracle) -> Rows:
     return encoded(oracle, chat_rows(8))
 
 
-class Counter:
-    """An object with a state."""
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def count(self) -> None:
-        self.reads += 1
-
-
 class NotedRows(Dataset[Any]):
     """Rows that note each read.
 
     Attributes:
         note: Notes it.
+        reads: The rows that were read.
     """
 
-    def __init__(self, rows: Rows, note: Callable[[int], Any]) -> None:
+    def __init__(self, rows: Rows, note: Callable[[int], Any] = lambda index: None) -> None:
         self.rows, self.note = rows, note
+        self.reads: list[int] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        self.reads.append(index)
         self.note(index)
         return dict(self.rows[index])
-
-
-class SlottedRows(Dataset[Any]):
-    __slots__ = ("reads", "rows")
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows, self.reads = rows, 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        self.reads += 1
-        return dict(self.rows[index])
-
-
-def _in_dict(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    state = {"reads": 0}
-    return NotedRows(rows, lambda index: state.update(reads=state["reads"] + 1)), lambda: state["reads"]
-
-
-def _in_closure(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    reads = 0
-
-    def note(index: int) -> None:
-        nonlocal reads
-        reads += 1
-
-    return NotedRows(rows, note), lambda: reads
-
-
-def _in_object(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    counter = Counter()
-    return NotedRows(rows, lambda index: counter.count()), lambda: counter.reads
-
-
-def _in_slots(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    dataset = SlottedRows(rows)
-    return dataset, lambda: dataset.reads
-
-
-def _in_module(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    READ_GLOBALLY.clear()
-    return NotedRows(rows, READ_GLOBALLY.append), lambda: len(READ_GLOBALLY)
-
-
-def _in_generator(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    numbers = iter(range(1000))
-    return NotedRows(rows, lambda index: next(numbers)), lambda: numbers.__reduce__()[2]
-
-
-def _in_file(rows: Rows, work: Path) -> tuple[Any, Callable[[], Any]]:
-    file = work / "lines.txt"
-    file.write_text("a line\n" * 1000)
-    opened = file.open("rb", buffering=0)
-    return NotedRows(rows, lambda index: opened.readline()), opened.tell
-
-
-# a copy of the process has each of them; of a file, it shares the place with the run
-@pytest.mark.parametrize(
-    "made",
-    [
-        sampled_case(made, name=made.__name__, is_kept=made in (_in_closure, _in_file))
-        for made in (_in_dict, _in_closure, _in_object, _in_slots, _in_module, _in_generator, _in_file)
-    ],
-)
-def test_state_of_any_kind_stays_as_it_was(made: Any, base: Path, rows: Rows, tmp_path: Path) -> None:
-    dataset, state = made(rows, tmp_path)
-    before = state()
-    trainer = make_trainer(base, dataset, tmp_path)
-    verdict = begin(trainer).verdict
-    assert verdict is not None
-    assert verdict.facts["batches::encoded::labels"]["judged"] == 8
-    assert state() == before
-    # and the run does change it
-    dataset[0]
-    assert state() != before
 
 
 class OrderedOnce(Sampler[int]):
     """An order that goes on from reading to reading."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.state = size, {"drawn": 0}
+        self.size, self.drawn = size, 0
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
         for number in range(self.size):
-            self.state["drawn"] += 1
-            yield (self.state["drawn"] + number) % self.size
+            self.drawn += 1
+            yield (self.drawn + number) % self.size
 
 
-def test_sampler_collator_and_random_states_stay_as_they_were(base: Path, rows: Rows, tmp_path: Path) -> None:
-    trainer = make_trainer(base, rows, tmp_path, accelerator_config={"use_seedable_sampler": False})
-    sampler, collated, pads = OrderedOnce(len(rows)), Counter(), trainer.data_collator
-
-    def collate(items: list[Any]) -> Any:
-        collated.count()
-        torch.rand(1)
-        return pads(items)
-
-    trainer.data_collator = collate
-    trainer._get_train_sampler = lambda dataset=None: sampler
-    numpy_state, torch_state = numpy.random.get_state()[1].tolist(), torch.get_rng_state()
-    begin(trainer)
-    assert (sampler.state["drawn"], collated.reads) == (0, 0)
-    assert numpy.random.get_state()[1].tolist() == numpy_state
-    assert torch.equal(torch.get_rng_state(), torch_state)
-
-
-class OwnError(Exception):
-    """An exception that does not survive pickling: its arguments are not those of its class."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"{row}: {reason}")
-
-
-def _raises(kind: str, at: int) -> Callable[[int], None]:
-    def note(index: int) -> None:
-        if index == at:
-            raise OwnError(index, "no such picture") if kind == "own" else KeyError("picture")
-
-    return note
-
-
-@pytest.mark.parametrize(("kind", "error", "on_finding"), [("own", OwnError, "stop"), ("builtin", KeyError, "warn")])
-def test_an_exception_of_the_dataset_is_raised_as_itself_with_its_row(
-    kind: str, error: type[Exception], on_finding: Any, base: Path, rows: Rows, tmp_path: Path
-) -> None:
-    trainer = make_trainer(base, NotedRows(rows, _raises(kind, 5)), tmp_path)
-    with pytest.raises(error, match="picture") as caught:
-        begin(trainer, on_finding=on_finding)
-    assert "train_dataset[5]" in caught.value.__notes__[0]
-    assert caught.traceback[-1].name == "note"
-
-
-def test_an_exception_of_a_worker_is_raised_as_itself_with_its_row(base: Path, rows: Rows, tmp_path: Path) -> None:
-    reads = Counter()
-
-    def note(index: int) -> None:
-        reads.count()
-        _raises("builtin", 5)(index)
-
-    trainer = make_trainer(base, NotedRows(rows, note), tmp_path, dataloader_num_workers=1)
-    with pytest.raises(KeyError) as caught:
-        begin(trainer)
-    assert "train_dataset[5]" in caught.value.__notes__[0]
-    assert "in note" in caught.value.__notes__[1]
-    assert reads.reads == 0
-
-
-def test_an_exception_of_the_collator_names_its_rows(base: Path, rows: Rows, tmp_path: Path) -> None:
-    trainer = make_trainer(base, rows, tmp_path, train_sampling_strategy="sequential")
-
-    def collate(items: list[Any]) -> Any:
-        raise ZeroDivisionError("no rows")
-
-    trainer.data_collator = collate
-    with pytest.raises(ZeroDivisionError) as caught:
-        begin(trainer)
-    assert "collator" in caught.value.__notes__[0]
-    assert " train_dataset[0], train_dataset[1]" in caught.value.__notes__[0]
-
-
-def _only_here(index: int) -> None:
-    if multiprocessing.parent_process() is not None:
-        raise RuntimeError("the handle belongs to another process")
-
-
-def _ends(index: int) -> None:
-    if multiprocessing.parent_process() is not None:
-        os._exit(3)
-
-
-def _waits(index: int) -> None:
-    if multiprocessing.parent_process() is not None:
-        time.sleep(60)
-
-
-@pytest.mark.parametrize(
-    ("note", "words"),
-    [(_only_here, "RuntimeError in a second process"), (_ends, "ended early"), (_waits, "gave nothing for 1 s")],
-    ids=["handle", "end", "wait"],
-)
-def test_rows_that_cannot_be_read_in_a_copy_are_judged_as_they_come(
-    note: Any,
-    words: str,
-    base: Path,
-    rows: Rows,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(process_copy, "_PATIENCE", 1.0)
-    trainer = make_trainer(base, NotedRows(rows, note), tmp_path, max_steps=2)
-    callback = guard(trainer, batches=2)
-    trainer.train()
-    assert len(losses_of(trainer)) == 2
-    assert callback.verdict is not None
-    assert callback.verdict.ok
+def _line(capsys: pytest.CaptureFixture[str]) -> str:
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mistral guard: ")]
-    assert words in line
+    return line
+
+
+def test_a_dataset_of_the_users_is_read_by_the_run_alone_and_its_rows_are_named(
+    base: Path, oracle: Oracle, tmp_path: Path
+) -> None:
+    rows = encoded(oracle, chat_rows(8))
+    rows[5]["labels"] = list(rows[5]["input_ids"])
+    dataset = NotedRows(rows)
+    trainer = make_trainer(base, dataset, tmp_path, max_steps=2)
+    callback = guard(trainer, on_finding="warn", batches=4)
+    trainer.train()
+    assert sorted(dataset.reads) == list(range(8))
+    assert errors_of(callback.verdict) == {("ML543", "train_dataset[5]")}
+    faulty = make_trainer(base, NotedRows(rows), tmp_path, max_steps=2)
+    guard(faulty)
+    with pytest.raises(GuardError, match=r"ML543 train_dataset\[5\]"):
+        faulty.train()
+
+
+def test_the_line_says_why_no_batch_was_made_before(
+    base: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(base, NotedRows(rows), tmp_path, max_steps=2)
+    guard(trainer, batches=2)
+    trainer.train()
+    line = _line(capsys)
+    assert "read as the model got them, because a look at a row of a NotedRows may change the next one" in line
     assert "4 of 8 rows judged" in line
     assert "4 rows not judged" in line
 
 
-def test_a_fault_of_rows_that_come_is_found(base: Path, oracle: Oracle, tmp_path: Path) -> None:
-    rows = encoded(oracle, chat_rows(8))
-    rows[2]["labels"] = list(rows[2]["input_ids"])
-    settings = {"max_steps": 2, "train_sampling_strategy": "sequential"}
-    faulty = make_trainer(base, NotedRows(rows, _only_here), tmp_path, **settings)
-    guard(faulty)
-    with pytest.raises(GuardError, match=r"ML543 batches\[1\]\[0\]"):
-        faulty.train()
-
-
-def test_memory_for_several_processes_is_not_changed(base: Path, rows: Rows, tmp_path: Path) -> None:
-    reads = multiprocessing.get_context("fork").Value("i", 0)
-
-    def note(index: int) -> None:
-        reads.value += 1
-
-    trainer = make_trainer(base, NotedRows(rows, note), tmp_path, max_steps=1)
-    callback = guard(trainer, batches=1)
-    begin(trainer)
-    assert reads.value == 0
+def test_a_sampler_of_the_users_draws_for_the_run_alone(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=2)
+    sampler = OrderedOnce(len(rows))
+    trainer._get_train_sampler = lambda dataset=None: sampler
+    callback = guard(trainer)
     trainer.train()
-    assert reads.value > 0
-    assert errors_of(callback.verdict) == set()
-    assert "shared memory" in str(callback.verdict)
+    assert callback.verdict is not None
+    assert "a look at the order of a OrderedOnce may change it" in str(callback.verdict)
+    assert sampler.drawn == 8
 
 
-class Held:
-    """Holds an object."""
+def test_a_collator_of_the_users_is_called_by_the_run_alone(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=2)
+    pads, calls = trainer.data_collator, []
 
-    def __init__(self, held: Any) -> None:
-        self.held = {"in": [held]}
+    def collate(items: list[Any]) -> Any:
+        calls.append(len(items))
+        return pads(items)
 
-
-def test_what_a_copy_shares_is_named(tmp_path: Path) -> None:
-    mapped = numpy.memmap(tmp_path / "mapped.bin", dtype="int32", mode="w+", shape=(4,))
-    opened = socket.socket()
-    thread = threading.Thread(target=time.sleep, args=(0.2,))
-    thread.start()
-    shared = {
-        "a socket": opened,
-        "a tensor in shared memory": torch.zeros(2).share_memory_(),
-        "a thread": thread,
-        "a file that is mapped into memory for writing": numpy.asarray(mapped)[1:],
-        "a lock between processes": multiprocessing.get_context("fork").Lock(),
-    }
-    try:
-        assert [shared_with_copy([Held(value)]) for value in shared.values()] == list(shared)
-        assert shared_with_copy([lambda: opened]) == "a socket"
-    finally:
-        opened.close()
-        thread.join()
+    trainer.data_collator = collate
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert "collate is not one of a library" in str(callback.verdict)
+    assert calls == [2, 2, 2, 2]
 
 
-def test_what_a_copy_has_for_itself_is_not_named(rows: Rows, tmp_path: Path) -> None:
-    (tmp_path / "mapped.bin").write_bytes(bytes(16))
-    mapped = numpy.memmap(tmp_path / "mapped.bin", dtype="int32", mode="r")
-    assert shared_with_copy([Held(numpy.asarray(mapped))]) == ""
-    own = [torch.zeros(2), numpy.zeros(2), threading.Lock(), torch.Generator(), rows, Counter(), {1}, iter(rows)]
-    assert shared_with_copy([Held(value) for value in own]) == ""
-    assert shared_with_copy([NotedRows(rows, _raises("own", 1)), OrderedOnce(3)]) == ""
+def test_random_states_and_the_order_stay_as_they_were(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, accelerator_config={"use_seedable_sampler": False})
+    loader = trainer.get_train_dataloader()
+    numpy_state, torch_state = numpy.random.get_state()[1].tolist(), torch.get_rng_state()
+    with undisturbed(None):
+        first = next_batches(loader, None, 4)
+    with undisturbed(None):
+        second = next_batches(loader, None, 4)
+    assert numpy.random.get_state()[1].tolist() == numpy_state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert first.orders == second.orders
+    # and the run has the same ones
+    for made, fed in zip(first.batches, loader, strict=True):
+        assert made.is_fed(fed)
+        assert not made.is_fed({**fed, "labels": fed["labels"] + 1})
+
+
+def test_random_numbers_of_a_collator_stay_as_they_were(base: Path, rows: Rows, tmp_path: Path) -> None:
+    ids = [{"input_ids": row["input_ids"]} for row in rows]
+    trainer = make_trainer(base, ids, tmp_path, train_sampling_strategy="sequential")
+    collator = DataCollatorForLanguageModeling(trainer.processing_class, mlm=False, seed=5)
+    trainer.data_collator = collator
+    loader, before = trainer.get_train_dataloader(), dict(vars(collator))
+    with undisturbed(None):
+        assert len(next_batches(loader, None, 2).batches) == 2
+    assert vars(collator) == before
+    collator.generator = torch.Generator()
+    assert "has random numbers of its own" in next_batches(loader, None, 2).reason
+
+
+class Lazy(IterableDataset[Any]):
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "is_made"),
+    [
+        (lambda rows: Subset(rows, [3, 1, 2, 0]), True),
+        (lambda rows: ConcatDataset([rows[:2], rows[2:]]), True),
+        (lambda rows: Subset(NotedRows(rows), [3, 1, 2, 0]), False),
+        (lambda rows: ConcatDataset([NotedRows(rows), rows]), False),
+        (Lazy, False),
+    ],
+    ids=["part", "parts", "part of own rows", "parts with own rows", "stream"],
+)
+def test_only_rows_in_memory_are_read_before_the_run(
+    wrapped: Any, is_made: bool, base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, wrapped(copy.deepcopy(rows)), tmp_path)
+    found = next_batches(trainer.get_train_dataloader(), None, 2)
+    assert (len(found.batches) == 2, not found.reason) == (is_made, is_made)
+
+
+def test_a_transform_of_the_users_is_called_by_the_run_alone(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    trainer.train_dataset.set_transform(lambda columns: columns)
+    assert "a look at a row of a Dataset" in next_batches(trainer.get_train_dataloader(), None, 2).reason
+
+
+def test_a_batch_that_differs_from_the_one_made_before_is_judged_itself(
+    base: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path, max_steps=2, train_sampling_strategy="sequential")
+    made = guard(trainer, on_finding="warn")
+    own = trainer.training_step
+
+    def changes(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        inputs["labels"] = inputs["input_ids"].clone()
+        return own(model, inputs, *given, **named)
+
+    trainer.training_step = changes
+    trainer.train()
+    assert {("ML543", f"train_dataset[{n}]") for n in range(8)} <= errors_of(made.verdict)
+    assert "a batch is not the one that was made before the run" in str(made.verdict)
+    assert len(losses_of(trainer)) == 2
+
+
+class OwnError(Exception):
+    """An exception of the user's."""
+
+
+def test_an_exception_of_the_dataset_is_raised_as_itself(base: Path, rows: Rows, tmp_path: Path) -> None:
+    def note(index: int) -> None:
+        if index == 5:
+            raise OwnError("no such picture")
+
+    trainer = make_trainer(base, NotedRows(rows, note), tmp_path)
+    guard(trainer)
+    with pytest.raises(OwnError, match="picture") as caught:
+        trainer.train()
+    assert caught.traceback[-1].name == "note"
+
+
+def test_an_exception_of_a_collator_that_is_called_before_names_its_rows(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    broken = [{**row, "labels": [*row["labels"][:-1], 10**30]} if n == 1 else row for n, row in enumerate(rows)]
+    trainer = make_trainer(
+        base, [{"input_ids": [1, 2], "labels": [1, 2]}], tmp_path, train_sampling_strategy="sequential"
+    )
+    trainer.train_dataset = broken
+    with pytest.raises((OverflowError, ValueError, RuntimeError)) as caught:
+        begin(trainer)
+    assert "the collator, given train_dataset[0], train_dataset[1]" in caught.value.__notes__[0]

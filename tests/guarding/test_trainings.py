@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guarded_runs import begin, chat_rows, encoded, errors_of, losses_of, make_trainer
+from guarded_runs import chat_rows, encoded, errors_of, losses_of, make_trainer
 from sampling import sampled
 from torch.utils.data import IterableDataset
 
@@ -66,13 +66,33 @@ def test_a_fault_at_the_end_of_a_stream_that_ends_early_is_reported(
 
 def test_a_run_without_a_batch_is_not_checked(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = make_trainer(base, Stream([]), tmp_path, **STEP)
-    callback = begin(trainer)
+    callback = guard(trainer)
     # accelerate refuses an empty stream before the training ends
+    with pytest.raises(ValueError, match="does not contain any data"):
+        trainer.train()
     callback.on_train_end(trainer.args, trainer.state, trainer.control)
     assert callback.verdict is not None
     assert callback.verdict.not_checked["trainer::encoded::rows"] == "the run had no batch"
     [line] = _lines(capsys.readouterr().out)
     assert "the run had no batch" in line
+
+
+def test_a_stream_is_not_checked_if_the_trainer_does_not_call_its_loss(
+    base: Path, oracle: Oracle, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, Stream(encoded(oracle, chat_rows(4))), tmp_path, **STEP)
+
+    def own_step(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        loss = model(**inputs).loss
+        loss.backward()
+        return loss.detach()
+
+    trainer.training_step = own_step
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    reason = "the trainer does not call its compute_loss"
+    assert callback.verdict.not_checked["trainer::encoded::rows"] == reason
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["rows", "stream"])

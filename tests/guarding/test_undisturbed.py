@@ -16,8 +16,7 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora import guard
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.guarding.batches import first_batches, first_rows
-from pytest_mistral_lora.guarding.process_copy import run_in_copy
+from pytest_mistral_lora.guarding.batches import next_batches, undisturbed
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -102,33 +101,6 @@ def test_a_dataset_with_random_states_of_its_own_has_the_same_losses(
     assert found[0] == found[1]
 
 
-class NextRows(TrainerCallback):  # type: ignore[misc]
-    """Keeps the ids of the rows that the guard reads ahead, and those that the model gets."""
-
-    def __init__(self) -> None:
-        self.ahead: list[Any] = []
-        self.fed: list[Any] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loader = kwargs["train_dataloader"]
-        read = first_rows(loader, loader.dataset, 2)
-        self.ahead = [row.record["input_ids"] for row in read.rows]
-        kwargs["model"].register_forward_pre_hook(self._take, with_kwargs=True)
-
-    def _take(self, model: Any, given: Any, named: Any) -> None:
-        self.fed += named["input_ids"].tolist()
-
-
-def test_rows_that_change_with_each_look_are_those_that_the_model_gets(
-    base: Path, rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    trainer = make_trainer(base, RandomRows(rows), tmp_path, remove_unused_columns=False, max_steps=1)
-    watch = NextRows()
-    trainer.add_callback(watch)
-    trainer.train()
-    assert watch.ahead == watch.fed[:4]
-
-
 class Stream(IterableDataset[Any]):
     """Rows that come once: a second reader would take them from the first."""
 
@@ -146,7 +118,7 @@ def test_a_stream_has_the_same_losses(base: Path, rows: list[dict[str, Any]], tm
 
 
 class NextBatches(TrainerCallback):  # type: ignore[misc]
-    """Keeps the batches that the guard reads ahead, and those that the model gets."""
+    """Keeps the batches that the guard makes before the run, and those that the model gets."""
 
     def __init__(self, epoch: int, skipped: int) -> None:
         self.epoch, self.skipped = epoch, skipped
@@ -154,13 +126,9 @@ class NextBatches(TrainerCallback):  # type: ignore[misc]
         self.fed: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loader = kwargs["train_dataloader"]
-
-        def read() -> Iterator[Any]:
-            for batch in first_batches(loader, None, 4, epoch=self.epoch, skipped=self.skipped):
-                yield batch.data["input_ids"].tolist()
-
-        self.ahead = run_in_copy(read)
+        with undisturbed(None):
+            found = next_batches(kwargs["train_dataloader"], None, 4, epoch=self.epoch, skipped=self.skipped)
+        self.ahead = [batch.data["input_ids"].tolist() for batch in found.batches]
         kwargs["model"].register_forward_pre_hook(self._take, with_kwargs=True)
 
     def _take(self, model: Any, given: Any, named: Any) -> None:

@@ -26,8 +26,8 @@ from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import RULES
-from pytest_mistral_lora.guarding.first_step import LOSS, PACKING
 from pytest_mistral_lora.guarding.forms import fixes_of
+from pytest_mistral_lora.guarding.steps import LOSS, PACKING
 from pytest_mistral_lora.guarding.verdict import OF_ANY
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.runners import TRAINERS

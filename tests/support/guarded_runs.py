@@ -128,16 +128,18 @@ def fast_tokenizer(base: Path) -> Any:
 
 
 def begin(trainer: Any, **settings: Any) -> MistralGuard:
-    """Let the guard judge a run, without its steps."""
+    """Let the guard judge a run, without its steps: before the first one, or as the model gets the batches."""
     callback = guard(trainer, **settings)
-    callback.on_train_begin(
-        trainer.args,
-        trainer.state,
-        trainer.control,
-        model=trainer.model,
-        processing_class=trainer.processing_class,
-        train_dataloader=trainer.get_train_dataloader(),
-    )
+    args, state, control, loader = trainer.args, trainer.state, trainer.control, trainer.get_train_dataloader()
+    given = {"model": trainer.model, "processing_class": trainer.processing_class, "train_dataloader": loader}
+    own, trainer.compute_loss = trainer.compute_loss, lambda *given, **named: None
+    callback.on_train_begin(args, state, control, **given)
+    if callback.verdict is None:
+        trainer.model.train()
+        for batch in loader:
+            trainer.compute_loss(trainer.model, batch)
+        callback.on_train_end(args, state, control)
+    trainer.compute_loss = own
     return callback
 
 

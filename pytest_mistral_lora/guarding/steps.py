@@ -1,4 +1,4 @@
-"""The first step of a run, watched: the batch of `compute_loss`, and the decoder's output with its gradient.
+"""The steps of a run, watched: the batch of `compute_loss`, and the decoder's output with its gradient.
 
 Nothing is computed twice: they are those of the run itself, and are judged before the optimizer moves a weight.
 """
@@ -24,47 +24,52 @@ _PARAMETERS = ("model", "inputs", "return_outputs", "num_items_in_batch")
 """The parameters of `Trainer.compute_loss`."""
 
 LOSS, PACKING = "first-loss", "packed-as-unpacked"
-"""The checks of the first step."""
+"""The checks of a step."""
 
 WAITING = {case: Result(not_checked="the run has not come to its first step") for case in (LOSS, PACKING)}
 """The results before the first step."""
 
 
-class FirstStepWatch:
-    """Watches the first step of a run: the batch of its loss, and the decoder's output with its gradient.
+class StepWatch:
+    """Watches the steps of a run: each batch that `compute_loss` gets in training, and the gradient of those judged.
 
-    It stands in the trainer's place of `compute_loss`, and behind the decoder of the model. At the first call in
-    training it leaves the first place, and returns what the trainer's `compute_loss` returns; hooks only record.
+    It stands in the trainer's place of `compute_loss`, and behind the decoder of the model, from before the first step
+    on: a compiled model calls no hook that comes later. Hooks only record, and only in a step that is to be judged.
     """
 
-    def __init__(self, args: Any, model: Any, trainer: Any) -> None:
+    def __init__(self, args: Any, model: Any, trainer: Any, take: Callable[[Any], None]) -> None:
         """Begin to watch.
 
         Args:
             args: The `TrainingArguments`.
             model: The model, without wrappers.
             trainer: The trainer; None if it is unknown, and the loss cannot be watched.
+            take: Called with each batch of the training, before the model gets it.
         """
-        self._model, self._trainer = model, trainer
+        self._model, self._trainer, self._take = model, trainer, take
         self._results = dict(WAITING)
+        self._is_judged = False
+        self._is_inside = self._records = False
+        self._forget()
+        self.why_no_batches = ""
+        self._own = self._put_in_place()
+        self._hook = self._hooked(args)
+
+    def _forget(self) -> None:
         self._columns: dict[str, torch.Tensor] = {}
         self._batch: Any = None
         self._hidden: list[torch.Tensor] = []
         self._gradients: dict[int, torch.Tensor] = {}
         self._dtypes: set[torch.dtype] = set()
-        self._records = False
-        self._own = self._put_in_place()
-        self._hook = self._hooked(args)
 
     def _put_in_place(self) -> Any:
         """Stand in the place of the trainer's `compute_loss`, and return what stood there."""
-        if self._trainer is None:
-            self._results[LOSS] = Result(not_checked="the guard knows no trainer: call guard(trainer)")
-            return None
         own = getattr(self._trainer, "compute_loss", None)
         if own is None:
-            reason = f"the {type(self._trainer).__name__} has no compute_loss"
-            self._results[LOSS] = Result(not_checked=reason)
+            self.why_no_batches = f"the {type(self._trainer).__name__} has no compute_loss"
+            if self._trainer is None:
+                self.why_no_batches = "the guard knows no trainer: call guard(trainer)"
+            self._results[LOSS] = Result(not_checked=self.why_no_batches)
             return None
         self._stand_in = _StandIn(own, self._compute_loss)
         self._before = vars(self._trainer).get("compute_loss")
@@ -82,6 +87,11 @@ class FirstStepWatch:
         except Exception as error:  # a model of a kind that is not known
             self._results |= dict.fromkeys(WAITING, _failed(error))
             return None
+
+    def begin_step(self, *, is_judged: bool) -> None:
+        """Begin a step; the gradient of its first batch is recorded if it is to be judged."""
+        self._forget()
+        self._is_judged = is_judged
 
     def _take_call(self, decoder: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if not decoder.training:
@@ -102,38 +112,42 @@ class FirstStepWatch:
             self._hidden.append(hidden.detach())
             self._dtypes |= _dtypes_of(hidden)
             register_hook: Any = hidden.register_hook  # without types
-            register_hook(partial(self._take_gradient, number))
+            register_hook(partial(self._take_gradient, self._gradients, number))
 
-    def _take_gradient(self, number: int, gradient: torch.Tensor) -> None:
-        self._gradients[number] = gradient.detach()
+    @staticmethod
+    def _take_gradient(gradients: dict[int, torch.Tensor], number: int, gradient: torch.Tensor) -> None:
+        gradients[number] = gradient.detach()
 
     def _compute_loss(self, *given: Any, **named: Any) -> Any:
         model = given[0] if given else named.get("model")
-        if self._records or not getattr(model, "training", True):
+        if self._is_inside or not getattr(model, "training", True):
             return self._own(*given, **named)
-        self._leave_place()
-        self._batch = {**dict(zip(_PARAMETERS, given, strict=False)), **named}.get("inputs")
-        with suppress(Exception):  # the check then says that there are no labels
-            self._columns = columns_of(self._batch)
-        self._records = True
+        self._is_inside = True
+        batch = {**dict(zip(_PARAMETERS, given, strict=False)), **named}.get("inputs")
         try:
+            self._take(batch)
+            if self._is_judged and self._batch is None:
+                self._batch = batch
+                with suppress(Exception):  # the check then says that there are no labels
+                    self._columns = columns_of(batch)
+                self._records = True
             return self._own(*given, **named)
         except BaseException:
             self.leave()
             raise
         finally:
-            self._records = False
+            self._is_inside = self._records = False
 
     def results(self) -> Mapping[str, Result]:
-        """Stop watching, and return the result of each check: call it when the step has its gradients."""
-        was_called = self._batch is not None
-        self.leave()
-        if self._results[LOSS] is WAITING[LOSS]:
-            reason = "the first step did not call the trainer's compute_loss"
-            self._results[LOSS] = _attempted(self._judged) if was_called else Result(not_checked=reason)
-        if self._results[PACKING] is WAITING[PACKING]:
-            self._results[PACKING] = Result(not_checked="the first step did not call the model's decoder")
-        return self._results
+        """Return the result of each check of a judged step: call it when the step has its gradients."""
+        results = dict(self._results)
+        if results[LOSS] is WAITING[LOSS]:
+            reason = "the step did not call the trainer's compute_loss"
+            results[LOSS] = Result(not_checked=reason) if self._batch is None else _attempted(self._judged)
+        if results[PACKING] is WAITING[PACKING]:
+            results[PACKING] = Result(not_checked="the step did not call the model's decoder")
+        self.begin_step(is_judged=False)
+        return results
 
     def _judged(self) -> Result:
         if not isinstance(self._batch, Mapping):
@@ -146,18 +160,13 @@ class FirstStepWatch:
         precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
         return judge_loss(LossCall(self._columns, self._hidden, gradients, precision), settings)
 
-    def _leave_place(self) -> None:
-        """Give the trainer its `compute_loss` back."""
-        if self._own is None or vars(self._trainer).get("compute_loss") is not self._stand_in:
-            return
-        if self._before is None:
-            del self._trainer.compute_loss
-        else:
-            self._trainer.compute_loss = self._before
-
     def leave(self) -> None:
-        """Stop watching."""
-        self._leave_place()
+        """Stop watching, and give the trainer its `compute_loss` back."""
+        if self._own is not None and vars(self._trainer).get("compute_loss") is self._stand_in:
+            if self._before is None:
+                del self._trainer.compute_loss
+            else:
+                self._trainer.compute_loss = self._before
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -1,0 +1,357 @@
+"""A run, judged as it goes on: before its first step, at its first batches, and in steps from time to time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pytest_mistral_lora.chat.objective import Declaration
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.rule_set import RuleSet
+from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
+from pytest_mistral_lora.escaping import safe_text
+from pytest_mistral_lora.guarding.batches import (
+    BatchSources,
+    ModelBatch,
+    NextBatches,
+    RaisedError,
+    next_batches,
+    rows_of,
+    tokenizer_of,
+    undisturbed,
+)
+from pytest_mistral_lora.guarding.evaluation import first_eval_rows
+from pytest_mistral_lora.guarding.steps import WAITING, StepWatch
+from pytest_mistral_lora.guarding.verdict import (
+    FirstRows,
+    GuardedRow,
+    GuardedRun,
+    RowFigures,
+    green_line,
+    judge_run,
+    judged_rows,
+    with_first_step,
+)
+from pytest_mistral_lora.judging import AnyTokenizer, Verdict
+
+_LOG = logging.getLogger(__name__)
+
+OnFinding = Literal["stop", "warn"]
+
+REPORTS = ("mistral-guard.json", "mistral-guard.html")
+"""The files of the verdict in the output folder of a run that goes on."""
+
+_DIFFERS = "a batch is not the one that was made before the run: its rows change with each look"
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """What a guard was told: see `MistralGuard`."""
+
+    tokenizer: AnyTokenizer | None
+    objective: Declaration | None
+    batches: int
+    on_finding: OnFinding
+    rules: RuleSet | None
+
+
+class RunJudge:
+    """Judges one training of a trainer.
+
+    Attributes:
+        verdict: The verdict so far; None before there is one.
+    """
+
+    def __init__(self, settings: GuardSettings, args: Any, model: Any, processing_class: Any, loader: Any) -> None:
+        """Begin with nothing judged.
+
+        Args:
+            settings: What the guard was told.
+            args: The `TrainingArguments`.
+            model: The model, without wrappers.
+            processing_class: The tokenizer or processor.
+            loader: The training loader.
+        """
+        self.verdict: Verdict | None = None
+        self._settings, self._args, self._loader = settings, args, loader
+        padder = tokenizer_of(getattr(loader, "collate_fn", None))
+        self._run = GuardedRun(args, model, processing_class, settings.tokenizer, padder)
+        self._watch: StepWatch | None = None
+        self._ahead = NextBatches()
+        self._sources: BatchSources | None = None
+        self._rows: list[list[GuardedRow]] = []
+        self._evaluation: FirstRows | None = None
+        self._first_step: Mapping[str, Result] = WAITING
+        self._watched = ""
+        self._seen = 0
+        self._are_rows_judged = self._is_step_judged = False
+        self._started = self._seconds = 0.0
+        self._line: Callable[[Verdict], str] | None = None
+
+    def begin(self, state: Any, trainer: Any) -> None:
+        """Judge the next batches, the model and the tokenizer, and begin to watch the steps.
+
+        Args:
+            state: The `TrainerState`.
+            trainer: The trainer; None if it is unknown.
+
+        Raises:
+            GuardError: If a finding is an error, in any process, and the guard is to stop the run.
+            RaisedError: If the dataset or the collator raises an exception in one of these batches.
+        """
+        dataset = self._loader.dataset if trainer is None else getattr(trainer, "train_dataset", None)
+        raised: RaisedError | None = None
+        with self._apart():
+            try:
+                self._ahead = next_batches(
+                    self._loader, dataset, self._settings.batches, **_place_in_epoch(self._args, state, self._loader)
+                )
+            except RaisedError as error:
+                raised = error
+            except Exception as error:  # ours
+                self._ahead = NextBatches(reason=f"reading ahead ended with {type(error).__name__}: {one_line(error)}")
+            # no process goes on alone: the others would wait for it
+            reasons, failed = zip(*_from_each_process((self._ahead.reason, raised is not None)), strict=True)
+            if not any(failed):
+                self._ahead = replace(self._ahead, reason=next(filter(None, reasons), ""))
+                self._evaluation = first_eval_rows(trainer, self._settings.batches)
+                if not self._ahead.reason:
+                    self._rows = [rows_of(batch, number) for number, batch in enumerate(self._ahead.batches)]
+                    self._judge_rows("before a weight moves", is_last=True)
+                else:
+                    self._sources = BatchSources(self._loader, dataset, self._ahead, self._settings.batches)
+                self._watched = self._ahead.reason
+                self._watch = StepWatch(self._args, self._run.model, trainer, self._take)
+                self._watch.begin_step(is_judged=True)
+        if raised is not None:
+            raise raised
+
+    def judge_step(self) -> None:
+        """Add what the first step has shown to the verdict, exchange the outcome with other processes, stop or warn.
+
+        Raises:
+            GuardError: As for `begin`.
+        """
+        if self._is_step_judged:
+            return
+        self._is_step_judged = True
+        failure = ""
+        with self._apart():
+            try:
+                if self._watch is not None:
+                    self._first_step = self._watch.results()
+                findings = [finding for result in self._first_step.values() for finding in result.findings]
+                is_error = any(finding.severity == "error" for finding in findings)
+                # rows that are judged later have these results with them
+                if self.verdict is not None or is_error:
+                    self.verdict = with_first_step(self.verdict, self._first_step, self._settings.rules)
+                if is_error:
+                    failure = str(self.verdict)
+            except Exception as error:
+                log_crash(error)
+        failures = [(rank, text) for rank, text in enumerate(_from_each_process(failure)) if text]
+        self._stop_or_warn("before a weight moves", failures, is_last=True)
+        if failures:
+            self._line = None
+        self._print_line()
+
+    def end(self) -> None:
+        """Judge what the run has given, if it had fewer batches than the guard judges, and watch no more.
+
+        Raises:
+            GuardError: As for `begin`.
+        """
+        try:
+            if self._watch is not None and not self._are_rows_judged:
+                self._judge_rows("at its end", is_last=True)
+        finally:
+            self.leave()
+        self._print_line()
+
+    def leave(self) -> None:
+        """Watch the run no more."""
+        if self._watch is not None:
+            self._watch.leave()
+            self._watch = None
+        if self._sources is not None:
+            self._sources.leave()
+            self._sources = None
+
+    def _take(self, data: Any) -> None:
+        """Judge one of the first batches, unless it is one that was judged before the first step."""
+        number = self._seen
+        self._seen += 1
+        if number >= self._settings.batches:
+            return
+        with self._apart():
+            rows = None
+            try:
+                rows = self._rows_if_new(number, data)
+            except Exception as error:
+                log_crash(error)
+                rows = []
+            if rows is not None:
+                self._rows[number : number + 1] = [rows]
+                self._watched = self._watched or _DIFFERS
+            if any(_from_each_process(rows is not None)):
+                self._are_rows_judged = False
+                is_last = self._seen == self._settings.batches
+                if is_last or self._settings.on_finding == "stop":
+                    moment = f"at batch {self._seen}" if self._is_step_judged else "before a weight moves"
+                    self._judge_rows(moment, is_last=is_last)
+
+    def _rows_if_new(self, number: int, data: Mapping[str, Any]) -> list[GuardedRow] | None:
+        """Return the rows of a batch that the model gets; None if they were judged before the first step."""
+        if self._sources is not None:
+            return rows_of(ModelBatch(data, self._sources.of(number, data)), number)
+        expected = self._ahead.batches[number] if number < len(self._ahead.batches) else ModelBatch({})
+        return None if expected.is_fed(data) else rows_of(ModelBatch(data, expected.sources), number)
+
+    def _judge_rows(self, moment: str, *, is_last: bool) -> None:
+        """Judge the rows so far, exchange the outcome with the other processes, and stop at this moment or warn.
+
+        Args:
+            moment: When the run is stopped, in words.
+            is_last: Whether no more rows are judged after them.
+        """
+        self._are_rows_judged = is_last
+        rows = [row for batch in self._rows for row in batch]
+        read = FirstRows(
+            rows, len(self._rows), self._ahead.size, self._watched, left_out=self._left_out, sample=self._ahead.sample
+        )
+        failure = ""
+        try:
+            read = judged_rows(self._run, read)
+            self.verdict = judge_run(
+                self._run,
+                read,
+                self._started,
+                evaluation=None if self._evaluation is None else judged_rows(self._run, self._evaluation),
+                first_step=self._first_step,
+                rules=self._settings.rules,
+                objective=self._settings.objective,
+            )
+            if any(finding.severity == "error" for finding in self.verdict.findings):
+                failure = str(self.verdict)
+        except InputError as error:  # such as a tokenizer that is named and missing
+            self.verdict, failure = None, f"the guard could not judge the run: {one_line(error)}"
+        except Exception as error:
+            log_crash(error)
+            self.verdict = None
+        outcomes = _from_each_process((failure, read.figures))
+        failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+        self._stop_or_warn(moment, failures, is_last=is_last)
+        if self.verdict is not None and is_last and not failures and self._is_first_process:
+            judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
+            seconds, evaluation = time.perf_counter() - self._started, self._evaluation
+            self._line = lambda verdict: green_line(verdict, read, judged, seconds, evaluation)
+            if self._is_step_judged:
+                self._print_line()
+
+    @property
+    def _left_out(self) -> dict[str, str]:
+        """Why the run has shown no batch, by the case of its rows; empty if it has, or had none."""
+        if self._rows or self._watch is None:
+            return {}
+        reason = self._watch.why_no_batches
+        if not reason and self._is_step_judged:
+            reason = "the trainer does not call its compute_loss"
+        return {"rows": reason} if reason else {}
+
+    def _stop_or_warn(self, moment: str, failures: Sequence[tuple[int, str]], *, is_last: bool) -> None:
+        """Stop the run for the failures of processes, or log them and write the verdict.
+
+        Args:
+            moment: When the run is stopped, in words.
+            failures: The rank and the verdict of each process that found an error.
+            is_last: Whether nothing more is judged at this place.
+
+        Raises:
+            GuardError: If there are failures, and the guard is to stop the run.
+        """
+        if failures and self._settings.on_finding == "stop":
+            self.leave()
+            rank, text = failures[0]
+            of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
+            raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
+        if self._settings.on_finding != "warn" or not is_last:
+            return
+        for rank, text in failures:
+            if self._is_first_process or rank == self._args.process_index:
+                _LOG.warning("process %d: the guard warns\n%s", rank, text)
+        if self.verdict is None or not self._is_first_process:
+            return
+        folder = Path(getattr(self._args, "output_dir", None) or ".")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in REPORTS:
+                self.verdict.write(folder / name)
+        except (OSError, MistralLoraError) as error:
+            _LOG.warning("the guard's verdict cannot be written to %s: %s", folder, one_line(error))
+
+    @property
+    def _is_first_process(self) -> bool:
+        return getattr(self._args, "process_index", 0) == 0
+
+    def _print_line(self) -> None:
+        """Print the line of a run that goes on, once."""
+        line, self._line = self._line, None
+        try:
+            if line is not None and self.verdict is not None:
+                _say(line(self.verdict))
+        except Exception as error:
+            log_crash(error)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Restore the random states of the run at the end, and count the seconds."""
+        self._started = time.perf_counter() - self._seconds
+        try:
+            with undisturbed(getattr(self._args, "device", None)):
+                yield
+        finally:
+            self._seconds = time.perf_counter() - self._started
+
+
+def _place_in_epoch(args: Any, state: Any, loader: Any) -> dict[str, int]:
+    """Return the epoch in which a run begins, and the batches that it skips: a resumed run begins within an epoch."""
+    if not state.global_step:
+        return {}
+    accumulation = getattr(args, "gradient_accumulation_steps", 1)
+    epoch, done = divmod(state.global_step, max(-(-len(loader) // accumulation), 1))
+    return {"epoch": epoch, "skipped": 0 if getattr(args, "ignore_data_skip", False) else done * accumulation}
+
+
+def log_crash(error: Exception) -> None:
+    """Log an error of the guard itself, with which the run goes on."""
+    _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
+    _LOG.debug("the error of the guard", exc_info=error)
+
+
+def _say(line: str) -> None:
+    """Print a line, if there is somewhere to print it to."""
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stdout.write(f"{safe_text(line)}\n")
+        sys.stdout.flush()
+
+
+def _processes() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def _from_each_process(value: Any) -> list[Any]:
+    """Return a value of each process, in the order of their ranks; every process must call it."""
+    if _processes() == 1:
+        return [value]
+    found: list[Any] = [None] * _processes()
+    torch.distributed.all_gather_object(found, value)
+    return found
