@@ -14,6 +14,7 @@ from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.errors import GuardError, InputError
 from pytest_mistral_lora.guarding.batches import RaisedError
+from pytest_mistral_lora.guarding.evaluation import known_loaders
 from pytest_mistral_lora.guarding.run_judge import GuardSettings, OnFinding, RunJudge, log_crash
 from pytest_mistral_lora.guarding.steps import calling_trainer
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict
@@ -87,6 +88,34 @@ class MistralGuard(TrainerCallback):
     def verdict(self) -> Verdict | None:
         """The verdict; None before the run has begun."""
         return None if self._judge is None else self._judge.verdict
+
+    def check(self) -> Verdict:
+        """Judge the run before it is begun: its first batches, and the gradient of the first one; no weight moves.
+
+        A row is read, and the model is called once forward and backward. Gradients, modes and random states are put
+        back, and `train()` is guarded as before. A stream gives one batch of its own iterator.
+
+        Returns:
+            The verdict.
+
+        Raises:
+            InputError: If the guard knows no trainer: `guard(trainer)` does.
+            GuardError: As for `on_train_begin`.
+            Exception: As for `on_train_begin`.
+        """
+        trainer = self._trainer
+        if trainer is None:
+            raise InputError("no trainer", place="MistralGuard", expected="guard(trainer).check()")
+        with known_loaders(trainer):
+            loader = trainer.get_train_dataloader()
+        self._judge = RunJudge(self._settings, trainer.args, trainer.model, trainer.processing_class, loader)
+        try:
+            self._judge.rehearse(trainer)
+        except RaisedError as found:
+            raise found.error from None
+        if self._judge.verdict is None:
+            raise GuardError("the run was not judged: the log has the error of the guard")
+        return self._judge.verdict
 
     def on_train_begin(
         self,

@@ -39,7 +39,7 @@ def first_eval_rows(trainer: Any, count: int) -> FirstRows | None:
     for name, dataset in datasets.items() if isinstance(datasets, dict) else [(None, datasets)]:
         place = Place(NamedSource("eval_dataset", is_value=True), split=name)
         try:
-            with _without_trace(trainer):
+            with known_loaders(trainer):
                 loader = trainer.get_eval_dataloader() if name is None else trainer.get_eval_dataloader(name)
                 found = next_batches(loader, dataset, count)
         except Exception as error:  # of the dataset or the collator: the evaluation would end with it
@@ -57,8 +57,8 @@ def first_eval_rows(trainer: Any, count: int) -> FirstRows | None:
 
 
 @contextmanager
-def _without_trace(trainer: Any) -> Iterator[None]:
-    """Let a trainer and its accelerator forget the loaders that are made: they are not those of the run."""
+def known_loaders(trainer: Any) -> Iterator[None]:
+    """Let a trainer and its accelerator know, at the end, the loaders that they knew: new ones are not of the run."""
     loaders = getattr(getattr(trainer, "accelerator", None), "_dataloaders", [])
     known = list(loaders)
     kept = vars(trainer).get("_eval_dataloaders")  # of workers that persist

@@ -163,6 +163,30 @@ class RunJudge:
             self._line = None
         self._print_line()
 
+    def rehearse(self, trainer: Any) -> None:
+        """Judge a run as far as its first step, with the gradient of its first batch, and move no weight.
+
+        Args:
+            trainer: The trainer, which is not training.
+
+        Raises:
+            GuardError: As for `begin`.
+            RaisedError: As for `begin`.
+        """
+        try:
+            self.begin(trainer.state, trainer)
+            with self._apart(), _without_gradients(trainer.model), _checkpointed(trainer):
+                trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
+                batches, items = trainer.get_batch_samples(iter(self._loader), 1, trainer.args.device)
+                if batches:
+                    trainer.training_step(trainer.model, batches[0], items)
+                self.judge_step()
+            if not self._are_rows_judged:
+                self._judge_rows("before a weight moves", is_last=True)
+        finally:
+            self.leave()
+        self._print_line()
+
     def end(self) -> None:
         """Judge what the run has given, if it had fewer batches than the guard judges, and watch no more.
 
@@ -319,6 +343,41 @@ class RunJudge:
                 yield
         finally:
             self._seconds = time.perf_counter() - self._started
+
+
+@contextmanager
+def _without_gradients(model: Any) -> Iterator[None]:
+    """Give the parameters of a model their gradients back at the end, and its modules their mode."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _checkpointed(trainer: Any) -> Iterator[None]:
+    """Compute layers anew in the backward pass, if the run does: that decides whether there is a key-value cache."""
+    args, model = trainer.args, trainer.model
+    is_needed = getattr(args, "gradient_checkpointing", False) and not getattr(model, "is_gradient_checkpointing", True)
+    # transformers leaves a hook at the embeddings of a model with an adapter
+    hooks = [(module._forward_hooks, set(module._forward_hooks)) for module in model.modules()]
+    if is_needed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+    try:
+        yield
+    finally:
+        if is_needed:
+            model.gradient_checkpointing_disable()
+        for found, known in hooks:
+            for key in found.keys() - known:
+                del found[key]
 
 
 def _place_in_epoch(args: Any, state: Any, loader: Any) -> dict[str, int]:
