@@ -43,7 +43,7 @@ class ModelBatch:
 
     Attributes:
         data: The collated batch.
-        sources: The rows of the dataset in it, in the order in which the collator got them; empty for a stream.
+        sources: The rows of the dataset in it, in the order in which the collator got them; empty if unknown.
     """
 
     data: Mapping[str, Any]
@@ -280,8 +280,7 @@ def _unchanged(collator: Any) -> Iterator[None]:
 def _orders(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
     """Yield the indices of the rows of each batch, with the random states with which the run reads the rows."""
     # a sampler may hold the dataset, which is not copied
-    parts = (part for part in _parts(loader.batch_sampler) if not _is_of_library(part) or _is_in_memory(part))
-    kept = {id(part): part for part in (loader.dataset, *parts)}
+    kept = {id(part): part for part in (loader.dataset, *filter(_is_in_memory, _parts(loader.batch_sampler)))}
     sampler, generator = copy.deepcopy((loader.batch_sampler, getattr(loader, "generator", None)), kept)
     for part in _parts(sampler):
         if hasattr(part, "set_epoch"):
@@ -444,3 +443,19 @@ def undisturbed(device: Any) -> Iterator[None]:
         torch.set_rng_state(of_torch)
         if of_device is not None:
             module.set_rng_state(of_device)
+
+
+@contextmanager
+def without_new_loaders(trainer: Any) -> Iterator[None]:
+    """Let a trainer and its accelerator forget, at the end, the loaders that are made here: they are not of the run."""
+    loaders = getattr(getattr(trainer, "accelerator", None), "_dataloaders", [])
+    known = list(loaders)
+    kept = vars(trainer).get("_eval_dataloaders")  # of workers that persist
+    before = None if kept is None else dict(kept)
+    try:
+        yield
+    finally:
+        loaders[:] = known
+        vars(trainer).pop("_eval_dataloaders", None)
+        if before is not None:
+            trainer._eval_dataloaders = before

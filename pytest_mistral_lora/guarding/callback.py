@@ -13,8 +13,7 @@ from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.errors import GuardError, InputError
-from pytest_mistral_lora.guarding.batches import RaisedError
-from pytest_mistral_lora.guarding.evaluation import known_loaders
+from pytest_mistral_lora.guarding.batches import RaisedError, without_new_loaders
 from pytest_mistral_lora.guarding.run_judge import GuardSettings, OnFinding, RunJudge, log_crash
 from pytest_mistral_lora.guarding.steps import calling_trainer
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict
@@ -92,8 +91,8 @@ class MistralGuard(TrainerCallback):
     def check(self) -> Verdict:
         """Judge the run before it is begun: its first batches, and the gradient of the first one; no weight moves.
 
-        A row is read, and the model is called once forward and backward. Gradients, modes and random states are put
-        back, and `train()` is guarded as before. A stream gives one batch of its own iterator.
+        The trainer's own `training_step` takes the first batch forward and backward. Gradients, modes and random states
+        are put back, and `train()` is guarded as before. One more batch of a stream is read.
 
         Returns:
             The verdict.
@@ -106,7 +105,7 @@ class MistralGuard(TrainerCallback):
         trainer = self._trainer
         if trainer is None:
             raise InputError("no trainer", place="MistralGuard", expected="guard(trainer).check()")
-        with known_loaders(trainer):
+        with without_new_loaders(trainer):
             loader = trainer.get_train_dataloader()
         self._judge = RunJudge(self._settings, trainer.args, trainer.model, trainer.processing_class, loader)
         try:

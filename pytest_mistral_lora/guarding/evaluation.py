@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pytest_mistral_lora.errors import one_line
-from pytest_mistral_lora.guarding.batches import known_libraries, next_batches, rows_of
+from pytest_mistral_lora.guarding.batches import known_libraries, next_batches, rows_of, without_new_loaders
 from pytest_mistral_lora.guarding.verdict import EVALUATION, FirstRows, GuardedRow
 from pytest_mistral_lora.places import NamedSource, Place
 
@@ -39,7 +37,7 @@ def first_eval_rows(trainer: Any, count: int) -> FirstRows | None:
     for name, dataset in datasets.items() if isinstance(datasets, dict) else [(None, datasets)]:
         place = Place(NamedSource("eval_dataset", is_value=True), split=name)
         try:
-            with known_loaders(trainer):
+            with without_new_loaders(trainer):
                 loader = trainer.get_eval_dataloader() if name is None else trainer.get_eval_dataloader(name)
                 found = next_batches(loader, dataset, count)
         except Exception as error:  # of the dataset or the collator: the evaluation would end with it
@@ -54,19 +52,3 @@ def first_eval_rows(trainer: Any, count: int) -> FirstRows | None:
         batches += len(found.batches)
         size += found.size or 0
     return FirstRows(rows, batches, size, left_out={_CASE: "; ".join(reasons)} if reasons else {})
-
-
-@contextmanager
-def known_loaders(trainer: Any) -> Iterator[None]:
-    """Let a trainer and its accelerator know, at the end, the loaders that they knew: new ones are not of the run."""
-    loaders = getattr(getattr(trainer, "accelerator", None), "_dataloaders", [])
-    known = list(loaders)
-    kept = vars(trainer).get("_eval_dataloaders")  # of workers that persist
-    before = None if kept is None else dict(kept)
-    try:
-        yield
-    finally:
-        loaders[:] = known
-        vars(trainer).pop("_eval_dataloaders", None)
-        if before is not None:
-            trainer._eval_dataloaders = before

@@ -1,4 +1,4 @@
-"""A run, judged as it goes on: before its first step, at its first batches, and in steps from time to time."""
+"""A run, judged as it goes on: before its first step, at each of its first batches, and by its first gradient."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ class RunJudge:
             reasons, failed = zip(*_from_each_process((self._ahead.reason, raised is not None)), strict=True)
             if not any(failed):
                 self._ahead = replace(self._ahead, reason=next(filter(None, reasons), ""))
+                self._watched = self._ahead.reason
                 self._evaluation = first_eval_rows(trainer, self._settings.batches)
                 if not self._ahead.reason:
                     self._rows = [rows_of(batch, number) for number, batch in enumerate(self._ahead.batches)]
-                    self._judge_rows("before a weight moves", is_last=True)
+                    self._judge_rows(self._rows, "before a weight moves", is_last=True)
                 else:
                     self._sources = BatchSources(self._loader, dataset, self._ahead, self._settings.batches)
-                self._watched = self._ahead.reason
                 self._watch = StepWatch(self._args, self._run.model, trainer, self._take)
                 self._watch.begin_step(is_judged=True)
         if raised is not None:
@@ -175,14 +175,13 @@ class RunJudge:
         """
         try:
             self.begin(trainer.state, trainer)
-            with self._apart(), _without_gradients(trainer.model), _checkpointed(trainer):
+            with undisturbed(trainer.args.device), _without_gradients(trainer.model), _checkpointed(trainer):
                 trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
                 batches, items = trainer.get_batch_samples(iter(self._loader), 1, trainer.args.device)
                 if batches:
                     trainer.training_step(trainer.model, batches[0], items)
                 self.judge_step()
-            if not self._are_rows_judged:
-                self._judge_rows("before a weight moves", is_last=True)
+            self._judge_remaining("before a weight moves")
         finally:
             self.leave()
         self._print_line()
@@ -194,11 +193,17 @@ class RunJudge:
             GuardError: As for `begin`.
         """
         try:
-            if self._watch is not None and not self._are_rows_judged:
-                self._judge_rows("at its end", is_last=True)
+            if self._watch is not None:
+                self._judge_remaining("at its end")
         finally:
             self.leave()
         self._print_line()
+
+    def _judge_remaining(self, moment: str) -> None:
+        """Judge all rows so far at a moment, in words, unless no more were to come."""
+        if not self._are_rows_judged:
+            with self._apart():
+                self._judge_rows(self._rows, moment, is_last=True)
 
     def leave(self) -> None:
         """Watch the run no more."""
@@ -230,7 +235,7 @@ class RunJudge:
                 is_last = self._seen == self._settings.batches
                 if is_last or self._settings.on_finding == "stop":
                     moment = f"at batch {self._seen}" if self._is_step_judged else "before a weight moves"
-                    self._judge_rows(moment, is_last=is_last)
+                    self._judge_rows(self._rows if is_last else self._rows[number:], moment, is_last=is_last)
 
     def _rows_if_new(self, number: int, data: Mapping[str, Any]) -> list[GuardedRow] | None:
         """Return the rows of a batch that the model gets; None if they were judged before the first step."""
@@ -239,18 +244,20 @@ class RunJudge:
         expected = self._ahead.batches[number] if number < len(self._ahead.batches) else ModelBatch({})
         return None if expected.is_fed(data) else rows_of(ModelBatch(data, expected.sources), number)
 
-    def _judge_rows(self, moment: str, *, is_last: bool) -> None:
-        """Judge the rows so far, exchange the outcome with the other processes, and stop at this moment or warn.
+    def _judge_rows(self, batches: Sequence[Sequence[GuardedRow]], moment: str, *, is_last: bool) -> None:
+        """Judge the rows of batches, exchange the outcome with the other processes, and stop at this moment or warn.
 
         Args:
+            batches: The rows of each batch.
             moment: When the run is stopped, in words.
             is_last: Whether no more rows are judged after them.
         """
         self._are_rows_judged = is_last
-        rows = [row for batch in self._rows for row in batch]
+        rows = [row for batch in batches for row in batch]
         read = FirstRows(
-            rows, len(self._rows), self._ahead.size, self._watched, left_out=self._left_out, sample=self._ahead.sample
+            rows, len(batches), self._ahead.size, self._watched, left_out=self._left_out, sample=self._ahead.sample
         )
+        evaluation = self._evaluation if is_last or self.verdict is None else None
         failure = ""
         try:
             read = judged_rows(self._run, read)
@@ -258,7 +265,7 @@ class RunJudge:
                 self._run,
                 read,
                 self._started,
-                evaluation=None if self._evaluation is None else judged_rows(self._run, self._evaluation),
+                evaluation=None if evaluation is None else judged_rows(self._run, evaluation),
                 first_step=self._first_step,
                 rules=self._settings.rules,
                 objective=self._settings.objective,
@@ -275,7 +282,7 @@ class RunJudge:
         self._stop_or_warn(moment, failures, is_last=is_last)
         if self.verdict is not None and is_last and not failures and self._is_first_process:
             judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
-            seconds, evaluation = time.perf_counter() - self._started, self._evaluation
+            seconds = time.perf_counter() - self._started
             self._line = lambda verdict: green_line(verdict, read, judged, seconds, evaluation)
             if self._is_step_judged:
                 self._print_line()

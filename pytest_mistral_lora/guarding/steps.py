@@ -65,10 +65,11 @@ class StepWatch:
     def _put_in_place(self) -> Any:
         """Stand in the place of the trainer's `compute_loss`, and return what stood there."""
         own = getattr(self._trainer, "compute_loss", None)
-        if own is None:
+        if self._trainer is None:
+            self.why_no_batches = "the guard knows no trainer: call guard(trainer)"
+        elif own is None:
             self.why_no_batches = f"the {type(self._trainer).__name__} has no compute_loss"
-            if self._trainer is None:
-                self.why_no_batches = "the guard knows no trainer: call guard(trainer)"
+        if own is None:
             self._results[LOSS] = Result(not_checked=self.why_no_batches)
             return None
         self._stand_in = _StandIn(own, self._compute_loss)
