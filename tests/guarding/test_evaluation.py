@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from guarded_runs import chat_rows, encoded, losses_of, make_trainer
+from transformers import Trainer
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -91,6 +92,25 @@ def test_an_evaluation_that_cannot_be_read_is_not_checked(
     assert (callback.verdict.ok, callback.verdict.findings) == (True, ())
     assert reason in callback.verdict.not_checked["eval_batches::encoded::rows"]
     assert len(losses_of(trainer)) == 1
+
+
+class OwnLoaders(Trainer):
+    """A trainer with loaders of its own for evaluation."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        raise OSError("it is called")
+
+
+def test_a_loader_that_the_users_code_makes_is_not_made_before(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, evaluation=Dataset.from_list(rows), max_steps=1)
+    trainer.__class__ = OwnLoaders
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert (
+        "OwnLoaders.get_eval_dataloader is code of your own"
+        in callback.verdict.not_checked["eval_batches::encoded::rows"]
+    )
 
 
 def test_a_run_that_evaluates_has_the_same_losses(

@@ -11,12 +11,12 @@ import numpy
 import pytest
 import torch
 from guarded_runs import begin, chat_rows, encoded, errors_of, losses_of, make_trainer
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 from transformers import DataCollatorForLanguageModeling
 
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.guarding.batches import next_batches, undisturbed
+from pytest_mistral_lora.guarding.batches import BatchSources, next_batches, undisturbed
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -124,6 +124,8 @@ def test_a_collator_of_the_users_is_called_by_the_run_alone(base: Path, rows: Ro
     assert callback.verdict is not None
     assert "collate is not one of a library" in str(callback.verdict)
     assert calls == [2, 2, 2, 2]
+    reader = trainer.callback_handler.train_dataloader.base_dataloader
+    assert not isinstance(reader.collate_fn, BatchSources)
 
 
 def test_random_states_and_the_order_stay_as_they_were(base: Path, rows: Rows, tmp_path: Path) -> None:
@@ -141,6 +143,17 @@ def test_random_states_and_the_order_stay_as_they_were(base: Path, rows: Rows, t
     for made, fed in zip(first.batches, loader, strict=True):
         assert made.is_fed(fed)
         assert not made.is_fed({**fed, "labels": fed["labels"] + 1})
+
+
+def test_a_generator_of_the_sampler_stays_as_it_was(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, accelerator_config={"use_seedable_sampler": False})
+    generator = torch.Generator().manual_seed(7)
+    trainer._get_train_sampler = lambda dataset=None: RandomSampler(rows, generator=generator)
+    loader, state = trainer.get_train_dataloader(), generator.get_state()
+    with undisturbed(None):
+        made = next_batches(loader, None, 4)
+    assert torch.equal(generator.get_state(), state)
+    assert all(batch.is_fed(fed) for batch, fed in zip(made.batches, loader, strict=True))
 
 
 def test_random_numbers_of_a_collator_stay_as_they_were(base: Path, rows: Rows, tmp_path: Path) -> None:
