@@ -68,6 +68,14 @@ def test_a_sound_run_is_judged_with_its_gradient_and_nothing_changes(
         assert losses_of(trainer) == losses_of(plain)
 
 
+def test_layers_are_computed_anew_if_the_run_does_so(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, gradient_checkpointing=True)
+    decoder, seen = trainer.model.get_decoder(), []
+    decoder.register_forward_hook(lambda module, given, output: seen.append(module.gradient_checkpointing))
+    assert guard(trainer).check().ok
+    assert (seen, decoder.gradient_checkpointing) == ([True], False)
+
+
 def test_a_loss_of_other_tokens_is_found_without_a_step(base: Path, rows: Rows, tmp_path: Path) -> None:
     trainer = make_trainer(base, rows, tmp_path)
     trainer.compute_loss_func = _shifted_twice

@@ -10,9 +10,11 @@ import pytest
 from guarded_runs import chat_rows, encoded, errors_of, losses_of, make_trainer
 from sampling import sampled
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.guarding import run_judge
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,6 +52,33 @@ def test_a_stream_that_ends_early_is_judged_as_far_as_it_goes(
     [line] = _lines(capsys.readouterr().out)
     assert "6 rows of a stream judged (3 batches, " in line
     assert not trainer.model._forward_pre_hooks
+
+
+class LongSteps(TrainerCallback):  # type: ignore[misc]
+    """Moves a clock at each step."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.now += 1000
+
+
+def test_the_seconds_of_a_stream_that_ends_early_are_the_guards(
+    base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(base, Stream(encoded(oracle, chat_rows(6))), tmp_path, max_steps=3)
+    clock = LongSteps()
+    trainer.add_callback(clock)
+    monkeypatch.setattr(run_judge, "time", clock)
+    guard(trainer, batches=20)
+    trainer.train()
+    assert clock.now >= 1000
+    [line] = _lines(capsys.readouterr().out)
+    assert " in 0.00 s; " in line
 
 
 def test_a_fault_at_the_end_of_a_stream_that_ends_early_is_reported(
