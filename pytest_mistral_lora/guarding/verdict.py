@@ -254,6 +254,7 @@ def judge_run(
         has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
         trains_eos=oracle is not None and oracle.eos_id in read.labels,
         has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
+        ids={token for row in rows for ids, _ in row.sequences() for token in ids},
         left_out=read.left_out,
         fixes=fixes,
     )
