@@ -237,6 +237,11 @@ _LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.(?
 _WRAPPERS = re.compile(r"(?:^module\.|_fsdp_wrapped_module\.|_orig_mod\.)")
 
 
+def without_wrappers(name: str) -> str:
+    """Return the name of a module or a parameter without those of the wrappers around and within a model."""
+    return _WRAPPERS.sub("", name)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainerTarget(Target):
     """The model and the tokenizer of a trainer, in memory: it has no path.
@@ -361,12 +366,12 @@ class TrainerTarget(Target):
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The model's parameters by name, without the names of wrappers."""
-        return {_WRAPPERS.sub("", name): parameter for name, parameter in self.model.named_parameters()}
+        return {without_wrappers(name): parameter for name, parameter in self.model.named_parameters()}
 
     @cached_property
     def modules(self) -> Mapping[str, Any]:
         """The model's modules by name, without the names of wrappers."""
-        return {_WRAPPERS.sub("", name): module for name, module in self.model.named_modules()}
+        return {without_wrappers(name): module for name, module in self.model.named_modules()}
 
     @cached_property
     def lora_configs(self) -> Mapping[str, Any]:
