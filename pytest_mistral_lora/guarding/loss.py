@@ -72,6 +72,7 @@ class LossSettings:
         head: The module that makes the logits.
         foreign: The class of the trainer with a loss of its own, such as `DPOTrainer`; empty for a loss of labels.
         spell: Returns the text of a token by its id.
+        step: The step, for findings.
     """
 
     place: str = "compute_loss"
@@ -80,9 +81,10 @@ class LossSettings:
     head: Any = None
     foreign: str = ""
     spell: Callable[[int], str] = str
+    step: str = "the first step"
 
     @classmethod
-    def of(cls, trainer: Any, model: Any) -> LossSettings:
+    def of(cls, trainer: Any, model: Any, step: str) -> LossSettings:
         """Read them from a `transformers.Trainer`, and from its model without wrappers."""
         owners = [base for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
         owner = owners[0] if owners else type(trainer)
@@ -97,6 +99,7 @@ class LossSettings:
             # a trainer that is made from one with a loss of its own calls it
             foreign=next((base.__name__ for base in owners if has_own_loss(base)), ""),
             spell=lambda token: _spelled(tokenizer, token),
+            step=step,
         )
 
 
@@ -362,7 +365,7 @@ class _Comparison:
             text = f"another term of the loss reaches {count} without a label: {self._of_next(undeclared)}"
             yield Finding("ML327", text, place, "no gradient there, or a column of weights")
         elif spread := self._spread():
-            text = f"the labels of a row weigh differently in the loss of the first step: {spread}"
+            text = f"the labels of a row weigh differently in the loss of {self.settings.step}: {spread}"
             yield Finding("ML327", text, place, "one weight, or a column of weights")
 
     def _weigh_as(self, seen: _Positions, exact: _Positions) -> torch.Tensor:
@@ -446,7 +449,7 @@ class _Comparison:
     def _error(self, fault: str, first: str) -> Finding:
         count = counted(int(self._has_label.sum()), "token")
         expected = f"a loss of the {count} with a label, each predicted from the tokens before it"
-        return Finding("ML326", f"the first step {fault}: {first}", Place.of(self.settings.place), expected)
+        return Finding("ML326", f"{self.settings.step} {fault}: {first}", Place.of(self.settings.place), expected)
 
 
 def _one(seen: _Positions) -> torch.Tensor:

@@ -89,10 +89,15 @@ class StepWatch:
             self._results |= dict.fromkeys(WAITING, _failed(error))
             return None
 
-    def begin_step(self, *, is_judged: bool) -> None:
-        """Begin a step; the gradient of its first batch is recorded if it is to be judged."""
+    def begin_step(self, *, is_judged: bool, name: str = "the first step") -> None:
+        """Begin a step; the gradient of its first batch is recorded if it is to be judged.
+
+        Args:
+            is_judged: Whether it is.
+            name: The step, for findings.
+        """
         self._forget()
-        self._is_judged = is_judged
+        self._is_judged, self._name = is_judged, name
 
     def _take_call(self, decoder: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if not decoder.training:
@@ -154,7 +159,7 @@ class StepWatch:
         if not isinstance(self._batch, Mapping):
             return Result(not_checked=f"the batch of compute_loss is a {type(self._batch).__name__}, not a mapping")
         gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
-        settings = LossSettings.of(self._trainer, self._model)
+        settings = LossSettings.of(self._trainer, self._model, self._name)
         if isinstance(settings.head, torch.nn.Module):
             self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
         floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
