@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, judge_loss
 from pytest_mistral_lora.guarding.packing import arguments_of, judge_call
+from pytest_mistral_lora.guarding.preferences import BatchSides
 
 _PARAMETERS = ("model", "inputs", "return_outputs", "num_items_in_batch")
 """The parameters of `Trainer.compute_loss`."""
@@ -57,6 +58,7 @@ class StepWatch:
 
     def _forget(self) -> None:
         self._columns: dict[str, torch.Tensor] = {}
+        self._sides: BatchSides | None = None
         self._batch: Any = None
         self._hidden: list[torch.Tensor] = []
         self._gradients: dict[int, torch.Tensor] = {}
@@ -131,6 +133,7 @@ class StepWatch:
                 self._batch = batch
                 with suppress(Exception):  # the check then says that there are no labels
                     self._columns = columns_of(batch)
+                    self._sides = BatchSides.of(batch) if self._columns else None
                 self._records = True
             return self._own(*given, **named)
         except BaseException:
@@ -159,7 +162,7 @@ class StepWatch:
             self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
         floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
         precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision), settings)
+        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision, self._sides), settings)
 
     def leave(self) -> None:
         """Stop watching, and give the trainer its `compute_loss` back."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from guarded_runs import first_loss as _result
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -45,22 +46,6 @@ def _verdict(trainer: Any) -> Verdict:
     trainer.train()
     assert callback.verdict is not None
     return callback.verdict
-
-
-def _result(trainer: Any) -> Result:
-    """Watch the first call of a trainer's `compute_loss` and its backward pass, without the rest of its training."""
-    watch = StepWatch(trainer.args, trainer.model, trainer, _pass)
-    watch.begin_step(is_judged=True)
-    trainer.model.train()
-    batches = [next(iter(trainer.get_train_dataloader()))]
-    items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
-    loss = trainer.compute_loss(trainer.model, batches[0], num_items_in_batch=items)
-    if isinstance(loss, torch.Tensor) and loss.requires_grad:
-        loss.float().backward()
-    result = watch.results()[LOSS]
-    watch.leave()
-    assert "compute_loss" not in vars(trainer)
-    return result
 
 
 def _pass(batch: Any) -> None:
