@@ -126,8 +126,21 @@ class LossSettings:
             foreign=foreign,
             answers=answers,
             no_signs=_no_signs(answers, trainer),
+            unread=_unread(trainer, model),
             spell=lambda token: _spelled(tokenizer, token),
         )
+
+
+def _unread(trainer: Any, model: Any) -> str:
+    """Return why the decoder's output does not show the loss of each token of a batch; empty if it does."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return f"{model.active_peft_config.peft_type.value} adds tokens that are not in the batch"
+    if isinstance(getattr(trainer, "model_wrapped", None), torch.nn.DataParallel):
+        return "DataParallel divides the batch among copies of the model"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "cut_cross_entropy" in getattr(base.forward, "__module__", ""):
+        return "cut-cross-entropy drops the gradient of sure tokens"
+    return ""
 
 
 def _no_signs(answers: AnswerLoss | None, trainer: Any) -> str:
@@ -182,6 +195,8 @@ def judge_loss(call: LossCall, settings: LossSettings) -> Result:
 
 def _not_comparable(call: LossCall, settings: LossSettings) -> str:
     """Return why the step cannot be compared; empty if it can."""
+    if settings.unread:
+        return settings.unread
     labels = call.columns.get("labels")
     if settings.foreign and call.sides is None:
         return f"{settings.foreign} computes a loss of its own, which is not that of labels"

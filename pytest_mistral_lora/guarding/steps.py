@@ -109,13 +109,24 @@ class StepWatch:
 
     def _take_output(self, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        if not isinstance(hidden, torch.Tensor):
+            return
+        if torch.is_grad_enabled() and not hidden.requires_grad and self._trains_head_alone():
+            hidden.requires_grad_()
         # a call without a gradient is a look at the model, as for a distillation
-        if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+        if hidden.requires_grad:
             number = len(self._hidden)
             self._hidden.append(hidden.detach())
             self._dtypes |= _dtypes_of(hidden)
             register_hook: Any = hidden.register_hook  # without types
             register_hook(partial(self._take_gradient, self._gradients, number))
+
+    def _trains_head_alone(self) -> bool:
+        """Return whether nothing below the head is trained: the decoder's output then has no gradient by itself."""
+        head = self._model.get_output_embeddings()
+        own = set() if head is None else {id(parameter) for parameter in head.parameters()}
+        trained = {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
+        return bool(trained) and trained <= own
 
     @staticmethod
     def _take_gradient(gradients: dict[int, torch.Tensor], number: int, gradient: torch.Tensor) -> None:
