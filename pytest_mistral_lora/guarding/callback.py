@@ -35,7 +35,10 @@ class MistralGuard(TrainerCallback):
         tokenizer: The Mistral tokenizer, as for `audit`: a path or a name, or a tokenizer in memory. None for the
             trainer's `processing_class`, by its files or by its vocabulary.
         objective: The objective by which the labels are judged, such as `last-answer`, as for `judge`.
-        batches: The number of batches to judge.
+        batches: The number of first batches, each of which is judged or compared with one that was. The rest of the
+            epoch is judged before the first step if its rows are in memory, for ten seconds at most.
+        every: One later step in so many is judged, by its first batch and its gradient. None measures how many: they
+            take less than 0.5 % of the time of the run.
         on_finding: `stop` raises `GuardError` before a weight moves. `warn` logs the verdict, writes it to
             `mistral-guard.json` and `mistral-guard.html` in the output folder, and lets the run go on.
         rules: As for `judge`.
@@ -55,6 +58,7 @@ class MistralGuard(TrainerCallback):
         tokenizer: AnyTokenizer | None = None,
         objective: str | None = None,
         batches: int = 8,
+        every: int | None = None,
         on_finding: OnFinding = "stop",
         rules: str | None = None,
     ) -> None:
@@ -62,10 +66,12 @@ class MistralGuard(TrainerCallback):
             tokenizer_or_path(tokenizer)
         if type(batches) is not int or batches < 1:
             raise InputError(repr(batches), place="batches=", expected="a whole number, 1 or more")
+        if every is not None and (type(every) is not int or every < 1):
+            raise InputError(repr(every), place="every=", expected="a whole number, 1 or more, or None")
         if on_finding not in ("stop", "warn"):
             raise InputError(repr(on_finding), place="on_finding=", expected="'stop' or 'warn'")
         self._settings = GuardSettings(
-            tokenizer, Declaration.given(objective), batches, on_finding, RuleSet.given(rules)
+            tokenizer, Declaration.given(objective), batches, every, on_finding, RuleSet.given(rules)
         )
         self._trainer: Any = None
         self._judge: RunJudge | None = None
@@ -139,6 +145,12 @@ class MistralGuard(TrainerCallback):
         with _survived():
             self._judge.begin(state, trainer)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin a step, which may be one that is judged."""
+        with _survived():
+            if self._judge is not None:
+                self._judge.begin_step(state.global_step)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what a step trains for: its gradients are there, and no weight has moved.
 
@@ -184,6 +196,7 @@ def guard(
     tokenizer: AnyTokenizer | None = None,
     objective: str | None = None,
     batches: int = 8,
+    every: int | None = None,
     on_finding: OnFinding = "stop",
     rules: str | None = None,
 ) -> MistralGuard:
@@ -196,6 +209,7 @@ def guard(
         tokenizer: As for `MistralGuard`.
         objective: As for `MistralGuard`.
         batches: As for `MistralGuard`.
+        every: As for `MistralGuard`.
         on_finding: As for `MistralGuard`.
         rules: As for `MistralGuard`.
 
@@ -215,7 +229,7 @@ def guard(
     if not hasattr(trainer, "add_callback"):
         raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
     callback = MistralGuard(
-        tokenizer=tokenizer, objective=objective, batches=batches, on_finding=on_finding, rules=rules
+        tokenizer=tokenizer, objective=objective, batches=batches, every=every, on_finding=on_finding, rules=rules
     )
     callback.use_trainer(trainer)
     trainer.add_callback(callback)

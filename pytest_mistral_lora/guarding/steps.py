@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, judge_loss
 from pytest_mistral_lora.guarding.packing import arguments_of, judge_call
+from pytest_mistral_lora.guarding.preferences import BatchSides
 
 _PARAMETERS = ("model", "inputs", "return_outputs", "num_items_in_batch")
 """The parameters of `Trainer.compute_loss`."""
@@ -57,6 +58,7 @@ class StepWatch:
 
     def _forget(self) -> None:
         self._columns: dict[str, torch.Tensor] = {}
+        self._sides: BatchSides | None = None
         self._batch: Any = None
         self._hidden: list[torch.Tensor] = []
         self._gradients: dict[int, torch.Tensor] = {}
@@ -89,10 +91,15 @@ class StepWatch:
             self._results |= dict.fromkeys(WAITING, _failed(error))
             return None
 
-    def begin_step(self, *, is_judged: bool) -> None:
-        """Begin a step; the gradient of its first batch is recorded if it is to be judged."""
+    def begin_step(self, *, is_judged: bool, name: str = "the first step") -> None:
+        """Begin a step; the gradient of its first batch is recorded if it is to be judged.
+
+        Args:
+            is_judged: Whether it is.
+            name: The step, for findings.
+        """
         self._forget()
-        self._is_judged = is_judged
+        self._is_judged, self._name = is_judged, name
 
     def _take_call(self, decoder: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if not decoder.training:
@@ -107,13 +114,24 @@ class StepWatch:
 
     def _take_output(self, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        if not isinstance(hidden, torch.Tensor):
+            return
+        if torch.is_grad_enabled() and not hidden.requires_grad and self._trains_head_alone():
+            hidden.requires_grad_()
         # a call without a gradient is a look at the model, as for a distillation
-        if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+        if hidden.requires_grad:
             number = len(self._hidden)
             self._hidden.append(hidden.detach())
             self._dtypes |= _dtypes_of(hidden)
             register_hook: Any = hidden.register_hook  # without types
             register_hook(partial(self._take_gradient, self._gradients, number))
+
+    def _trains_head_alone(self) -> bool:
+        """Return whether nothing below the head is trained: the decoder's output then has no gradient by itself."""
+        head = self._model.get_output_embeddings()
+        own = set() if head is None else {id(parameter) for parameter in head.parameters()}
+        trained = {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
+        return bool(trained) and trained <= own
 
     @staticmethod
     def _take_gradient(gradients: dict[int, torch.Tensor], number: int, gradient: torch.Tensor) -> None:
@@ -131,6 +149,7 @@ class StepWatch:
                 self._batch = batch
                 with suppress(Exception):  # the check then says that there are no labels
                     self._columns = columns_of(batch)
+                    self._sides = BatchSides.of(batch) if self._columns else None
                 self._records = True
             return self._own(*given, **named)
         except BaseException:
@@ -154,12 +173,12 @@ class StepWatch:
         if not isinstance(self._batch, Mapping):
             return Result(not_checked=f"the batch of compute_loss is a {type(self._batch).__name__}, not a mapping")
         gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
-        settings = LossSettings.of(self._trainer, self._model)
+        settings = LossSettings.of(self._trainer, self._model, self._name)
         if isinstance(settings.head, torch.nn.Module):
             self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
         floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
         precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision), settings)
+        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision, self._sides), settings)
 
     def leave(self) -> None:
         """Stop watching, and give the trainer its `compute_loss` back."""

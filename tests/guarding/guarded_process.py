@@ -20,6 +20,20 @@ def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) ->
     return cross_entropy(outputs.logits[:, :-2].flatten(0, 1), labels[:, 2:].flatten())
 
 
+def _masks_late(trainer: Any) -> None:
+    """Let the collator of the second process mask the EOS of each row from its third batch on."""
+    own, calls = trainer.data_collator, []
+
+    def collate(items: list[dict[str, Any]]) -> Any:
+        calls.append(len(items))
+        batch = own(items)
+        if os.environ["RANK"] == "1" and len(calls) > 2:
+            batch["labels"][batch["input_ids"] == 2] = -100
+        return batch
+
+    trainer.data_collator = collate
+
+
 def main(base: Path, output: Path, how: str) -> None:
     rows = encoded(Oracle(shipped_tokenizer("spm-v3")), chat_rows(16), messages=True)
     if how in ("stop", "warn"):
@@ -28,7 +42,10 @@ def main(base: Path, output: Path, how: str) -> None:
     trainer = make_trainer(base, rows, output, **settings)
     if how == "stop at the loss":
         trainer.compute_loss_func = _shifted_twice
-    callback = None if how == "unguarded" else guard(trainer, on_finding=cast(OnFinding, how.partition(" ")[0]))
+    if how == "stop at a later step":
+        _masks_late(trainer)
+    on_finding = cast(OnFinding, how.partition(" ")[0])
+    callback = None if how == "unguarded" else guard(trainer, on_finding=on_finding, batches=1, every=1)
     found: dict[str, Any] = {"stopped": ""}
     try:
         trainer.train()
