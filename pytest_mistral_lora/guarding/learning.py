@@ -1,13 +1,14 @@
 """What the first two steps of a run move: each tensor that is trained, by its gradient, and no frozen one.
 
-A weight that moved proves nothing, since weight decay moves each. A gradient that is not zero does. Two steps are needed:
-the second factor of a LoRA adapter is zero at first, and as long as it is, the first one has no gradient.
+A weight that moved proves nothing, since weight decay moves each. A gradient that is not zero does. Two steps are
+needed: the second factor of a LoRA adapter is zero at first, and as long as it is, the first one has no gradient.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -36,9 +37,15 @@ _PARTNERS = {"lora_A": "lora_B", "lora_B": "lora_A"} | {
 }
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SCHEDULE = Place(NamedSource("lr_scheduler", is_value=True))
-_HOLDS_ALL = 'Make the optimizer of the model that is trained, after its adapter: `optimizers=(OPTIMIZER, None)`, or none.'
-_HAS_RATE = "Set `learning_rate` above 0, and a warm-up that is shorter than the run: look at `warmup_steps` and `max_steps`."
-_STAYS = "Look for an optimizer that moves more than its own parameters, and for a trained tensor that shares its memory."
+_HOLDS_ALL = (
+    "Make the optimizer of the model that is trained, after its adapter: `optimizers=(OPTIMIZER, None)`, or none."
+)
+_HAS_RATE = (
+    "Set `learning_rate` above 0, and a warm-up that is shorter than the run: look at `warmup_steps` and `max_steps`."
+)
+_STAYS = (
+    "Look for an optimizer that moves more than its own parameters, and for a trained tensor that shares its memory."
+)
 
 
 class LearningWatch:
@@ -104,18 +111,19 @@ class LearningWatch:
             self.leave()
 
     def _look(self, optimizer: Any) -> None:
-        self._touched = _with_gradient(self._untouched)
-        is_learning = self._touched or any(_with_gradient({name: one}) for name, one in self._trained.items())
+        largest = _largest_gradients(self._trained)
+        self._touched = {name for name, value in largest.items() if value}
         rates = [float(group.get("lr") or 0) for group in getattr(optimizer, "param_groups", ())]
-        self._moves = bool(is_learning) and (not rates or any(rates))
+        # a fused optimizer skips a step itself: accelerate does not know of it
+        is_finite = all(map(math.isfinite, largest.values()))
+        self._moves = bool(self._touched) and is_finite and (not rates or any(rates))
         self._before = _checksums(self._still_frozen) if self._moves else {}
 
     def _look_again(self, optimizer: Any) -> None:
         self._seen += 1
         if self._moves and not getattr(optimizer, "step_was_skipped", False):
             self._steps += 1
-            for name in self._touched:
-                del self._untouched[name]
+            self._untouched = {name: one for name, one in self._untouched.items() if name not in self._touched}
             now = _checksums(self._still_frozen)
             self._moved |= {name for name, known in self._before.items() if now.get(name, known) != known}
             if self._steps == 1:
@@ -133,7 +141,11 @@ class LearningWatch:
 
     def results(self) -> Mapping[str, Result]:
         """Return the result of each check so far."""
-        return {OPTIMIZER: self._optimizer, GRADIENTS: self._judged_gradients(), FROZEN: self._judged_frozen()}
+        return {OPTIMIZER: self._optimizer, **self.moved()}
+
+    def moved(self) -> Mapping[str, Result]:
+        """Return the results of the checks that need steps."""
+        return {GRADIENTS: self._judged_gradients(), FROZEN: self._judged_frozen()}
 
     @property
     def _still_frozen(self) -> dict[str, Any]:
@@ -151,7 +163,7 @@ class LearningWatch:
                 self._hooks.append(hook)
 
     def _take_call(self, name: str, module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not (module.training and torch.is_grad_enabled()):
+        if not module.training:
             return
         values = (value for value in chain(given, named.values()) if isinstance(value, torch.Tensor))
         tokens = next(values, None)
@@ -163,7 +175,10 @@ class LearningWatch:
             self._called.add(name)
 
     def _judged_gradients(self) -> Result:
-        facts = (("trained tensors", len(self._trained)), ("with a gradient", len(self._trained) - len(self._untouched)))
+        facts = (
+            ("trained tensors", len(self._trained)),
+            ("with a gradient", len(self._trained) - len(self._untouched)),
+        )
         if not self._untouched:
             return Result(facts=facts)
         if self._unseen or self._steps < _STEPS:
@@ -204,7 +219,9 @@ class LearningWatch:
         if self._moved:
             first = without_wrappers(min(self._moved))
             found = f"the optimizer moved {first}{and_more(1, len(self._moved))}, which cannot be trained"
-            return Result((Finding("ML302", found, MODEL_PLACE, "the weights before the step", fix=_STAYS),), facts=facts)
+            return Result(
+                (Finding("ML302", found, MODEL_PLACE, "the weights before the step", fix=_STAYS),), facts=facts
+            )
         if self._frozen and (self._unseen or not self._steps):
             return Result(not_checked=self._unseen or self._too_few)
         return Result(facts=facts)
@@ -212,6 +229,8 @@ class LearningWatch:
     @property
     def _too_few(self) -> str:
         """Why two steps that move weights have not been seen."""
+        if not self.is_done:
+            return "the run has not come to its first step"
         if not self._seen:
             return "no step was taken"
         return f"{counted(self._steps, 'step')} of {self._seen} moved weights, and two are needed"
@@ -269,7 +288,9 @@ def _rates(scheduler: Any, count: int) -> Iterator[list[float]]:
         raise _UnknownScheduleError(f"the rates of a {type(scheduler).__name__} are not known ahead")
     begin = scheduler.last_epoch
     for step in range(begin, begin + count, -(-count // _MOST_RATES)):
-        yield [float(base) * float(function(step)) for base, function in zip(scheduler.base_lrs, functions, strict=True)]
+        yield [
+            float(base) * float(function(step)) for base, function in zip(scheduler.base_lrs, functions, strict=True)
+        ]
 
 
 def _why_unseen(trainer: Any) -> str:
@@ -293,16 +314,23 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _with_gradient(parameters: Mapping[str, torch.Tensor]) -> set[str]:
-    """Return the names of the tensors whose gradient is not zero."""
-    flags: dict[torch.device, dict[str, torch.Tensor]] = {}
+def _largest_gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the largest absolute number of each gradient, by the name of its tensor."""
+    found: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, parameter in parameters.items():
-        if parameter.grad is not None:
-            gradient = _local(parameter.grad)
-            gradient = gradient._values() if gradient.is_sparse else gradient
-            flags.setdefault(gradient.device, {})[name] = gradient.any()
-    found = (zip(by_name, torch.stack([*by_name.values()]).tolist(), strict=True) for by_name in flags.values())
-    return {name for name, is_there in chain.from_iterable(found) if is_there}
+        gradient = None if parameter.grad is None else _local(parameter.grad)
+        if gradient is not None and gradient.is_sparse:
+            gradient = gradient._values()
+        if gradient is not None and gradient.numel():
+            norm = torch.linalg.vector_norm(gradient, torch.inf)
+            found.setdefault(gradient.device, {})[name] = norm.float()
+    return dict(_fetched(found))
+
+
+def _fetched(values: Mapping[torch.device, Mapping[str, torch.Tensor]]) -> Iterator[tuple[str, Any]]:
+    """Yield values with their names; those of a device are fetched at once."""
+    for by_name in values.values():
+        yield from zip(by_name, torch.stack([*by_name.values()]).tolist(), strict=True)
 
 
 def _checksums(parameters: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -314,7 +342,4 @@ def _checksums(parameters: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, .
         sample = flat[:: flat.numel() // max(_SAMPLED, 2 * max(parameter.shape[:1], default=0)) | 1].contiguous()
         bits = sample.view(_BITS[sample.element_size()]).long()
         sums.setdefault(flat.device, {})[name] = torch.stack([bits.sum(), (bits * bits).sum()])
-    found: Iterable[tuple[str, Any]] = chain.from_iterable(
-        zip(by_name, torch.stack([*by_name.values()]).tolist(), strict=True) for by_name in sums.values()
-    )
-    return {name: tuple(values) for name, values in found}
+    return {name: tuple(values) for name, values in _fetched(sums)}
