@@ -88,18 +88,20 @@ def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
         ("input embeddings", target.model.get_input_embeddings()),
         ("output embeddings", target.model.get_output_embeddings()),
     ):
-        weight = getattr(module, "weight", None)
-        # a weight that DeepSpeed shards has its whole shape beside it; one of FSDP may be empty here
-        shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
-        count = shape[0] if len(shape) == 2 else 0
+        count = next(iter(embedding_shape(module)), 0)
         beyond = [token for token in target.ids if token >= count > 0]
         without = f", and the batches have the id {min(beyond)}{and_more(1, len(beyond))}" if beyond else ""
         if 0 < count < tokens:
             found = f"the {name} have {count:,} rows, and the tokenizer has {tokens:,} tokens{without}"
             yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
-        elif without:
-            found = f"the {name} have {count:,} rows{without}"
-            yield Finding("ML520", found, MODEL_PLACE, f"ids from 0 to {tokens - 1}")
+
+
+def embedding_shape(module: Any) -> Sequence[int]:
+    """Return the rows and columns of an embedding or a head; nothing if they cannot be told here."""
+    weight = getattr(module, "weight", None)
+    # a weight that DeepSpeed shards has its whole shape beside it; one of FSDP may be empty here
+    shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
+    return shape if len(shape) == 2 else ()
 
 
 def _template(target: TrainerTarget) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,12 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
-from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.finding import RULES, Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.conformance.trainer import embedding_shape
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
@@ -205,7 +207,11 @@ def _of_trainer(
     """
     of_preferences = any("input_ids" not in row.record for row in read.rows)
     declared = run.declared(read.sample, of_preferences=of_preferences)
-    return run.fixes(read.sample, of_preferences=of_preferences), Declaration.agreed(objective, declared)
+    fixes = dict(run.fixes(read.sample, of_preferences=of_preferences))
+    with suppress(Exception):  # of a model of another kind
+        for rows in embedding_shape(run.model.get_input_embeddings())[:1]:
+            fixes["ML520"] = f"The embeddings have {rows:,} rows. {fixes.get('ML520', RULES['ML520'].fix_text)}"
+    return fixes, Declaration.agreed(objective, declared)
 
 
 def judge_later_step(
