@@ -67,7 +67,7 @@ def with_theta(artifact: Artifact, theta: float) -> None:
     trains(artifact, change)
 
 
-@mutant("ML328", "N189", says="frequency 1 of the rotary embedding")
+@mutant("ML328", says="frequency 1 of the rotary embedding")
 def theta_that_is_changed_later(artifact: Artifact) -> None:
     """The configuration has another rope_theta than the layers."""
     with_theta(artifact, 5e6)
