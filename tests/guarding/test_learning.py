@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from guarded_runs import (
+    chat_rows,
+    decay_everything,
+    detach_last_layer,
+    encoded,
+    lora_model,
+    losses_of,
+    make_trainer,
+    optimize_base,
+)
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from test_loaded_model import adapted, tied
@@ -62,9 +71,7 @@ def _found(verdict: Verdict) -> set[tuple[str, str, str]]:
 
 def detached(base: Path) -> Any:
     model = lora_model(base)
-    layer = model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
-    own = layer.lora_B["default"].forward
-    layer.lora_B["default"].forward = lambda *given: own(*given).detach()
+    detach_last_layer(model)
     return model
 
 
@@ -86,27 +93,6 @@ def sharing(base: Path) -> Any:
     return model
 
 
-class DecaysEverything(torch.optim.AdamW):
-    """An optimizer with a decay of its own, of each tensor that it knows."""
-
-    def step(self, closure: Any = None) -> Any:
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.mul_(0.99)
-        return super().step(closure)
-
-
-def decaying(trainer: Any) -> None:
-    trainer.optimizer = DecaysEverything([one for one in trainer.model.parameters() if one.requires_grad], lr=1e-4)
-    trainer.optimizer.model = trainer.model
-
-
-def before_the_adapter(trainer: Any) -> None:
-    """Make the optimizer of the base alone, as one that is made before its adapter."""
-    base = [one for name, one in trainer.model.named_parameters() if "lora_" not in name]
-    trainer.optimizer = torch.optim.AdamW(base, lr=1e-4)
-
-
 def without_the_last(trainer: Any) -> None:
     *known, _ = [one for one in trainer.model.parameters() if one.requires_grad]
     trainer.optimizer = torch.optim.AdamW(known, lr=1e-4)
@@ -126,7 +112,7 @@ FAULTS: dict[str, tuple[Callable[..., Verdict], tuple[str, str, str], str]] = {
         "1 of 8 trained tensors",
     ),
     "before the adapter": (
-        lambda train, base: train(change=before_the_adapter),
+        lambda train, base: train(change=optimize_base),
         ("ML303", "error", "model"),
         "lora_A.default.weight, and 7 more",
     ),
@@ -135,7 +121,11 @@ FAULTS: dict[str, tuple[Callable[..., Verdict], tuple[str, str, str], str]] = {
         ("ML303", "error", "model"),
         "layers.1.self_attn.v_proj.lora_B",
     ),
-    "decays everything": (lambda train, base: train(change=decaying), ("ML302", "error", "model"), "and 20 more"),
+    "decays everything": (
+        lambda train, base: train(change=decay_everything),
+        ("ML302", "error", "model"),
+        "and 20 more",
+    ),
     "in its memory": (lambda train, base: train(sharing(base)), ("ML302", "error", "model"), "embed_tokens"),
     "rate of 0": (lambda train, base: train(learning_rate=0.0), ("ML320", "error", "lr_scheduler"), "3 steps"),
     "only a warm-up": (
@@ -198,6 +188,18 @@ def idle_experts(base: Path) -> Any:
     return adapted(model, target_modules=["q_proj", "up_proj"])
 
 
+def peaked(base: Path) -> Any:
+    """Return a model that is sure of each token of a row, with an adapter."""
+    model = MistralForCausalLM.from_pretrained(base)
+    ids = torch.arange(100, 130)[None]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return adapted(model, target_modules=["q_proj", "k_proj", "up_proj"])
+
+
 def lora_fa(base: Path) -> Any:
     model = lora_model(base)
     for name, parameter in model.named_parameters():
@@ -254,6 +256,7 @@ SOUND: dict[str, Callable[[Any, Path], Verdict]] = {
     "adafactor": lambda train, base: train(optim="adafactor"),
     "sgd": lambda train, base: train(optim="sgd", learning_rate=0.1),
     "frozen layers": lambda train, base: train(frozen_layers(base)),
+    "peaked": lambda train, base: train(peaked(base)),
     "mixtral": lambda train, base: train(experts()),
     "adapted experts": lambda train, base: train(
         experts(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])

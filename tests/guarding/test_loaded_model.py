@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_runs import begin, chat_rows, encoded, lora_model, make_trainer
+from guarded_runs import begin, chat_rows, encoded, grown_model, lora_model, make_trainer, scale_layers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
@@ -99,11 +99,9 @@ def rope(base: Path, theta: float, *, loaded: bool) -> Any:
     return model
 
 
-def scaled(base: Path, change: Callable[[Any], None], **settings: Any) -> Any:
+def scaled(base: Path, factor: float, **settings: Any) -> Any:
     model = lora_model(base, **settings)
-    for module in model.modules():
-        if hasattr(module, "scale_layer"):
-            change(module)
+    scale_layers(model, factor)
     return model
 
 
@@ -138,13 +136,8 @@ ERROR, NOTE, OF_CONFIG = ("ML321", "error", "model"), ("ML328", "note", "model")
 CHANGED = ("ML328", "note", "model.config")
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], Found, str]] = {
-    "scale_layer": (lambda base: scaled(base, lambda layer: layer.scale_layer(0.5)), ERROR, "multiplied by 1"),
-    "set_scale": (lambda base: scaled(base, lambda layer: layer.set_scale("default", 4)), ERROR, "multiplied by 8"),
-    "rslora": (
-        lambda base: scaled(base, lambda layer: layer.set_scale("default", 4), use_rslora=True),
-        ERROR,
-        "√r 4",
-    ),
+    "scale": (lambda base: scaled(base, 0.5), ERROR, "multiplied by 1"),
+    "scale of rslora": (lambda base: scaled(base, 4, use_rslora=True), ERROR, "√r 4"),
     "alpha": (lambda base: with_config(base, "lora_alpha", 32), ERROR, "8: lora_alpha 32 / r 4"),
     "pattern": (lambda base: with_config(base, "alpha_pattern", {"v_proj": 1}), ERROR, "0.25: lora_alpha 1 / r 4"),
     "another adapter": (lambda base: second_adapter(base, "second"), ERROR, "'second' acts"),
@@ -178,6 +171,31 @@ def test_a_model_that_contradicts_itself_is_found(name: str, base: Path, judged:
     verdict = judged(make(base))
     assert _named(verdict) == {found}, str(verdict)
     assert says in " ".join(f"{finding.found} {finding.expected}" for finding in verdict.findings)
+
+
+def with_own_rows(base: Path) -> Any:
+    model = grown_model(base)
+    weight = model.get_input_embeddings().weight
+    weight.data[29_000:] = torch.randn(len(weight) - 29_000, weight.shape[1]) * weight[:29_000].std()
+    return model
+
+
+GROWN: dict[str, tuple[Callable[[Path], Any], set[Found]]] = {
+    "as they were drawn": (grown_model, {("ML329", "error", "model")}),
+    "with values of their own": (with_own_rows, {("ML329", "note", "model")}),
+    "tokens": (lambda base: grown_model(base, trainable_token_indices=[*range(29_000, 32_768)]), set()),
+    "other tokens": (lambda base: grown_model(base, trainable_token_indices=[5]), {("ML329", "error", "model")}),
+    "modules_to_save": (lambda base: grown_model(base, modules_to_save=["embed_tokens"]), set()),
+    "embeddings": (lambda base: grown_model(base, target_modules=["embed_tokens"]), set()),
+    "full": (lambda base: grown_model(base).unload().requires_grad_(True), set()),
+}
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_new_rows_of_the_embeddings_are_to_be_trained(name: str, base: Path, judged: Callable[[Any], Verdict]) -> None:
+    make, found = GROWN[name]
+    verdict = judged(make(base))
+    assert _named(verdict) == found, str(verdict)
 
 
 SOUND: dict[str, Callable[[Path], Any]] = {

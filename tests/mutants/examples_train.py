@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import mutants_train_layers as layers
 import mutants_train_loaded as loaded
@@ -11,6 +12,7 @@ import mutants_train_rows as rows
 import mutants_train_saved as saved
 import mutants_train_seeds as seeds
 from gallery import Artifact, Example
+from guarded_runs import grown_model
 from torch.nn.functional import cross_entropy
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -213,4 +215,4 @@ class ML329(Example):
     mutant = loaded.rows_that_nobody_trains
 
     def sound(self, artifact: Artifact) -> None:
-        loaded.grown_model(artifact, modules_to_save=["embed_tokens"])
+        artifact["guarded"] = {"model": partial(grown_model, modules_to_save=["embed_tokens"])}

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from gallery import Artifact, mutant
-from guarded_runs import lora_model
-from peft import LoraConfig, get_peft_model
-from transformers import MistralForCausalLM
+from guarded_runs import decay_everything, detach_last_layer, grown_model, lora_model, optimize_base, scale_layers
+from peft import LoraConfig
 
 
 def trains(artifact: Artifact, change: Callable[[Any], Any], **settings: Any) -> None:
@@ -27,12 +25,7 @@ def trains(artifact: Artifact, change: Callable[[Any], Any], **settings: Any) ->
 def scaled_layers(artifact: Artifact) -> None:
     """The layers of the adapter have half of the scale that its configuration gives."""
 
-    def change(model: Any) -> None:
-        for module in model.modules():
-            if hasattr(module, "scale_layer"):
-                module.scale_layer(0.5)
-
-    trains(artifact, change)
+    trains(artifact, lambda model: scale_layers(model, 0.5))
 
 
 @mutant("ML321.sizes", says="num_key_value_heads * head_dim is")
@@ -73,72 +66,31 @@ def theta_that_is_changed_later(artifact: Artifact) -> None:
     with_theta(artifact, 5e6)
 
 
-def grown_model(artifact: Artifact, **adapter: Any) -> None:
-    """Train an adapter on a model of 29,000 tokens, whose embeddings were resized for the tokenizer."""
-
-    def model(base: Path) -> Any:
-        made = MistralForCausalLM.from_pretrained(base)
-        made.resize_token_embeddings(29_000)
-        made.save_pretrained(base.parent / "small")
-        made = MistralForCausalLM.from_pretrained(base.parent / "small")
-        made.resize_token_embeddings(32_768)
-        config = {"r": 4, "target_modules": ["q_proj", "v_proj"], **adapter}
-        return get_peft_model(made, LoraConfig(task_type="CAUSAL_LM", **config))
-
-    artifact["guarded"] = {"model": model}
-
-
 @mutant("ML329", says="are the same to the model")
 def rows_that_nobody_trains(artifact: Artifact) -> None:
     """The embeddings were resized, the new rows are used, and they stay as they were drawn."""
-    grown_model(artifact)
+    artifact["guarded"] = {"model": grown_model}
 
 
 @mutant("ML303", says="1 of 8 trained tensors had no gradient")
 def output_that_is_detached(artifact: Artifact) -> None:
     """A layer of the adapter is cut off from the loss."""
 
-    def change(model: Any) -> None:
-        [layer, *_] = [module for name, module in model.named_modules() if name.endswith("v_proj.lora_B.default")]
-        own = layer.forward
-        layer.forward = lambda *given: own(*given).detach()
-
-    trains(artifact, change)
+    trains(artifact, detach_last_layer)
 
 
 @mutant("ML303", says="the optimizer does not have")
 def optimizer_of_the_base(artifact: Artifact) -> None:
     """The optimizer was made before the adapter."""
 
-    def change(trainer: Any) -> None:
-        base = [parameter for name, parameter in trainer.model.named_parameters() if "lora_" not in name]
-        trainer.optimizer = torch.optim.AdamW(base, lr=1e-4)
-
-    artifact["guarded"] = {"change": change}
-
-
-class _DecaysEverything(torch.optim.AdamW):
-    """An optimizer that decays each tensor of a model, and not only its own."""
-
-    model: Any
-
-    def step(self, closure: Any = None) -> Any:
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.mul_(0.99)
-        return super().step(closure)
+    artifact["guarded"] = {"change": optimize_base}
 
 
 @mutant("ML302", says="the optimizer moved")
 def optimizer_that_moves_the_base(artifact: Artifact) -> None:
     """The decay of weights reaches the frozen base."""
 
-    def change(trainer: Any) -> None:
-        trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        trainer.optimizer = _DecaysEverything(trained, lr=1e-4)
-        trainer.optimizer.model = trainer.model
-
-    artifact["guarded"] = {"change": change}
+    artifact["guarded"] = {"change": decay_everything}
 
 
 @mutant("ML320", "I49", says="the learning rate is 0 in each of the 3 steps")
