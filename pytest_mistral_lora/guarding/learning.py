@@ -158,7 +158,9 @@ class LearningWatch:
             return
         modules = dict(self._model.named_modules())
         for owner in {_owner(name) for name in self._untouched}:
-            if (module := modules.get(owner)) is not None:
+            module = modules.get(owner)
+            # a module with others in it may leave a tensor of its own out, such as that of images
+            if module is not None and (hasattr(module, "lora_A") or not _holds_others(module)):
                 hook = module.register_forward_pre_hook(partial(self._take_call, owner), with_kwargs=True)
                 self._hooks.append(hook)
 
@@ -237,6 +239,8 @@ class LearningWatch:
 
     def _judged_optimizer(self, trainer: Any, state: Any) -> Result:
         optimizer = getattr(trainer, "optimizer", None)
+        if trainer is None:
+            return Result(not_checked="the guard knows no trainer: call guard(trainer)")
         if optimizer is None:
             return Result(not_checked="the trainer makes its optimizer when it trains")
         if "LayerWise" in type(getattr(optimizer, "optimizer", optimizer)).__name__:
@@ -252,7 +256,8 @@ class LearningWatch:
         """Yield a finding if tensors are to be trained that the optimizer does not have."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         absent = [name for name, parameter in self._trained.items() if id(parameter) not in held]
-        if absent:
+        # who trains a part of a model may leave the others out of the optimizer alone
+        if absent and (hasattr(self._model, "peft_config") or len(absent) == len(self._trained)):
             found = f"the optimizer does not have {without_wrappers(absent[0])}{and_more(1, len(absent))}"
             expected = f"each of the {counted(len(self._trained), 'tensor')} that can be trained"
             yield Finding("ML303", found, MODEL_PLACE, expected, fix=_HOLDS_ALL)
@@ -306,6 +311,11 @@ def _owner(name: str) -> str:
     match = _OF_ADAPTER.search(name)
     owner = name[: match.start()] if match else name.rpartition(".")[0]
     return owner.removesuffix(".trainable_tokens_delta")
+
+
+def _holds_others(module: torch.nn.Module) -> bool:
+    """Return whether modules within a module have parameters."""
+    return any(any(True for _ in child.parameters()) for child in module.children())
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ class EncodedRowComparison:
 
     def _place_faults(self, faults: list[EncodingFault], difference: TokenDiff) -> Iterator[Finding]:
         parts, row = shown_difference(difference, self.place), self.row.to_jsonl()
-        if outside_fault(self.ids, self.oracle) and _NO_TEXT in row:
+        if outside_fault(tuple(self.ids), self.oracle) and _NO_TEXT in row:
             parts, row = {}, ""  # read back from ids that have no text
         for fault in faults:
             expected = fault.expected
