@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, MistralLoraError, counted, one_line
 from pytest_mistral_lora.guarding.batches import (
@@ -26,6 +27,7 @@ from pytest_mistral_lora.guarding.batches import (
 )
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.evaluation import first_eval_rows
+from pytest_mistral_lora.guarding.first_batch import shown_tokens
 from pytest_mistral_lora.guarding.pace import Pace
 from pytest_mistral_lora.guarding.processes import from_each_process, log_crash, raise_together, say
 from pytest_mistral_lora.guarding.rows import FirstRows, GuardedRow, RowFigures
@@ -39,6 +41,7 @@ from pytest_mistral_lora.guarding.verdict import (
     of_step,
     with_later_step,
     with_results,
+    with_tokens,
 )
 from pytest_mistral_lora.judging import Verdict
 
@@ -197,7 +200,8 @@ class RunJudge:
                 # rows that are judged later have these results with them
                 if self.verdict is not None or is_error:
                     results = of_step(self._first_step)
-                    self.verdict = with_results(self.verdict, "trainer", results, self._settings.rules)
+                    verdict = with_results(self.verdict, "trainer", results, self._settings.rules)
+                    self.verdict = with_tokens(verdict, self._shown())
                 if is_error:
                     failure = str(self.verdict)
             except Exception as error:
@@ -207,6 +211,11 @@ class RunJudge:
         if failures:
             self._line = None
         self._print_line()
+
+    def _shown(self) -> Iterator[TokenRow]:
+        """Yield the rows of the first batch for the page of tokens."""
+        if self._watch is not None and self._watch.seen is not None and self._rows:
+            yield from shown_tokens(*self._watch.seen, self._rows[0], self._run.known.oracle)
 
     def rehearse(self, trainer: Any) -> None:
         """Judge a run as far as its first step, with the gradient of its first batch, and move no weight.

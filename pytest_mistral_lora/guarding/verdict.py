@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.objective import Declaration
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -276,6 +277,11 @@ def with_results(verdict: Verdict | None, name: str, results: Results, rules: Ru
     """
     with opened_session([WatchedTarget(name, results=results)], CheckOptions(rules=rules)) as session:
         return verdict_of(session, _COMMAND, earlier=verdict)
+
+
+def with_tokens(verdict: Verdict, rows: Iterable[TokenRow]) -> Verdict:
+    """Return a verdict with rows for its page of tokens, before those of its findings."""
+    return replace(verdict, _rows=(*rows, *verdict._rows))
 
 
 def of_step(results: Mapping[str, Result]) -> Results:
