@@ -29,6 +29,7 @@ from pytest_mistral_lora.guarding.verdict import (
     green_line,
     judge_run,
     judged_rows,
+    note_lines,
     with_later_step,
     with_tokens,
 )
@@ -157,7 +158,8 @@ class LoopWatch:
         for rank, text in failures:
             _LOG.warning("process %d: the guard warns\n%s", rank, text)
         if self._step == 0 and not failures and self.verdict is not None and is_first_process():
-            say(green_line(self.verdict, rows, rows.figures, seconds))
+            for line in (green_line(self.verdict, rows, rows.figures, seconds), *note_lines(self.verdict)):
+                say(line)
 
     def _failure(self, rows: FirstRows, results: Mapping[str, Result], started: float) -> str:
         """Add what a step shows to the verdict; return the verdict if it is an error."""

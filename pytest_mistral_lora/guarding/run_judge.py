@@ -38,6 +38,7 @@ from pytest_mistral_lora.guarding.verdict import (
     green_line,
     judge_run,
     judged_rows,
+    note_lines,
     of_step,
     with_later_step,
     with_results,
@@ -88,6 +89,7 @@ class RunJudge:
         self._pace = Pace(settings.every, 0)
         self._late: list[GuardedRow] | None = None
         self._late_steps: list[str] = []
+        self._said: set[str] = set()
         self._are_rows_judged = self._is_step_judged = False
         self._started = self._seconds = 0.0
         self._line: Callable[[Verdict], str] | None = None
@@ -255,6 +257,7 @@ class RunJudge:
         if self._late_steps and self._is_first_process:
             count = counted(len(self._late_steps), "later step")
             say(f"mistral guard: {count} judged{self._pace.words}")
+            self._say_notes()
 
     def _judge_remaining(self, moment: str) -> None:
         """Judge all rows so far at a moment, in words, unless no more were to come."""
@@ -419,8 +422,17 @@ class RunJudge:
         try:
             if line is not None and self.verdict is not None:
                 say(line(self.verdict))
+                self._say_notes()
         except Exception as error:
             log_crash(error)
+
+    def _say_notes(self) -> None:
+        """Print a line for each note, once."""
+        if self.verdict is not None and self._is_first_process:
+            for line in note_lines(self.verdict):
+                if line not in self._said:
+                    say(line)
+                self._said.add(line)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:

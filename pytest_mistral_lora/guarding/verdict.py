@@ -338,6 +338,14 @@ def _cost(epoch: EpochRows, read: FirstRows, seconds: float) -> str:
     return f"guard: {counted(figures.rows, 'row')} of {figures.words}; judged in {seconds:.2f} s{watched}"
 
 
+def note_lines(verdict: Verdict) -> list[str]:
+    """Return a line for each note of a verdict."""
+    notes = [finding for finding in verdict.findings if finding.severity == "note"]
+    return [
+        f"  note {finding.rule} {one_line(str(finding.place))}: {one_line(finding.words, 200)}" for finding in notes
+    ]
+
+
 def green_line(
     verdict: Verdict,
     read: FirstRows,
