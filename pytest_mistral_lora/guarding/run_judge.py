@@ -90,7 +90,7 @@ class RunJudge:
         self._late: list[GuardedRow] | None = None
         self._late_steps: list[str] = []
         self._said: set[str] = set()
-        self._are_rows_judged = self._is_step_judged = False
+        self._are_rows_judged = self._is_step_judged = self._is_left = False
         self._started = self._seconds = 0.0
         self._line: Callable[[Verdict], str] | None = None
 
@@ -141,9 +141,10 @@ class RunJudge:
             step: The number of steps before it.
         """
         self._step, self._late = step, None
-        if self._watch is not None and self._is_step_judged:
+        if self._is_step_judged:
             self._pace.begin_step(step, self._seconds)
-            self._watch.begin_step(is_judged=self._pace.is_judged(step), name=f"step {step + 1}")
+            if self._watch is not None:
+                self._watch.begin_step(is_judged=self._pace.is_judged(step), name=f"step {step + 1}")
 
     def judge_step(self) -> None:
         """Judge what a step has shown, exchange the outcome with the other processes, stop or warn.
@@ -153,7 +154,7 @@ class RunJudge:
         """
         if not self._is_step_judged:
             self._judge_first_step()
-        elif self._watch is not None and self._pace.is_judged(self._step):
+        elif not self._is_left and self._pace.is_judged(self._step):  # even if this process watches nothing
             self._judge_later_step()
 
     def _judge_later_step(self) -> None:
@@ -177,7 +178,8 @@ class RunJudge:
 
     def _failure_of(self, name: str) -> str:
         """Add what a later step shows for the first time to the verdict; return the verdict if it is an error."""
-        assert self._watch is not None
+        if self._watch is None:
+            return ""
         self.verdict, failure = with_later_step(
             self.verdict,
             self._run,
@@ -267,6 +269,7 @@ class RunJudge:
 
     def leave(self) -> None:
         """Watch the run no more."""
+        self._is_left = True
         if self._watch is not None:
             self._watch.leave()
             self._watch = None
