@@ -52,7 +52,7 @@ def main(base: Path, output: Path, how: str) -> None:
     except GuardError as error:
         found["stopped"] = str(error)
     verdict = callback.verdict if callback else None
-    found |= {"losses": losses_of(trainer), "ok": verdict.ok if verdict else None}
+    found |= {"losses": losses_of(trainer), "ok": None if verdict is None else verdict.ok}
     (output / f"process-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
