@@ -133,6 +133,18 @@ class LossSettings:
             step=step,
         )
 
+    @classmethod
+    def of_model(cls, model: Any, tokenizer: Any, step: str) -> LossSettings:
+        """Return those of a loop that declares nothing, with a loss of labels."""
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        return cls(
+            place="loss",
+            head=model.get_output_embeddings(),
+            unread=_unread(None, model),
+            spell=lambda token: _spelled(tokenizer, token),
+            step=step,
+        )
+
 
 def _unread(trainer: Any, model: Any) -> str:
     """Return why the decoder's output does not show the loss of each token of a batch; empty if it does."""

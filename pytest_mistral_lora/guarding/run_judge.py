@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from pytest_mistral_lora.chat.objective import Declaration
-from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.rule_set import RuleSet
-from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, counted, one_line
-from pytest_mistral_lora.escaping import safe_text
+from pytest_mistral_lora.chat.token_rows import TokenRow
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.errors import InputError, MistralLoraError, counted, one_line
 from pytest_mistral_lora.guarding.batches import (
     BatchSources,
     ModelBatch,
@@ -32,24 +27,27 @@ from pytest_mistral_lora.guarding.batches import (
 )
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.evaluation import first_eval_rows
+from pytest_mistral_lora.guarding.first_batch import shown_tokens
 from pytest_mistral_lora.guarding.learning import LearningWatch
 from pytest_mistral_lora.guarding.pace import Pace
+from pytest_mistral_lora.guarding.processes import from_each_process, log_crash, raise_together, say
 from pytest_mistral_lora.guarding.rows import FirstRows, GuardedRow, RowFigures
-from pytest_mistral_lora.guarding.steps import LOSS, WAITING, StepWatch
+from pytest_mistral_lora.guarding.settings import GuardSettings
+from pytest_mistral_lora.guarding.steps import LOSS, WAITING, TrainerWatch
 from pytest_mistral_lora.guarding.verdict import (
     GuardedRun,
     green_line,
-    judge_later_step,
     judge_run,
     judged_rows,
+    note_lines,
     of_step,
+    with_later_step,
     with_results,
+    with_tokens,
 )
-from pytest_mistral_lora.judging import AnyTokenizer, Verdict
+from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
-
-OnFinding = Literal["stop", "warn"]
 
 REPORTS = ("mistral-guard.json", "mistral-guard.html")
 """The files of the verdict in the output folder of a run that goes on."""
@@ -58,18 +56,6 @@ _PREFETCHED = 2
 """The batches that a loader of accelerate makes before the model gets the one before, and one to spare."""
 
 _DIFFERS = "a batch is not the one that was made before the run: its rows change with each look"
-
-
-@dataclass(frozen=True, slots=True)
-class GuardSettings:
-    """What a guard was told: see `MistralGuard`."""
-
-    tokenizer: AnyTokenizer | None
-    objective: Declaration | None
-    batches: int
-    every: int | None
-    on_finding: OnFinding
-    rules: RuleSet | None
 
 
 class RunJudge:
@@ -93,7 +79,7 @@ class RunJudge:
         self._settings, self._args, self._loader = settings, args, loader
         padder = tokenizer_of(getattr(loader, "collate_fn", None))
         self._run = GuardedRun(args, model, processing_class, settings.tokenizer, padder)
-        self._watch: StepWatch | None = None
+        self._watch: TrainerWatch | None = None
         self._learning: LearningWatch | None = None
         self._learned: str | None = None
         self._ahead = NextBatches()
@@ -106,7 +92,8 @@ class RunJudge:
         self._pace = Pace(settings.every, 0)
         self._late: list[GuardedRow] | None = None
         self._late_steps: list[str] = []
-        self._are_rows_judged = self._is_step_judged = self._is_learning_judged = False
+        self._said: set[str] = set()
+        self._are_rows_judged = self._is_step_judged = self._is_learning_judged = self._is_left = False
         self._started = self._seconds = 0.0
         self._line: Callable[[Verdict], str] | None = None
 
@@ -125,8 +112,11 @@ class RunJudge:
         dataset = self._loader.dataset if trainer is None else getattr(trainer, "train_dataset", None)
         raised: RaisedError | None = None
         with self._apart():
-            self._learning = LearningWatch(self._args, self._run.model, trainer, state)
-            self._first_step = {**self._first_step, **self._learning.results()}
+            try:
+                self._learning = LearningWatch(self._args, self._run.model, trainer, state)
+                self._first_step = {**self._first_step, **self._learning.results()}
+            except Exception as error:
+                log_crash(error)
             try:
                 self._ahead = next_batches(
                     self._loader, dataset, self._settings.batches, **_place_in_epoch(self._args, state, self._loader)
@@ -136,7 +126,7 @@ class RunJudge:
             except Exception as error:  # ours
                 self._ahead = NextBatches(reason=f"reading ahead ended with {type(error).__name__}: {one_line(error)}")
             # no process goes on alone: the others would wait for it
-            reasons, failed = zip(*_from_each_process((self._ahead.reason, raised is not None)), strict=True)
+            reasons, failed = zip(*from_each_process((self._ahead.reason, raised is not None)), strict=True)
             if not any(failed):
                 self._ahead = replace(self._ahead, reason=next(filter(None, reasons), ""))
                 self._watched = self._ahead.reason
@@ -147,7 +137,7 @@ class RunJudge:
                     self._judge_rows(self._rows, "before a weight moves", is_last=True, rest=left)
                 accumulation = getattr(self._args, "gradient_accumulation_steps", 1)
                 self._sources = BatchSources(self._loader, dataset, self._ahead.order, accumulation + _PREFETCHED)
-                self._watch = StepWatch(self._args, self._run.model, trainer, self._take)
+                self._watch = TrainerWatch(self._args, self._run.model, trainer, self._take)
                 self._watch.begin_step(is_judged=True)
         if raised is not None:
             raise raised
@@ -159,9 +149,10 @@ class RunJudge:
             step: The number of steps before it.
         """
         self._step, self._late = step, None
-        if self._watch is not None and self._is_step_judged:
+        if self._is_step_judged:
             self._pace.begin_step(step, self._seconds)
-            self._watch.begin_step(is_judged=self._pace.is_judged(step), name=f"step {step + 1}")
+            if self._watch is not None:
+                self._watch.begin_step(is_judged=self._pace.is_judged(step), name=f"step {step + 1}")
 
     def judge_step(self) -> None:
         """Judge what a step has shown, exchange the outcome with the other processes, stop or warn.
@@ -171,7 +162,7 @@ class RunJudge:
         """
         if not self._is_step_judged:
             self._judge_first_step()
-        elif self._watch is not None and self._pace.is_judged(self._step):
+        elif not self._is_left and self._pace.is_judged(self._step):  # even if this process watches nothing
             self._judge_later_step()
 
     def _judge_later_step(self) -> None:
@@ -184,7 +175,7 @@ class RunJudge:
             except Exception as error:
                 log_crash(error)
         every = self._pace.measured(self._seconds - seconds)
-        outcomes = _from_each_process((failure, every))
+        outcomes = from_each_process((failure, every))
         if self._pace.is_to_be_set(self._step):
             self._pace.every = outcomes[0][1]
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
@@ -195,24 +186,18 @@ class RunJudge:
 
     def _failure_of(self, name: str) -> str:
         """Add what a later step shows for the first time to the verdict; return the verdict if it is an error."""
-        assert self._watch is not None
-        results = {case: result for case, result in self._watch.results().items() if case == LOSS}
-        read = FirstRows(self._late or [], 1, self._ahead.size, sample=self._ahead.sample)
-        judge = partial(
-            judge_later_step,
+        if self._watch is None:
+            return ""
+        self.verdict, failure = with_later_step(
+            self.verdict,
             self._run,
-            read,
+            FirstRows(self._late or [], 1, self._ahead.size, sample=self._ahead.sample),
             name,
-            results,
+            {LOSS: self._watch.results()[LOSS]},
             rules=self._settings.rules,
             objective=self._settings.objective,
         )
-        known = set() if self.verdict is None else {rule for each in self.verdict.findings for rule in _rules_of(each)}
-        new = [finding for finding in judge().findings if finding.rule not in known]
-        if not new:
-            return ""
-        self.verdict = judge(earlier=self.verdict)
-        return str(self.verdict) if any(finding.severity == "error" for finding in new) else ""
+        return failure
 
     def _judge_first_step(self) -> None:
         """Add what the first step has shown to the verdict."""
@@ -229,12 +214,13 @@ class RunJudge:
                 # rows that are judged later have these results with them
                 if self.verdict is not None or is_error:
                     results = of_step(self._first_step)
-                    self.verdict = with_results(self.verdict, "trainer", results, self._settings.rules)
+                    verdict = with_results(self.verdict, "trainer", results, self._settings.rules)
+                    self.verdict = with_tokens(verdict, self._shown())
                 if is_error:
                     failure = str(self.verdict)
             except Exception as error:
                 log_crash(error)
-        failures = [(rank, text) for rank, text in enumerate(_from_each_process(failure)) if text]
+        failures = [(rank, text) for rank, text in enumerate(from_each_process(failure)) if text]
         self._stop_or_warn("before a weight moves", failures, is_last=True)
         if failures:
             self._line = None
@@ -255,15 +241,18 @@ class RunJudge:
         Raises:
             GuardError: As for `begin`.
         """
-        if self._learning is None or self._is_learning_judged:
+        if self._is_learning_judged or self._is_left:
             return
         with self._apart():
-            if is_last:
-                self._learning.leave()
-            self._learning.after_step(optimizer)
-            if self._learning.is_done and self._learned is None:
-                self._learned = self._with_learning(self._learning.moved())
-        learned = _from_each_process(self._learned)
+            watch = self._learning
+            if watch is not None and is_last:
+                watch.leave()
+            elif watch is not None:
+                watch.after_step(optimizer)
+            # even if this process watches nothing, the others wait for it
+            if self._learned is None and (watch is None or watch.is_done):
+                self._learned = self._with_learning({} if watch is None else watch.moved())
+        learned = from_each_process(self._learned)
         if None in learned:
             return
         self._is_learning_judged = True
@@ -286,6 +275,11 @@ class RunJudge:
             log_crash(error)
             return ""
         return str(self.verdict) if is_error else ""
+
+    def _shown(self) -> Iterator[TokenRow]:
+        """Yield the rows of the first batch for the page of tokens."""
+        if self._watch is not None and self._watch.seen is not None and self._rows:
+            yield from shown_tokens(*self._watch.seen, self._rows[0], self._run.known.oracle)
 
     def rehearse(self, trainer: Any) -> None:
         """Judge a run as far as its first step, with the gradient of its first batch, and move no weight.
@@ -318,15 +312,16 @@ class RunJudge:
             GuardError: As for `begin`.
         """
         try:
+            self.judge_learning(is_last=True)
             if self._watch is not None:
-                self.judge_learning(is_last=True)
                 self._judge_remaining("at its end")
         finally:
             self.leave()
         self._print_line()
         if self._late_steps and self._is_first_process:
             count = counted(len(self._late_steps), "later step")
-            _say(f"mistral guard: {count} judged{self._pace.words}")
+            say(f"mistral guard: {count} judged{self._pace.words}")
+            self._say_notes()
 
     def _judge_remaining(self, moment: str) -> None:
         """Judge all rows so far at a moment, in words, unless no more were to come."""
@@ -336,6 +331,7 @@ class RunJudge:
 
     def leave(self) -> None:
         """Watch the run no more."""
+        self._is_left = True
         if self._watch is not None:
             self._watch.leave()
             self._watch = None
@@ -362,7 +358,7 @@ class RunJudge:
             if rows is not None:
                 self._rows[number : number + 1] = [rows]
                 self._watched = self._watched or _DIFFERS
-            if any(_from_each_process(rows is not None)):
+            if any(from_each_process(rows is not None)):
                 self._are_rows_judged = False
                 is_last = self._seen == self._settings.batches
                 if is_last or self._settings.on_finding == "stop":
@@ -433,7 +429,7 @@ class RunJudge:
         except Exception as error:
             log_crash(error)
             self.verdict = None
-        outcomes = _from_each_process((failure, read.figures.with_more(epoch.figures)))
+        outcomes = from_each_process((failure, read.figures.with_more(epoch.figures)))
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         self._stop_or_warn(moment, failures, is_last=is_last)
         if self.verdict is not None and is_last and not failures and self._is_first_process:
@@ -467,9 +463,7 @@ class RunJudge:
         """
         if failures and self._settings.on_finding == "stop":
             self.leave()
-            rank, text = failures[0]
-            of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
-            raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
+            raise_together(moment, failures, self.verdict)
         if self._settings.on_finding != "warn" or not is_last:
             return
         for rank, text in failures:
@@ -494,9 +488,18 @@ class RunJudge:
         line, self._line = self._line, None
         try:
             if line is not None and self.verdict is not None:
-                _say(line(self.verdict))
+                say(line(self.verdict))
+                self._say_notes()
         except Exception as error:
             log_crash(error)
+
+    def _say_notes(self) -> None:
+        """Print a line for each note, once."""
+        if self.verdict is not None and self._is_first_process:
+            for line in note_lines(self.verdict):
+                if line not in self._said:
+                    say(line)
+                self._said.add(line)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -566,36 +569,3 @@ def _last_checkpoint(args: Any, step: int) -> str:
     steps = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     before = [number for number in steps if number <= step]
     return f"the last checkpoint is {folder / f'checkpoint-{max(before)}'}" if before else "there is no checkpoint"
-
-
-def _rules_of(finding: Finding) -> Iterator[str]:
-    """Yield the rule of a finding, and those of the findings that it explains."""
-    yield finding.rule
-    yield from (rule for rule, _ in finding.covers)
-
-
-def log_crash(error: Exception) -> None:
-    """Log an error of the guard itself, with which the run goes on."""
-    _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
-    _LOG.debug("the error of the guard", exc_info=error)
-
-
-def _say(line: str) -> None:
-    """Print a line, if there is somewhere to print it to."""
-    with suppress(AttributeError, OSError, ValueError):
-        sys.stdout.write(f"{safe_text(line)}\n")
-        sys.stdout.flush()
-
-
-def _processes() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def _from_each_process(value: Any) -> list[Any]:
-    """Return a value of each process, in the order of their ranks; every process must call it."""
-    if _processes() == 1:
-        return [value]
-    found: list[Any] = [None] * _processes()
-    torch.distributed.all_gather_object(found, value)
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.objective import Declaration
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
-from pytest_mistral_lora.conformance.finding import RULES, Result
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import opened_session
@@ -214,24 +215,24 @@ def _of_trainer(
     return fixes, Declaration.agreed(objective, declared)
 
 
-def judge_later_step(
+def with_later_step(
+    verdict: Verdict | None,
     run: GuardedRun,
     read: FirstRows,
     name: str,
     results: Mapping[str, Result],
     *,
-    earlier: Verdict | None = None,
     rules: RuleSet | None = None,
     objective: Declaration | None = None,
-) -> Verdict:
-    """Judge a batch of a later step, and the gradient of the step.
+) -> tuple[Verdict | None, str]:
+    """Return a verdict with the rules that a later step is the first to break, and its text if one is an error.
 
     Args:
+        verdict: The verdict so far.
         run: The run.
-        read: The rows of the batch.
+        read: The rows of the first batch of the step.
         name: The name of the step, in node ids.
         results: The results of its gradient, by their checks.
-        earlier: The verdict that this one goes on; None for the verdict on this step alone.
         rules: As for `judge_run`.
         objective: As for `judge_run`.
 
@@ -244,13 +245,28 @@ def judge_later_step(
     trainer = TrainerTarget(
         "trainer", model=run.model, processing_class=run.processing_class, known=run.known, base=run.source, fixes=fixes
     )
-    targets: list[Target] = [WatchedTarget(name, results=of_step(results))]
-    if read.rows:
-        rows = EpochRows(name, read)
-        targets.append(EncodedTarget(name, judge=trainer, source=rows, fixes=fixes, objective=objective))
-    require_objectives(targets)
-    with opened_session(targets, CheckOptions(rules=rules), keeps_going=True) as session:
-        return verdict_of(session, _COMMAND, earlier=earlier)
+
+    def judge(earlier: Verdict | None) -> Verdict:
+        targets: list[Target] = [WatchedTarget(name, results=of_step(results))]
+        if read.rows:
+            rows = EpochRows(name, read)
+            targets.append(EncodedTarget(name, judge=trainer, source=rows, fixes=fixes, objective=objective))
+        require_objectives(targets)
+        with opened_session(targets, CheckOptions(rules=rules), keeps_going=True) as session:
+            return verdict_of(session, _COMMAND, earlier=earlier)
+
+    known = set() if verdict is None else {rule for finding in verdict.findings for rule in _rules_of(finding)}
+    new = [finding for finding in judge(None).findings if finding.rule not in known]
+    if not new:
+        return verdict, ""
+    verdict = judge(verdict)
+    return verdict, str(verdict) if any(finding.severity == "error" for finding in new) else ""
+
+
+def _rules_of(finding: Finding) -> Iterator[str]:
+    """Yield the rule of a finding, and those of the findings that it explains."""
+    yield finding.rule
+    yield from (rule for rule, _ in finding.covers)
 
 
 Results = Mapping[tuple[Subject, str], Result]
@@ -268,6 +284,11 @@ def with_results(verdict: Verdict | None, name: str, results: Results, rules: Ru
     """
     with opened_session([WatchedTarget(name, results=results)], CheckOptions(rules=rules)) as session:
         return verdict_of(session, _COMMAND, earlier=verdict)
+
+
+def with_tokens(verdict: Verdict, rows: Iterable[TokenRow]) -> Verdict:
+    """Return a verdict with rows for its page of tokens, before those of its findings."""
+    return replace(verdict, _rows=(*rows, *verdict._rows))
 
 
 def of_step(results: Mapping[str, Result]) -> Results:
@@ -324,6 +345,14 @@ def _cost(epoch: EpochRows, read: FirstRows, seconds: float) -> str:
     return f"guard: {counted(figures.rows, 'row')} of {figures.words}; judged in {seconds:.2f} s{watched}"
 
 
+def note_lines(verdict: Verdict) -> list[str]:
+    """Return a line for each note of a verdict."""
+    notes = [finding for finding in verdict.findings if finding.severity == "note"]
+    return [
+        f"  note {finding.rule} {one_line(str(finding.place))}: {one_line(finding.words, 200)}" for finding in notes
+    ]
+
+
 def green_line(
     verdict: Verdict,
     read: FirstRows,
@@ -343,7 +372,7 @@ def green_line(
         evaluation: The rows of the evaluations of this process; None if it has none.
         why_not_all: Why this process has not judged the rows of the whole epoch.
     """
-    rows = f"{counted(judged.rows, 'row')} of a stream"
+    rows = counted(judged.rows, "row")
     if read.of is not None:
         rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
     parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]

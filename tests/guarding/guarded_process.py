@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.guarding.run_judge import OnFinding
+from pytest_mistral_lora.guarding.settings import OnFinding
 
 
 def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
@@ -54,7 +54,7 @@ def main(base: Path, output: Path, how: str) -> None:
     except GuardError as error:
         found["stopped"] = str(error)
     verdict = callback.verdict if callback else None
-    found |= {"losses": losses_of(trainer), "ok": verdict.ok if verdict else None}
+    found |= {"losses": losses_of(trainer), "ok": None if verdict is None else verdict.ok}
     (output / f"process-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
