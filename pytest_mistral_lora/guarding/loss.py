@@ -370,8 +370,11 @@ class _Comparison:
 
     @cached_property
     def _elsewhere(self) -> _Positions:
-        """Positions with a label that are trained to produce another token, with this token."""
-        return self._other_targets(self._labelled.where(self._is_clear & ~self._is_exact))
+        """Positions with a label that are trained to produce another token, with this token.
+
+        If the labels are too sure to be compared, these other tokens are not.
+        """
+        return self._other_targets(self._labelled.where(~self._is_exact & (self._is_clear | (len(self._exact) == 0))))
 
     @cached_property
     def _following(self) -> _Positions:
@@ -395,12 +398,17 @@ class _Comparison:
         shift = self._shift()
         errors = [self._error(f"trains on {shift}", self._of_target(self._elsewhere))] if shift else [*self._errors()]
         findings = errors or [*self._notes()]
-        unclear = int(self._is_clear.sum()) - len(self._exact)
-        reason = "" if findings else self.settings.no_signs
-        if unclear and not findings:
-            count = counted(int(self._is_clear.sum()), f"compared {self._noun}")
-            reason = f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
-        return Result(tuple(findings), not_checked=reason, facts=facts)
+        return Result(tuple(findings), not_checked="" if findings else self._unknown(), facts=facts)
+
+    def _unknown(self) -> str:
+        """Return what is not known of a step without a finding; empty if nothing."""
+        compared = int(self._is_clear.sum())
+        if unclear := compared - len(self._exact):
+            count = counted(compared, f"compared {self._noun}")
+            return f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
+        if len(self._labelled) and not compared:
+            return f"tokens: the model is sure of each {self._noun}, and its gradient is too small to tell it"
+        return self.settings.no_signs
 
     @property
     def _noun(self) -> str:
@@ -414,7 +422,7 @@ class _Comparison:
     def _shift(self) -> str:
         """Return the name of the labels if the tokens that are trained for stand elsewhere in the row; else empty."""
         elsewhere, others = self._elsewhere, self._others
-        if not len(elsewhere):
+        if not len(elsewhere) or 2 * len(elsewhere) < len(self._labelled) - len(self._exact):
             return ""
         at, tokens = torch.cat([elsewhere.at, others.at]), torch.cat([elsewhere.tokens, others.tokens])
         for by, name in _SHIFTS.items():
@@ -425,7 +433,8 @@ class _Comparison:
 
     def _errors(self) -> Iterator[Finding]:
         trained = self._following.where(self._proven(self._following) & self._weigh_as(self._following, self._exact))
-        constant = self._others.where(self._weigh_as(self._others, self._exact))
+        trained = trained.where(~self._is_declared(trained))
+        constant = self._others.where(self._weigh_as(self._others, self._exact) & ~self._is_declared(self._others))
         lacks = self._has_label & ~self._is_trained & self._is_used[:, None]
         lacking = self._look(lacks, self._wanted)
         lacking = lacking.where(1 - lacking.shown.probabilities > CERTAIN)
@@ -456,13 +465,13 @@ class _Comparison:
                 if side in are_wanted
             ]
             yield self._error(" and ".join(faults), self._of_next(swapped))
-        # what pushes another token up pushes a sure label down
-        if len(self._elsewhere):
-            count = f"{len(self._elsewhere)} of {labels}"
-            yield self._error(f"trains for other tokens than {count}", self._of_target(self._elsewhere))
-        elif len(avoided := self._avoided()):
+        # what pushes another token up pushes a sure label down, but not each with the same weight
+        if len(avoided := self._avoided()):
             against = "to avoid" if self.call.sides is None else "against their answer"
             yield self._error(f"trains {against} {len(avoided)} of {labels}", self._of_next(avoided))
+        elif len(elsewhere := self._with_weight(self._elsewhere)):
+            count = f"{len(elsewhere)} of {labels}"
+            yield self._error(f"trains for other tokens than {count}", self._of_target(elsewhere))
         if len(lacking):
             yield self._error(f"does not train on {int(lacks.sum())} of {labels}", self._of_next(lacking))
 
@@ -493,9 +502,27 @@ class _Comparison:
         return exact.where(is_wrong[exact.at[:, 0]])
 
     def _avoided(self) -> _Positions:
-        """Return the positions that are trained to avoid their label, with the weight of the others."""
-        avoided = self._labelled.where(self._labelled.shown.cosines <= -self._bound(EXACT))
-        return avoided.where(self._weigh_as(avoided, self._exact if len(self._exact) else avoided))
+        """Return the positions that are trained to avoid their label, with the weight of the others.
+
+        Another term of the loss may push a label down, but not each of them alike.
+        """
+        is_avoided = self._labelled.shown.cosines <= -self._bound(EXACT)
+        if not len(self._exact) and (self.call.sides is not None or not bool(is_avoided.all())):
+            is_avoided = torch.zeros_like(is_avoided)
+        return self._with_weight(self._labelled.where(is_avoided))
+
+    def _with_weight(self, seen: _Positions) -> _Positions:
+        """Return the positions that have the weight of the labels of their row.
+
+        The sum of two terms of a loss may have any direction: with the exact ones they must explain most of the labels,
+        and where none is exact, be most of all.
+        """
+        exact = self._exact
+        alike = seen.where(self._weigh_as(seen, exact if len(exact) else seen))
+        is_explained = 4 * (len(alike) + len(exact)) >= 3 * int(self._is_clear.sum())
+        if not len(exact):
+            is_explained &= 2 * len(alike) >= len(self._labelled) and len(alike) > 1
+        return alike.where(torch.full((len(alike),), is_explained))
 
     def _notes(self) -> Iterator[Finding]:
         place = Place.of(self.settings.place)
@@ -509,19 +536,24 @@ class _Comparison:
             yield Finding("ML327", text, place, "one weight, or a column of weights")
 
     def _weigh_as(self, seen: _Positions, exact: _Positions) -> torch.Tensor:
-        """Return which positions have the weight of the labels of their row, `(positions,)` bool, and are not declared.
+        """Return which positions have the weight of the labels of their row, `(positions,)` bool.
 
-        A row without a label is compared with the others. Weights may be multiplied by the probability of the token
-        (dynamic fine-tuning).
+        A row without a label is compared with the others. If the labels have several weights, these may be multiplied
+        by the probability of the token (dynamic fine-tuning).
         """
+        share = _one if self._are_even(exact, _one(exact)) else _probability
+        known, own = exact.shown.weights.abs() / share(exact), seen.shown.weights.abs() / share(seen)
         same = torch.zeros(len(seen), dtype=torch.bool)
-        for share in (_one, _probability):
-            known, own = exact.shown.weights.abs() / share(exact), seen.shown.weights.abs() / share(seen)
-            for number, row in enumerate(seen.at[:, 0]):
-                beside = known[exact.at[:, 0] == row]
-                beside = beside if len(beside) else known
-                same[number] |= len(beside) > 0 and self._are_equal(torch.cat([beside, own[number : number + 1]]))
-        return same & ~self._is_declared(seen)
+        for number, row in enumerate(seen.at[:, 0]):
+            beside = known[exact.at[:, 0] == row]
+            beside = beside if len(beside) else known
+            same[number] = len(beside) > 0 and self._are_equal(torch.cat([beside, own[number : number + 1]]))
+        return same
+
+    def _are_even(self, seen: _Positions, share: torch.Tensor) -> bool:
+        """Return whether the positions of each row have one weight, but for a factor of each."""
+        weights, rows = seen.shown.weights.abs() / share, seen.at[:, 0]
+        return all(self._are_equal(weights[rows == row]) for row in set(rows.tolist()))
 
     def _are_equal(self, weights: torch.Tensor) -> bool:
         return 0 < float(weights.max()) <= float(weights.min()) * (1 + 2 * self._bound(EQUAL))
@@ -553,13 +585,10 @@ class _Comparison:
 
     def _spread(self) -> str:
         """Return the least weight of the labels of a row, if nothing declares that they differ."""
-        exact = self._exact
-        rows = exact.at[:, 0]
+        exact, rows = self._exact, self._exact.at[:, 0]
         declared = [weights[rows, exact.at[:, 1]].float() for weights in self._weights()]
-        for share in (_one(exact), _probability(exact), *declared):
-            weights = exact.shown.weights / share
-            if all(self._are_equal(weights[rows == row]) for row in set(rows.tolist())):
-                return ""
+        if any(self._are_even(exact, share) for share in (_one(exact), _probability(exact), *declared)):
+            return ""
         shares = [float((own := exact.shown.weights[rows == row]).min() / own.max()) for row in set(rows.tolist())]
         return f"from {min(shares):.3g} to 1 of the largest"
 
