@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,7 +23,7 @@ from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader:
 from pytest_mistral_lora.errors import and_more
 from pytest_mistral_lora.guarding.pairing import Record, SourceRow, paired
 from pytest_mistral_lora.guarding.preferences import is_preference, preference_records
-from pytest_mistral_lora.guarding.verdict import GuardedRow
+from pytest_mistral_lora.guarding.rows import GuardedRow
 from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.runners import TRAINERS
 
@@ -148,6 +148,24 @@ class RaisedError(Exception):
         self.error = error
 
 
+class EpochOrder:
+    """The indices of the rows of each batch of an epoch, from the next batch on: a look may move random states."""
+
+    def __init__(self, batches: Iterable[Sequence[int]] = ()) -> None:
+        """Take the batches; they are asked for as late as possible."""
+        self._left = iter(batches)
+        self._known: list[Sequence[int]] = []
+
+    def of(self, number: int) -> Sequence[int] | None:
+        """Return the indices of a batch; None behind the last one, and if the order is not known.
+
+        Args:
+            number: The number of the batch, from 0.
+        """
+        self._known += islice(self._left, max(number + 1 - len(self._known), 0))
+        return self._known[number] if number < len(self._known) else None
+
+
 @dataclass(frozen=True, slots=True)
 class NextBatches:
     """The next batches of a loader, as they are made before the run makes them.
@@ -155,14 +173,16 @@ class NextBatches:
     Attributes:
         batches: The batches; empty if they cannot be made without a change of the run.
         reason: Why not; empty if they are made.
-        orders: The indices of the rows of each batch; empty if they are not known.
+        order: The indices of the rows of each batch.
+        rest: The batches of the epoch behind these, made when they are asked for; none if none can be made.
         size: The number of rows of the dataset; None if it is a stream or unknown.
         sample: The first row of the trainer's dataset, before the collator; empty if it is unknown.
     """
 
     batches: Sequence[ModelBatch] = ()
     reason: str = ""
-    orders: Sequence[Sequence[int]] = ()
+    order: EpochOrder = field(default_factory=EpochOrder)
+    rest: Iterator[ModelBatch] = field(default_factory=lambda: iter(()))
     size: int | None = None
     sample: Mapping[str, Any] = field(default_factory=dict)
 
@@ -185,15 +205,28 @@ def next_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipp
     sample: Mapping[str, Any] = {}
     with suppress(Exception):  # an empty dataset, or a fault of the user's own code, which training meets
         sample = dict(dataset[0]) if _is_in_memory(dataset) else {}
-    orders, batches = [], []
+    order = EpochOrder()
+    batches: Sequence[ModelBatch] = ()
+    rest: Iterator[ModelBatch] = iter(())
     collator = getattr(loader, "collate_fn", None)
     if not (reason := _why_no_order(loader)):
-        orders = list(_orders(loader, count, epoch, skipped))
+        order = EpochOrder(_orders(loader, epoch, skipped))
+        order.of(count - 1)  # drawn before the first row is read
         reason = _why_not_read(loader.dataset) or _why_not_called(collator)
     if not reason:
-        with _unchanged(collator):
-            batches = [_read(loader, dataset, indices) for indices in orders]
-    return NextBatches(batches, reason, orders, _size_of(loader), sample)
+        made = _made(loader, dataset, order)
+        batches, rest = list(islice(made, count)), made
+    return NextBatches(batches, reason, order, rest, _size_of(loader), sample)
+
+
+def _made(loader: Any, dataset: Any, order: EpochOrder) -> Iterator[ModelBatch]:
+    """Yield the batches of an order: the collator is left as it was after each."""
+    number = 0
+    while (indices := order.of(number)) is not None:
+        with _unchanged(getattr(loader, "collate_fn", None)):
+            batch = _read(loader, dataset, indices)
+        yield batch
+        number += 1
 
 
 def _size_of(loader: Any) -> int | None:
@@ -277,7 +310,7 @@ def _unchanged(collator: Any) -> Iterator[None]:
             attributes.update(before)
 
 
-def _orders(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
+def _orders(loader: Any, epoch: int, skipped: int) -> Iterator[Any]:
     """Yield the indices of the rows of each batch, with the random states with which the run reads the rows."""
     # a sampler may hold the dataset, which is not copied
     kept = {id(part): part for part in (loader.dataset, *filter(_is_in_memory, _parts(loader.batch_sampler)))}
@@ -287,7 +320,7 @@ def _orders(loader: Any, count: int, epoch: int, skipped: int) -> Iterator[Any]:
             part.set_epoch(epoch)
     # the loader draws it for its workers, whether it has any or not, before it asks for the first row
     torch.empty((), dtype=torch.int64).random_(generator=generator)
-    yield from islice(sampler, skipped, skipped + count)
+    yield from islice(sampler, skipped, None)
 
 
 def _read(loader: Any, dataset: Any, indices: Sequence[int]) -> ModelBatch:
@@ -333,23 +366,23 @@ def _sources(indices: Sequence[int | None], items: Any, loader: Any, dataset: An
 
 
 class BatchSources:
-    """Tells the rows of the dataset that the batches of a run are made of, if they are not made before the run.
+    """Tells the rows of the dataset that the batches of a run are made of, as the run itself reads them.
 
-    Without workers, it stands in the place of the loader's collator and keeps the rows of the next batches: no row is
+    Without workers, it stands in the place of the loader's collator and keeps the rows of the last batches: no row is
     read twice. With workers, rows in memory are read again.
     """
 
-    def __init__(self, loader: Any, dataset: Any, ahead: NextBatches, count: int) -> None:
+    def __init__(self, loader: Any, dataset: Any, order: EpochOrder, kept: int) -> None:
         """Stand in the place of the loader's collator.
 
         Args:
             loader: The loader.
             dataset: As for `next_batches`.
-            ahead: What is known of its next batches.
-            count: The number of batches.
+            order: What is known of the order of its rows.
+            kept: The number of batches that the run makes at most before the model gets the first of them.
         """
-        self._loader, self._dataset, self._orders, self._left = loader, dataset, ahead.orders, count
-        self._made: deque[ModelBatch] = deque()
+        self._loader, self._dataset, self._order = loader, dataset, order
+        self._made: deque[tuple[Sequence[int | None], list[Any], ModelBatch]] = deque(maxlen=kept)
         self._number = 0
         self._reader: Any = getattr(loader, "base_dataloader", loader)  # that of accelerate's loaders
         self._own: Any = getattr(self._reader, "collate_fn", None)
@@ -359,15 +392,16 @@ class BatchSources:
 
     def __call__(self, items: Any) -> Any:
         """Collate rows as the loader's own collator does, and keep them for `of`."""
-        if self._left <= 0 or not isinstance(items, Sequence):
+        if not isinstance(items, Sequence):
             return self._own(items)
-        self._left -= 1
-        known = self._orders[self._number] if self._number < len(self._orders) else [None] * len(items)
+        with undisturbed(None):
+            indices = self._order.of(self._number)
         self._number += 1
-        sources = _sources(known, items, self._loader, self._dataset)
+        # a collator may take columns out of them
+        rows = [dict(item) if type(item) is dict else item for item in items]
         batch = self._own(items)
         if isinstance(batch, Mapping):
-            self._made.append(ModelBatch(dict(batch), sources))
+            self._made.append((indices or [None] * len(rows), rows, ModelBatch(dict(batch))))
         return batch
 
     def of(self, number: int, data: Mapping[str, Any]) -> tuple[SourceRow, ...]:
@@ -379,17 +413,18 @@ class BatchSources:
         """
         if self._is_in_place:
             while self._made:  # a resumed run skips some of a stream
-                made = self._made.popleft()
-                if made.is_fed(data):
-                    return made.sources
-        elif number < len(self._orders) and _is_in_memory(self._loader.dataset):
-            indices = self._orders[number]
-            return _sources(indices, [self._loader.dataset[index] for index in indices], self._loader, self._dataset)
-        return ()
+                indices, rows, batch = self._made.popleft()
+                if batch.is_fed(data):
+                    return _sources(indices, rows, self._loader, self._dataset)
+            return ()
+        known = self._order.of(number)
+        if known is None or not _is_in_memory(self._loader.dataset):
+            return ()
+        return _sources(known, [self._loader.dataset[index] for index in known], self._loader, self._dataset)
 
     def leave(self) -> None:
         """Keep no more rows, and give the loader its collator back."""
-        self._left = 0
+        self._made.clear()
         if self._is_in_place and self._reader.collate_fn is self:
             self._reader.collate_fn = self._own
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.batches import known_libraries, next_batches, rows_of, without_new_loaders
-from pytest_mistral_lora.guarding.verdict import EVALUATION, FirstRows, GuardedRow
+from pytest_mistral_lora.guarding.rows import EVALUATION, FirstRows, GuardedRow
 from pytest_mistral_lora.places import NamedSource, Place
 
 _CASE = "rows"

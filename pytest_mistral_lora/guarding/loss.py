@@ -93,6 +93,7 @@ class LossSettings:
         no_signs: Why the signs of answers are not known; empty if they are.
         unread: Why the decoder's output is not compared with the batch; empty if it is.
         spell: Returns the text of a token by its id.
+        step: The step, for findings.
     """
 
     place: str = "compute_loss"
@@ -104,9 +105,10 @@ class LossSettings:
     no_signs: str = ""
     unread: str = ""
     spell: Callable[[int], str] = str
+    step: str = "the first step"
 
     @classmethod
-    def of(cls, trainer: Any, model: Any) -> LossSettings:
+    def of(cls, trainer: Any, model: Any, step: str) -> LossSettings:
         """Read them from a `transformers.Trainer`, and from its model without wrappers."""
         owners = [base for base in type(trainer).__mro__ if "compute_loss" in vars(base)]
         owner = owners[0] if owners else type(trainer)
@@ -127,6 +129,19 @@ class LossSettings:
             no_signs=_no_signs(answers, trainer),
             unread=_unread(trainer, model),
             spell=lambda token: _spelled(tokenizer, token),
+            step=step,
+        )
+
+    @classmethod
+    def of_model(cls, model: Any, tokenizer: Any, step: str) -> LossSettings:
+        """Return those of a loop that declares nothing, with a loss of labels."""
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        return cls(
+            place="loss",
+            head=model.get_output_embeddings(),
+            unread=_unread(None, model),
+            spell=lambda token: _spelled(tokenizer, token),
+            step=step,
         )
 
 
@@ -212,7 +227,7 @@ def _not_comparable(call: LossCall, settings: LossSettings) -> str:
         return f"the decoder's output is {tuple(call.hidden[0].shape[:2])} tokens, and the labels {tuple(labels.shape)}"
     gradient = call.gradients[0]
     if gradient is not None and not bool(gradient.isfinite().all()):
-        return "the gradient of the first step is not finite"
+        return f"the gradient of {settings.step} is not finite"
     return why_no_directions(settings.head)
 
 
@@ -536,7 +551,7 @@ class _Comparison:
             text = f"another term of the loss reaches {count} {self._outside}: {self._of_next(undeclared)}"
             yield Finding("ML327", text, place, "no gradient there, or a column of weights")
         elif spread := self._spread():
-            text = f"the {self._noun}s of a row weigh differently in the loss of the first step: {spread}"
+            text = f"the {self._noun}s of a row weigh differently in the loss of {self.settings.step}: {spread}"
             yield Finding("ML327", text, place, "one weight, or a column of weights")
 
     def _weigh_as(self, seen: _Positions, exact: _Positions) -> torch.Tensor:
@@ -624,7 +639,7 @@ class _Comparison:
         count = counted(int(self._has_label.sum()), "token")
         which = "with a label" if self.call.sides is None else "of the answers"
         expected = f"a loss of the {count} {which}, each predicted from the tokens before it"
-        return Finding("ML326", f"the first step {fault}: {first}", Place.of(self.settings.place), expected)
+        return Finding("ML326", f"{self.settings.step} {fault}: {first}", Place.of(self.settings.place), expected)
 
 
 def _one(seen: _Positions) -> torch.Tensor:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from pytest_mistral_lora.chat.objective import Declaration
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.rule_set import RuleSet
-from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, one_line
-from pytest_mistral_lora.escaping import safe_text
+from pytest_mistral_lora.errors import InputError, MistralLoraError, counted, one_line
 from pytest_mistral_lora.guarding.batches import (
     BatchSources,
     ModelBatch,
@@ -28,39 +25,36 @@ from pytest_mistral_lora.guarding.batches import (
     tokenizer_of,
     undisturbed,
 )
+from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.evaluation import first_eval_rows
-from pytest_mistral_lora.guarding.steps import WAITING, StepWatch
+from pytest_mistral_lora.guarding.first_batch import shown_tokens
+from pytest_mistral_lora.guarding.pace import Pace
+from pytest_mistral_lora.guarding.processes import from_each_process, log_crash, raise_together, say
+from pytest_mistral_lora.guarding.rows import FirstRows, GuardedRow, RowFigures
+from pytest_mistral_lora.guarding.settings import GuardSettings
+from pytest_mistral_lora.guarding.steps import LOSS, WAITING, TrainerWatch
 from pytest_mistral_lora.guarding.verdict import (
-    FirstRows,
-    GuardedRow,
     GuardedRun,
-    RowFigures,
     green_line,
     judge_run,
     judged_rows,
-    with_first_step,
+    note_lines,
+    of_step,
+    with_later_step,
+    with_results,
+    with_tokens,
 )
-from pytest_mistral_lora.judging import AnyTokenizer, Verdict
+from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
-
-OnFinding = Literal["stop", "warn"]
 
 REPORTS = ("mistral-guard.json", "mistral-guard.html")
 """The files of the verdict in the output folder of a run that goes on."""
 
+_PREFETCHED = 2
+"""The batches that a loader of accelerate makes before the model gets the one before, and one to spare."""
+
 _DIFFERS = "a batch is not the one that was made before the run: its rows change with each look"
-
-
-@dataclass(frozen=True, slots=True)
-class GuardSettings:
-    """What a guard was told: see `MistralGuard`."""
-
-    tokenizer: AnyTokenizer | None
-    objective: Declaration | None
-    batches: int
-    on_finding: OnFinding
-    rules: RuleSet | None
 
 
 class RunJudge:
@@ -84,15 +78,19 @@ class RunJudge:
         self._settings, self._args, self._loader = settings, args, loader
         padder = tokenizer_of(getattr(loader, "collate_fn", None))
         self._run = GuardedRun(args, model, processing_class, settings.tokenizer, padder)
-        self._watch: StepWatch | None = None
+        self._watch: TrainerWatch | None = None
         self._ahead = NextBatches()
         self._sources: BatchSources | None = None
         self._rows: list[list[GuardedRow]] = []
         self._evaluation: FirstRows | None = None
         self._first_step: Mapping[str, Result] = WAITING
         self._watched = ""
-        self._seen = 0
-        self._are_rows_judged = self._is_step_judged = False
+        self._seen = self._step = 0
+        self._pace = Pace(settings.every, 0)
+        self._late: list[GuardedRow] | None = None
+        self._late_steps: list[str] = []
+        self._said: set[str] = set()
+        self._are_rows_judged = self._is_step_judged = self._is_left = False
         self._started = self._seconds = 0.0
         self._line: Callable[[Verdict], str] | None = None
 
@@ -107,6 +105,7 @@ class RunJudge:
             GuardError: If a finding is an error, in any process, and the guard is to stop the run.
             RaisedError: If the dataset or the collator raises an exception in one of these batches.
         """
+        self._pace = Pace(self._settings.every, state.global_step)
         dataset = self._loader.dataset if trainer is None else getattr(trainer, "train_dataset", None)
         raised: RaisedError | None = None
         with self._apart():
@@ -119,29 +118,81 @@ class RunJudge:
             except Exception as error:  # ours
                 self._ahead = NextBatches(reason=f"reading ahead ended with {type(error).__name__}: {one_line(error)}")
             # no process goes on alone: the others would wait for it
-            reasons, failed = zip(*_from_each_process((self._ahead.reason, raised is not None)), strict=True)
+            reasons, failed = zip(*from_each_process((self._ahead.reason, raised is not None)), strict=True)
             if not any(failed):
                 self._ahead = replace(self._ahead, reason=next(filter(None, reasons), ""))
                 self._watched = self._ahead.reason
                 self._evaluation = first_eval_rows(trainer, self._settings.batches)
                 if not self._ahead.reason:
                     self._rows = [rows_of(batch, number) for number, batch in enumerate(self._ahead.batches)]
-                    self._judge_rows(self._rows, "before a weight moves", is_last=True)
-                else:
-                    self._sources = BatchSources(self._loader, dataset, self._ahead, self._settings.batches)
-                self._watch = StepWatch(self._args, self._run.model, trainer, self._take)
+                    left = islice(self._ahead.rest, _batches_left(self._args, state, len(self._rows)))
+                    self._judge_rows(self._rows, "before a weight moves", is_last=True, rest=left)
+                accumulation = getattr(self._args, "gradient_accumulation_steps", 1)
+                self._sources = BatchSources(self._loader, dataset, self._ahead.order, accumulation + _PREFETCHED)
+                self._watch = TrainerWatch(self._args, self._run.model, trainer, self._take)
                 self._watch.begin_step(is_judged=True)
         if raised is not None:
             raise raised
 
+    def begin_step(self, step: int) -> None:
+        """Begin a step, which is judged if its number says so: in each process, it is the same steps.
+
+        Args:
+            step: The number of steps before it.
+        """
+        self._step, self._late = step, None
+        if self._is_step_judged:
+            self._pace.begin_step(step, self._seconds)
+            if self._watch is not None:
+                self._watch.begin_step(is_judged=self._pace.is_judged(step), name=f"step {step + 1}")
+
     def judge_step(self) -> None:
-        """Add what the first step has shown to the verdict, exchange the outcome with other processes, stop or warn.
+        """Judge what a step has shown, exchange the outcome with the other processes, stop or warn.
 
         Raises:
             GuardError: As for `begin`.
         """
-        if self._is_step_judged:
-            return
+        if not self._is_step_judged:
+            self._judge_first_step()
+        elif not self._is_left and self._pace.is_judged(self._step):  # even if this process watches nothing
+            self._judge_later_step()
+
+    def _judge_later_step(self) -> None:
+        """Judge the gradient of a later step and its first batch, unless that was judged before."""
+        failure, seconds = "", self._seconds
+        name = f"step {self._step + 1}"
+        with self._apart():
+            try:
+                failure = self._failure_of(name)
+            except Exception as error:
+                log_crash(error)
+        every = self._pace.measured(self._seconds - seconds)
+        outcomes = from_each_process((failure, every))
+        if self._pace.is_to_be_set(self._step):
+            self._pace.every = outcomes[0][1]
+        failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+        before = f"judged before it: {self._late_steps[-1] if self._late_steps else 'the first step'}"
+        moment = f"at {name}, before its weights move; {before}; {_last_checkpoint(self._args, self._step)}"
+        self._late_steps.append(name)
+        self._stop_or_warn(moment, failures, is_last=bool(failures))
+
+    def _failure_of(self, name: str) -> str:
+        """Add what a later step shows for the first time to the verdict; return the verdict if it is an error."""
+        if self._watch is None:
+            return ""
+        self.verdict, failure = with_later_step(
+            self.verdict,
+            self._run,
+            FirstRows(self._late or [], 1, self._ahead.size, sample=self._ahead.sample),
+            name,
+            {LOSS: self._watch.results()[LOSS]},
+            rules=self._settings.rules,
+            objective=self._settings.objective,
+        )
+        return failure
+
+    def _judge_first_step(self) -> None:
+        """Add what the first step has shown to the verdict."""
         self._is_step_judged = True
         failure = ""
         with self._apart():
@@ -152,16 +203,23 @@ class RunJudge:
                 is_error = any(finding.severity == "error" for finding in findings)
                 # rows that are judged later have these results with them
                 if self.verdict is not None or is_error:
-                    self.verdict = with_first_step(self.verdict, self._first_step, self._settings.rules)
+                    results = of_step(self._first_step)
+                    verdict = with_results(self.verdict, "trainer", results, self._settings.rules)
+                    self.verdict = with_tokens(verdict, self._shown())
                 if is_error:
                     failure = str(self.verdict)
             except Exception as error:
                 log_crash(error)
-        failures = [(rank, text) for rank, text in enumerate(_from_each_process(failure)) if text]
+        failures = [(rank, text) for rank, text in enumerate(from_each_process(failure)) if text]
         self._stop_or_warn("before a weight moves", failures, is_last=True)
         if failures:
             self._line = None
         self._print_line()
+
+    def _shown(self) -> Iterator[TokenRow]:
+        """Yield the rows of the first batch for the page of tokens."""
+        if self._watch is not None and self._watch.seen is not None and self._rows:
+            yield from shown_tokens(*self._watch.seen, self._rows[0], self._run.known.oracle)
 
     def rehearse(self, trainer: Any) -> None:
         """Judge a run as far as its first step, with the gradient of its first batch, and move no weight.
@@ -198,6 +256,10 @@ class RunJudge:
         finally:
             self.leave()
         self._print_line()
+        if self._late_steps and self._is_first_process:
+            count = counted(len(self._late_steps), "later step")
+            say(f"mistral guard: {count} judged{self._pace.words}")
+            self._say_notes()
 
     def _judge_remaining(self, moment: str) -> None:
         """Judge all rows so far at a moment, in words, unless no more were to come."""
@@ -207,6 +269,7 @@ class RunJudge:
 
     def leave(self) -> None:
         """Watch the run no more."""
+        self._is_left = True
         if self._watch is not None:
             self._watch.leave()
             self._watch = None
@@ -219,6 +282,7 @@ class RunJudge:
         number = self._seen
         self._seen += 1
         if number >= self._settings.batches:
+            self._take_late(number, data)
             return
         with self._apart():
             rows = None
@@ -230,27 +294,48 @@ class RunJudge:
             if rows is not None:
                 self._rows[number : number + 1] = [rows]
                 self._watched = self._watched or _DIFFERS
-            if any(_from_each_process(rows is not None)):
+            if any(from_each_process(rows is not None)):
                 self._are_rows_judged = False
                 is_last = self._seen == self._settings.batches
                 if is_last or self._settings.on_finding == "stop":
                     moment = f"at batch {self._seen}" if self._is_step_judged else "before a weight moves"
                     self._judge_rows(self._rows if is_last else self._rows[number:], moment, is_last=is_last)
 
+    def _take_late(self, number: int, data: Any) -> None:
+        """Keep the rows of the first batch of a later step, if the step is judged."""
+        if self._late is not None or not self._is_step_judged or not self._pace.is_judged(self._step):
+            return
+        self._late = []
+        with self._apart():
+            try:
+                sources = () if self._sources is None else self._sources.of(number, data)
+                self._late = rows_of(ModelBatch(data, sources), number)
+            except Exception as error:
+                log_crash(error)
+
     def _rows_if_new(self, number: int, data: Mapping[str, Any]) -> list[GuardedRow] | None:
         """Return the rows of a batch that the model gets; None if they were judged before the first step."""
-        if self._sources is not None:
-            return rows_of(ModelBatch(data, self._sources.of(number, data)), number)
+        if self._ahead.reason:
+            sources = () if self._sources is None else self._sources.of(number, data)
+            return rows_of(ModelBatch(data, sources), number)
         expected = self._ahead.batches[number] if number < len(self._ahead.batches) else ModelBatch({})
         return None if expected.is_fed(data) else rows_of(ModelBatch(data, expected.sources), number)
 
-    def _judge_rows(self, batches: Sequence[Sequence[GuardedRow]], moment: str, *, is_last: bool) -> None:
+    def _judge_rows(
+        self,
+        batches: Sequence[Sequence[GuardedRow]],
+        moment: str,
+        *,
+        is_last: bool,
+        rest: Iterable[ModelBatch] = (),
+    ) -> None:
         """Judge the rows of batches, exchange the outcome with the other processes, and stop at this moment or warn.
 
         Args:
             batches: The rows of each batch.
             moment: When the run is stopped, in words.
             is_last: Whether no more rows are judged after them.
+            rest: Batches behind these, which are judged as long as there is time.
         """
         self._are_rows_judged = is_last
         rows = [row for batch in batches for row in batch]
@@ -258,13 +343,16 @@ class RunJudge:
             rows, len(batches), self._ahead.size, self._watched, left_out=self._left_out, sample=self._ahead.sample
         )
         evaluation = self._evaluation if is_last or self.verdict is None else None
-        failure = ""
+        failure, epoch = "", EpochRows("batches", read)
         try:
             read = judged_rows(self._run, read)
+            is_shown = self._is_first_process and not getattr(self._args, "disable_tqdm", False)
+            epoch = EpochRows("batches", read, rest, partial(judged_rows, self._run), is_shown=is_shown)
             self.verdict = judge_run(
                 self._run,
                 read,
                 self._started,
+                epoch=epoch,
                 evaluation=None if evaluation is None else judged_rows(self._run, evaluation),
                 first_step=self._first_step,
                 rules=self._settings.rules,
@@ -277,13 +365,14 @@ class RunJudge:
         except Exception as error:
             log_crash(error)
             self.verdict = None
-        outcomes = _from_each_process((failure, read.figures))
+        outcomes = from_each_process((failure, read.figures.with_more(epoch.figures)))
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         self._stop_or_warn(moment, failures, is_last=is_last)
         if self.verdict is not None and is_last and not failures and self._is_first_process:
             judged = RowFigures(*map(sum, zip(*(figures for _, figures in outcomes), strict=True)))
             seconds = time.perf_counter() - self._started
-            self._line = lambda verdict: green_line(verdict, read, judged, seconds, evaluation)
+            why = epoch.reason
+            self._line = lambda verdict: green_line(verdict, read, judged, seconds, evaluation, why_not_all=why)
             if self._is_step_judged:
                 self._print_line()
 
@@ -310,9 +399,7 @@ class RunJudge:
         """
         if failures and self._settings.on_finding == "stop":
             self.leave()
-            rank, text = failures[0]
-            of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
-            raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
+            raise_together(moment, failures, self.verdict)
         if self._settings.on_finding != "warn" or not is_last:
             return
         for rank, text in failures:
@@ -337,9 +424,18 @@ class RunJudge:
         line, self._line = self._line, None
         try:
             if line is not None and self.verdict is not None:
-                _say(line(self.verdict))
+                say(line(self.verdict))
+                self._say_notes()
         except Exception as error:
             log_crash(error)
+
+    def _say_notes(self) -> None:
+        """Print a line for each note, once."""
+        if self.verdict is not None and self._is_first_process:
+            for line in note_lines(self.verdict):
+                if line not in self._said:
+                    say(line)
+                self._said.add(line)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -396,28 +492,16 @@ def _place_in_epoch(args: Any, state: Any, loader: Any) -> dict[str, int]:
     return {"epoch": epoch, "skipped": 0 if getattr(args, "ignore_data_skip", False) else done * accumulation}
 
 
-def log_crash(error: Exception) -> None:
-    """Log an error of the guard itself, with which the run goes on."""
-    _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
-    _LOG.debug("the error of the guard", exc_info=error)
+def _batches_left(args: Any, state: Any, made: int) -> int | None:
+    """Return how many batches a run takes at most behind those that were made; None for all."""
+    steps = getattr(state, "max_steps", 0) or getattr(args, "max_steps", 0)
+    accumulation: int = getattr(args, "gradient_accumulation_steps", 1)
+    return max(int(steps - state.global_step) * accumulation - made, 0) if steps > 0 else None
 
 
-def _say(line: str) -> None:
-    """Print a line, if there is somewhere to print it to."""
-    with suppress(AttributeError, OSError, ValueError):
-        sys.stdout.write(f"{safe_text(line)}\n")
-        sys.stdout.flush()
-
-
-def _processes() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def _from_each_process(value: Any) -> list[Any]:
-    """Return a value of each process, in the order of their ranks; every process must call it."""
-    if _processes() == 1:
-        return [value]
-    found: list[Any] = [None] * _processes()
-    torch.distributed.all_gather_object(found, value)
-    return found
+def _last_checkpoint(args: Any, step: int) -> str:
+    """Return the words for the last checkpoint of a run before a step."""
+    folder = Path(getattr(args, "output_dir", None) or ".")
+    steps = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    before = [number for number in steps if number <= step]
+    return f"the last checkpoint is {folder / f'checkpoint-{max(before)}'}" if before else "there is no checkpoint"

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.objective import Declaration
+from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
 from pytest_mistral_lora.checkpoint.recognition import Recognition
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
-from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
-from pytest_mistral_lora.formats.row_sources import ListedRows
+from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
-from pytest_mistral_lora.guarding.preferences import COLUMNS, sides_of
+from pytest_mistral_lora.guarding.rows import EVALUATION, FirstRows, GuardedRow, RowFigures
 from pytest_mistral_lora.guarding.steps import WAITING
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict, encoder_of, verdict_of
-from pytest_mistral_lora.places import NamedSource, Place
 from pytest_mistral_lora.programs.fixes import fixes_in
 from pytest_mistral_lora.runners import Trainer, trainer_of
 
@@ -42,88 +41,6 @@ _NEVER_CHECKED = ("rows-complete",)
 """Cases that are of files alone: the first batches of a run are never all of its rows."""
 
 _COMMAND = "guard(trainer)"
-
-
-@dataclass(frozen=True, slots=True)
-class GuardedRow:
-    """A row of a batch.
-
-    Attributes:
-        place: Its place, for findings.
-        record: Its ids and labels, as `audit` takes them.
-        has_images: Whether its batch has images.
-        count: Number of rows of the dataset in it.
-    """
-
-    place: Place
-    record: Mapping[str, Any]
-    has_images: bool = False
-    count: int = 1
-
-    def sequences(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-        """Yield ids and labels of each sequence of the row: two for a preference pair."""
-        if "input_ids" in self.record:
-            yield self.record["input_ids"], self.record.get("labels", ())
-        else:
-            yield from sides_of(self.record)
-
-    def holds(self, tokens: Collection[int]) -> bool:
-        """Return whether one of some tokens is in a sequence of the row."""
-        return any(not set(tokens).isdisjoint(ids) for ids, _ in self.sequences())
-
-
-class RowFigures(NamedTuple):
-    """Numbers of what was judged, in one process or in all.
-
-    Attributes:
-        rows: Rows of the dataset.
-        batches: Batches.
-        tokens: Tokens, with padding.
-        trained: Those with a loss.
-    """
-
-    rows: int
-    batches: int
-    tokens: int
-    trained: int
-
-    @property
-    def words(self) -> str:
-        """The numbers of tokens, for a line."""
-        share = f"{100 * self.trained / self.tokens:.0f} %" if self.tokens else "0 %"
-        return f"{counted(self.tokens, 'token')} with padding, {share} of them with a loss"
-
-
-@dataclass(frozen=True)
-class FirstRows:
-    """The rows of the first batches of a run.
-
-    Attributes:
-        rows: The rows.
-        batches: The number of batches.
-        of: The number of rows of the dataset; None if it is unknown.
-        watched: Why the rows were taken as the model got them; empty if they were read ahead of the run.
-        left_out: Reasons why a part of the run is not judged, by the case of a check.
-        sample: The first row of the trainer's dataset, before the collator; empty if it is unknown.
-    """
-
-    rows: Sequence[GuardedRow]
-    batches: int
-    of: int | None = None
-    watched: str = ""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    sample: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def figures(self) -> RowFigures:
-        """The numbers of rows, batches and tokens."""
-        trained = sum(label != IGNORE_INDEX for label in self.labels)
-        return RowFigures(sum(row.count for row in self.rows), self.batches, len(self.labels), trained)
-
-    @cached_property
-    def labels(self) -> list[int]:
-        """The labels of all rows, with padding."""
-        return [label for row in self.rows for _, labels in row.sequences() for label in labels]
 
 
 @dataclass(frozen=True)
@@ -220,6 +137,7 @@ def judge_run(
     read: FirstRows,
     started: float,
     *,
+    epoch: EpochRows,
     evaluation: FirstRows | None = None,
     first_step: Mapping[str, Result] = WAITING,
     rules: RuleSet | None = None,
@@ -231,6 +149,7 @@ def judge_run(
         run: The run.
         read: The rows of its first batches, as `judged_rows` returns them.
         started: The time of `time.perf_counter` at which the guard began.
+        epoch: The same rows, and those behind them.
         evaluation: The rows of the first batches of its evaluation, likewise; None if it has none.
         first_step: The results of its first step, by their checks.
         rules: The rules of the version by which findings fail; None for all rules.
@@ -242,9 +161,7 @@ def judge_run(
         TokenizerError: As for `GuardedRun.known`.
     """
     rows, oracle = read.rows, run.known.oracle
-    of_preferences = any("input_ids" not in row.record for row in rows)
-    fixes = run.fixes(read.sample, of_preferences=of_preferences)
-    objective = Declaration.agreed(objective, run.declared(read.sample, of_preferences=of_preferences))
+    fixes, objective = _of_trainer(run, read, objective)
     trainer = TrainerTarget(
         "trainer",
         model=run.model,
@@ -258,41 +175,118 @@ def judge_run(
         fixes=fixes,
     )
     # first: rows are shown by the last target of a name
-    targets: list[Target] = [_watched(first_step)]
+    targets: list[Target] = [WatchedTarget("trainer", results=of_step(first_step))]
     for name, part in (("batches", read), (EVALUATION, evaluation)):
         if part is None:
             continue
         if name == EVALUATION and part.left_out:
-            targets.append(_not_checked(part.left_out))
+            left_out: Results = {("encoded", case): Result(not_checked=why) for case, why in part.left_out.items()}
+            targets.append(WatchedTarget(EVALUATION, results=left_out))
         if part.rows:
-            source = _source(part.rows, name)
+            source = epoch if part is read else EpochRows(name, part)
             targets.append(EncodedTarget(name, judge=trainer, source=source, fixes=fixes, objective=objective))
 
     require_objectives(targets)
     with opened_session([*targets, trainer], CheckOptions(rules=rules), keeps_going=True) as session:
-        return verdict_of(session, _COMMAND, lambda session: [_cost(read, time.perf_counter() - started)])
+        verdict = verdict_of(session, _COMMAND, lambda session: [_cost(epoch, read, time.perf_counter() - started)])
+    if evaluation is not None and evaluation.rows and read.rows:
+        leaks: Results = {("dataset", "no-leakage"): epoch.also_trained_on(evaluation)}
+        return with_results(verdict, EVALUATION, leaks, rules)
+    return verdict
 
 
-EVALUATION = "eval_batches"
-"""The name of the rows of evaluations in node ids, and in places that the datasets do not tell."""
+def _of_trainer(
+    run: GuardedRun, read: FirstRows, objective: Declaration | None
+) -> tuple[Mapping[str, str], Declaration | None]:
+    """Return the fixes for rows of a run, and their objective, which the user or the arguments declare.
+
+    Raises:
+        InputError: If both declare one, and they differ.
+    """
+    of_preferences = any("input_ids" not in row.record for row in read.rows)
+    declared = run.declared(read.sample, of_preferences=of_preferences)
+    return run.fixes(read.sample, of_preferences=of_preferences), Declaration.agreed(objective, declared)
 
 
-def with_first_step(verdict: Verdict | None, first_step: Mapping[str, Result], rules: RuleSet | None = None) -> Verdict:
-    """Return a verdict with the results of the first step, which it could not have before."""
-    with opened_session([_watched(first_step)], CheckOptions(rules=rules)) as session:
+def with_later_step(
+    verdict: Verdict | None,
+    run: GuardedRun,
+    read: FirstRows,
+    name: str,
+    results: Mapping[str, Result],
+    *,
+    rules: RuleSet | None = None,
+    objective: Declaration | None = None,
+) -> tuple[Verdict | None, str]:
+    """Return a verdict with the rules that a later step is the first to break, and its text if one is an error.
+
+    Args:
+        verdict: The verdict so far.
+        run: The run.
+        read: The rows of the first batch of the step.
+        name: The name of the step, in node ids.
+        results: The results of its gradient, by their checks.
+        rules: As for `judge_run`.
+        objective: As for `judge_run`.
+
+    Raises:
+        InputError: As for `judge_run`.
+        TokenizerError: As for `judge_run`.
+    """
+    read = judged_rows(run, read)
+    fixes, objective = _of_trainer(run, read, objective)
+    trainer = TrainerTarget(
+        "trainer", model=run.model, processing_class=run.processing_class, known=run.known, base=run.source, fixes=fixes
+    )
+
+    def judge(earlier: Verdict | None) -> Verdict:
+        targets: list[Target] = [WatchedTarget(name, results=of_step(results))]
+        if read.rows:
+            rows = EpochRows(name, read)
+            targets.append(EncodedTarget(name, judge=trainer, source=rows, fixes=fixes, objective=objective))
+        require_objectives(targets)
+        with opened_session(targets, CheckOptions(rules=rules), keeps_going=True) as session:
+            return verdict_of(session, _COMMAND, earlier=earlier)
+
+    known = set() if verdict is None else {rule for finding in verdict.findings for rule in _rules_of(finding)}
+    new = [finding for finding in judge(None).findings if finding.rule not in known]
+    if not new:
+        return verdict, ""
+    verdict = judge(verdict)
+    return verdict, str(verdict) if any(finding.severity == "error" for finding in new) else ""
+
+
+def _rules_of(finding: Finding) -> Iterator[str]:
+    """Yield the rule of a finding, and those of the findings that it explains."""
+    yield finding.rule
+    yield from (rule for rule, _ in finding.covers)
+
+
+Results = Mapping[tuple[Subject, str], Result]
+"""Results by the subject and the case of their checks."""
+
+
+def with_results(verdict: Verdict | None, name: str, results: Results, rules: RuleSet | None = None) -> Verdict:
+    """Return a verdict with results that it could not have before.
+
+    Args:
+        verdict: The verdict so far.
+        name: The name of what was judged, in node ids.
+        results: The results.
+        rules: As for `judge_run`.
+    """
+    with opened_session([WatchedTarget(name, results=results)], CheckOptions(rules=rules)) as session:
         return verdict_of(session, _COMMAND, earlier=verdict)
 
 
-def _watched(first_step: Mapping[str, Result]) -> WatchedTarget:
-    return WatchedTarget("trainer", results={("train", case): result for case, result in first_step.items()})
+def with_tokens(verdict: Verdict, rows: Iterable[TokenRow]) -> Verdict:
+    """Return a verdict with rows for its page of tokens, before those of its findings."""
+    return replace(verdict, _rows=(*rows, *verdict._rows))
 
 
-def _not_checked(left_out: Mapping[str, str]) -> WatchedTarget:
-    """Return the target of the rows of evaluations that are left out, by their reasons."""
-    results: dict[tuple[Subject, str], Result] = {
-        ("encoded", case): Result(not_checked=reason) for case, reason in left_out.items()
-    }
-    return WatchedTarget(EVALUATION, results=results)
+def of_step(results: Mapping[str, Result]) -> Results:
+    """Return the results of a step, which are by case."""
+    return {("train", case): result for case, result in results.items()}
 
 
 IMAGES = "images"
@@ -338,22 +332,28 @@ def _has_image(row: GuardedRow, images: Collection[int], *, are_shown: bool) -> 
     return row.holds(images) and "[IMG" not in json.dumps(row.record.get("messages"))
 
 
-def _source(rows: Sequence[GuardedRow], name: str) -> ListedRows:
-    """Return the rows as a source; batches come in the order of a sampler, and findings in that of the dataset."""
-    ordered = sorted(rows, key=lambda row: row.place.order)
-    # messages of a table have null in place of absent keys
-    is_padded = any(key in row.record for row in rows for key in ("messages", "conversations", *COLUMNS))
-    listed = [(row.place, row.record) for row in ordered]
-    return ListedRows(Place(NamedSource(name, is_value=True)), listed, is_padded, is_sample=True)
-
-
-def _cost(read: FirstRows, seconds: float) -> str:
+def _cost(epoch: EpochRows, read: FirstRows, seconds: float) -> str:
     watched = f"; judged as the model got them: {read.watched}" if read.watched else ""
-    return f"guard: {counted(len(read.rows), 'row')} of {read.figures.words}; judged in {seconds:.2f} s{watched}"
+    figures = read.figures.with_more(epoch.figures)
+    return f"guard: {counted(figures.rows, 'row')} of {figures.words}; judged in {seconds:.2f} s{watched}"
+
+
+def note_lines(verdict: Verdict) -> list[str]:
+    """Return a line for each note of a verdict."""
+    notes = [finding for finding in verdict.findings if finding.severity == "note"]
+    return [
+        f"  note {finding.rule} {one_line(str(finding.place))}: {one_line(finding.words, 200)}" for finding in notes
+    ]
 
 
 def green_line(
-    verdict: Verdict, read: FirstRows, judged: RowFigures, seconds: float, evaluation: FirstRows | None = None
+    verdict: Verdict,
+    read: FirstRows,
+    judged: RowFigures,
+    seconds: float,
+    evaluation: FirstRows | None = None,
+    *,
+    why_not_all: str = "",
 ) -> str:
     """Return the line of a run that goes on: what was judged, of how many rows, how long it took, and what was not.
 
@@ -363,8 +363,9 @@ def green_line(
         judged: What all processes have judged.
         seconds: The duration.
         evaluation: The rows of the evaluations of this process; None if it has none.
+        why_not_all: Why this process has not judged the rows of the whole epoch.
     """
-    rows = f"{counted(judged.rows, 'row')} of a stream"
+    rows = counted(judged.rows, "row")
     if read.of is not None:
         rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
     parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]
@@ -375,7 +376,7 @@ def green_line(
         parts.append(f"read as the model got them, because {read.watched}")
     beyond = 0 if read.of is None else read.of - judged.rows
     if beyond > 0:
-        parts.append(f"{counted(beyond, 'row')} not judged")
+        parts.append(f"{counted(beyond, 'row')} not judged" + (f": {why_not_all}" if why_not_all else ""))
     if evaluation is not None and evaluation.rows:
         parts.append(f"{evaluation.figures.rows:,} of {counted(evaluation.of or 0, 'row')} for evaluation judged")
     cases: dict[str, list[str]] = {}

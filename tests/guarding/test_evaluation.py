@@ -25,15 +25,22 @@ def rows(oracle: Oracle) -> Rows:
     return encoded(oracle, chat_rows(8), messages=True)
 
 
+@pytest.fixture
+def held_out(oracle: Oracle) -> Rows:
+    return encoded(oracle, chat_rows(16)[8:], messages=True)
+
+
 def _places(verdict: Verdict | None) -> list[tuple[str, str]]:
     assert verdict is not None
     return [(finding.rule, str(finding.place)) for finding in verdict.findings]
 
 
 @pytest.mark.parametrize("is_named", [False, True], ids=["one dataset", "datasets by name"])
-def test_a_fault_in_an_evaluation_stops_the_run(is_named: bool, base: Path, rows: Rows, tmp_path: Path) -> None:
-    broken = [{**row, "labels": [*row["labels"][:-1], -100]} if n == 3 else row for n, row in enumerate(rows)]
-    whole, faulty = Dataset.from_list(rows), Dataset.from_list(broken)
+def test_a_fault_in_an_evaluation_stops_the_run(
+    is_named: bool, base: Path, rows: Rows, held_out: Rows, tmp_path: Path
+) -> None:
+    broken = [{**row, "labels": [*row["labels"][:-1], -100]} if n == 3 else row for n, row in enumerate(held_out)]
+    whole, faulty = Dataset.from_list(held_out), Dataset.from_list(broken)
     trainer = make_trainer(base, rows, tmp_path, evaluation={"a": whole, "b": faulty} if is_named else faulty)
     loaders = len(trainer.accelerator._dataloaders)
     callback = MistralGuard()
@@ -49,6 +56,22 @@ def test_a_fault_in_an_evaluation_stops_the_run(is_named: bool, base: Path, rows
     assert losses_of(trainer) == []
     # the loader of the training alone
     assert len(trainer.accelerator._dataloaders) == loaders + 1
+
+
+def test_rows_that_are_trained_on_and_evaluated_are_a_note(
+    base: Path, rows: Rows, held_out: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaked = Dataset.from_list([*held_out[:2], rows[5], rows[3]])
+    verdict = guard(make_trainer(base, rows, tmp_path, evaluation=leaked)).check()
+    assert verdict.ok
+    [finding] = verdict.findings
+    assert (finding.rule, str(finding.place), finding.more) == ("ML611", "eval_dataset[2]", 1)
+    assert [str(place) for place in finding.others] == ["train_dataset[5]"]
+    facts = verdict.facts["eval_batches::dataset::no-leakage"]
+    assert facts == {"rows": 4, "compared with": 8}
+    first, note = capsys.readouterr().out.splitlines()
+    assert "; 1 note; " in first
+    assert note == "  note ML611 eval_dataset[2]: the row is also trained on: train_dataset[5]"
 
 
 def test_a_fault_in_every_row_of_both_is_one_cause(base: Path, rows: Rows, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architectu
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.guarding.run_judge import REPORTS
-from pytest_mistral_lora.guarding.steps import LOSS, StepWatch
+from pytest_mistral_lora.guarding.steps import LOSS, TrainerWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -649,13 +649,13 @@ def test_a_trainer_gets_back_what_it_had_and_can_be_copied_before(
 ) -> None:
     trainer = make_trainer(base, rows, tmp_path, model=model)
     own = trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)
-    watch = StepWatch(trainer.args, model, trainer, _pass)
+    watch = TrainerWatch(trainer.args, model, trainer, _pass)
     assert trainer.compute_loss is not own
     assert inspect.signature(trainer.compute_loss) == inspect.signature(own)
     watch.leave()
     assert trainer.compute_loss is own
     del trainer.compute_loss
-    watch = StepWatch(trainer.args, model, trainer, _pass)
+    watch = TrainerWatch(trainer.args, model, trainer, _pass)
     del trainer.compute_loss
     watch.leave()
     assert "compute_loss" not in vars(trainer)
@@ -670,7 +670,7 @@ class Small:
 
 def test_a_copy_of_a_watched_trainer_is_not_watched() -> None:
     trainer = Small()
-    StepWatch(None, None, trainer, _pass)
+    TrainerWatch(None, None, trainer, _pass)
     for copied in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer)):
         assert copied.compute_loss.__self__ is copied
         assert copied.compute_loss(None, {}) == 1

@@ -68,6 +68,16 @@ def test_each_process_judges_the_loss_of_its_own_first_step(base: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_a_fault_of_one_process_at_a_later_step_stops_both(base: Path, tmp_path: Path) -> None:
+    first, second = _run(base, tmp_path / "late", "stop at a later step")
+    assert first["stopped"] == second["stopped"]
+    assert "at step 2, before its weights move" in first["stopped"]
+    assert "(process 1 of 2)" in first["stopped"]
+    assert "ML546" in first["stopped"]
+    assert len(first["losses"]) == 1
+
+
+@pytest.mark.slow
 def test_two_processes_have_the_same_losses(base: Path, tmp_path: Path) -> None:
     unguarded, _ = _run(base, tmp_path / "unguarded", "unguarded")
     warned, _ = _run(base, tmp_path / "warn", "warn")

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.guarding.steps import LOSS, StepWatch
+from pytest_mistral_lora.guarding.steps import LOSS, TrainerWatch
 
 QUESTIONS = ("the sky", "an ant", "Rome", "a prime number", "two and two", "German", "the sea", "a spider")
 
@@ -126,7 +126,7 @@ def losses_of(trainer: Trainer) -> list[float]:
 
 def first_loss(trainer: Any) -> Result:
     """Watch a trainer's first call of `compute_loss` and its backward pass, without the rest of its training."""
-    watch = StepWatch(trainer.args, trainer.model, trainer, lambda batch: None)
+    watch = TrainerWatch(trainer.args, trainer.model, trainer, lambda batch: None)
     watch.begin_step(is_judged=True)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     batches = [next(iter(trainer.get_train_dataloader()))]
