@@ -92,6 +92,7 @@ class LossSettings:
         answers: What the trainer declares of a loss of answers; None for another one.
         no_signs: Why the signs of answers are not known; empty if they are.
         unread: Why the decoder's output is not compared with the batch; empty if it is.
+        prompt: The kind of prompt learning that the model has; empty for none.
         spell: Returns the text of a token by its id.
         step: The step, for findings.
     """
@@ -104,6 +105,7 @@ class LossSettings:
     answers: AnswerLoss | None = None
     no_signs: str = ""
     unread: str = ""
+    prompt: str = ""
     spell: Callable[[int], str] = str
     step: str = "the first step"
 
@@ -128,6 +130,7 @@ class LossSettings:
             answers=answers,
             no_signs=_no_signs(answers, trainer),
             unread=_unread(trainer, model),
+            prompt=_prompt(model),
             spell=lambda token: _spelled(tokenizer, token),
             step=step,
         )
@@ -140,6 +143,7 @@ class LossSettings:
             place="loss",
             head=model.get_output_embeddings(),
             unread=_unread(None, model),
+            prompt=_prompt(model),
             spell=lambda token: _spelled(tokenizer, token),
             step=step,
         )
@@ -158,8 +162,6 @@ def moves_in_backward(args: Any) -> str:
 
 def _unread(trainer: Any, model: Any) -> str:
     """Return why the decoder's output does not show the loss of each token of a batch; empty if it does."""
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return f"{model.active_peft_config.peft_type.value} adds tokens that are not in the batch"
     if isinstance(getattr(trainer, "model_wrapped", None), torch.nn.DataParallel):
         return "DataParallel divides the batch among copies of the model"
     if optimizer := moves_in_backward(getattr(trainer, "args", None)):
@@ -168,6 +170,12 @@ def _unread(trainer: Any, model: Any) -> str:
     if "cut_cross_entropy" in getattr(base.forward, "__module__", ""):
         return "cut-cross-entropy drops the gradient of sure tokens"
     return ""
+
+
+def _prompt(model: Any) -> str:
+    """Return the kind of prompt learning that a model has; empty for none."""
+    adapters = (getattr(model, "peft_config", None) or {}).values()
+    return next((each.peft_type.value for each in adapters if getattr(each, "is_prompt_learning", False)), "")
 
 
 def _no_signs(answers: AnswerLoss | None, trainer: Any) -> str:
@@ -237,6 +245,8 @@ def _not_comparable(call: LossCall, settings: LossSettings) -> str:
     if len(call.hidden) != 1:
         number = len(call.hidden) or "no"
         return f"{settings.place} made {number} calls of the model's decoder with a gradient, not one"
+    if call.hidden[0].shape[:2] != labels.shape and settings.prompt:
+        return f"{settings.prompt} adds tokens that are not in the batch"
     if call.hidden[0].shape[:2] != labels.shape:
         return f"the decoder's output is {tuple(call.hidden[0].shape[:2])} tokens, and the labels {tuple(labels.shape)}"
     gradient = call.gradients[0]

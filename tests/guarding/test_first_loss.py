@@ -554,7 +554,6 @@ def _with_copies(trainer: Any) -> None:
     [
         (_with_prompt_learning(PromptTuningConfig), "PROMPT_TUNING adds tokens"),
         (_with_prompt_learning(PromptEncoderConfig, encoder_hidden_size=8), "P_TUNING adds tokens"),
-        (_with_prompt_learning(PrefixTuningConfig), "PREFIX_TUNING adds tokens"),
         (_with_cut_cross_entropy, "cut-cross-entropy"),
         (_with_copies, "DataParallel"),
         (_without_labels, "the batch has no `labels`"),
@@ -619,6 +618,15 @@ def test_a_model_of_which_only_the_head_is_trained_is_judged(kind: str, base: Pa
         {"change": staticmethod(lambda logits, batch: _loss(logits, batch["input_ids"]))},
     )
     assert "the prompt included" in _result(trainer).findings[0].found
+
+
+def test_a_learned_prefix_adds_no_token(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    _with_prompt_learning(PrefixTuningConfig)(trainer)
+    result = _result(trainer)
+    assert (result.findings, result.not_checked, dict(result.facts)["compared"]) == ((), "", 30)
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
 
 
 def test_a_head_that_is_trained_alone_gets_the_same_weights(base: Path, rows: Rows, tmp_path: Path) -> None:
