@@ -155,6 +155,23 @@ def test_what_a_loop_does_not_show_is_not_checked(base: Path, batches: list[dict
     assert "a compiled model is not watched" in compiled.verdict.not_checked[f"trainer::train::{LOSS}"]
 
 
+class Wrapped(torch.nn.Module):
+    """Calls a model, as the wrappers of PyTorch for several devices do."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, **named: Any) -> Any:
+        return self.module(**named)
+
+
+def test_the_model_in_a_wrapper_is_watched(base: Path, batches: list[dict[str, Any]]) -> None:
+    model = Wrapped(lora_model(base)).train()
+    with pytest.raises(GuardError, match="ML326 loss"), guard.watch(model, tokenizer="spm-v3"):
+        shifted_twice(model, batches[0]).backward()
+
+
 def test_an_error_in_the_block_is_the_users_own(base: Path, batches: list[dict[str, Any]]) -> None:
     watch = guard.watch(lora_model(base), tokenizer="spm-v3")
     with pytest.raises(KeyError), watch:
