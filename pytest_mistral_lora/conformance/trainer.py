@@ -75,21 +75,27 @@ def _model_config(target: TrainerTarget) -> Result:
     if target.pad_findings:
         # transformers writes the id of the tokenizer's pad token into the model's configurations
         found = [replace(finding, effect_of="ML204") if finding.rule == "ML204" else finding for finding in found]
-    return Result((*target.pad_findings, *found, *_embeddings(target)))
+    if embeddings := list(_embeddings(target)):
+        # the `vocab_size` of the configuration is that of the embeddings
+        found = [finding for finding in found if finding.rule != "ML215"]
+    return Result((*target.pad_findings, *found, *embeddings))
 
 
 def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
     tokens = target.oracle.vocab_size
+    rows: dict[int, list[str]] = {}
     for name, module in (
-        ("input embeddings", target.model.get_input_embeddings()),
-        ("output embeddings", target.model.get_output_embeddings()),
+        ("input", target.model.get_input_embeddings()),
+        ("output", target.model.get_output_embeddings()),
     ):
         weight = getattr(module, "weight", None)
         # a weight that DeepSpeed shards has its whole shape beside it; one of FSDP may be empty here
         shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
         if len(shape) == 2 and 0 < shape[0] < tokens:
-            found = f"the {name} have {shape[0]:,} rows, and the tokenizer has {tokens:,} tokens"
-            yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
+            rows.setdefault(shape[0], []).append(name)
+    for count, names in rows.items():
+        found = f"the {' and '.join(names)} embeddings have {count:,} rows, and the tokenizer has {tokens:,} tokens"
+        yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
 
 
 def _template(target: TrainerTarget) -> Result:
