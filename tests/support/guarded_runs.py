@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from pytest_mistral_lora import MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
@@ -81,7 +82,8 @@ def lora_model(
 ) -> Any:
     """Return the tiny model, perhaps with other weights, with a LoRA adapter with dropout, in a known random state."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base)
+    [name] = AutoConfig.from_pretrained(base).architectures
+    model = getattr(transformers, name).from_pretrained(base)
     if weights is not None:
         model.load_state_dict(weights)
     if not adapter:

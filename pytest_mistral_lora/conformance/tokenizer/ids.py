@@ -366,12 +366,13 @@ def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator
             values = []
         given[key] = [item if isinstance(item, int) else repr(item) for item in values]
     fast: Any = target.tokenizer.fast if target.tokenizer.has_fast else None
+    tokens = 0 if fast is None else len(fast)
     bos = oracle.bos_id if oracle else fast.bos_token_id
     for key, ids in given.items():
         for token in ids:
             if not (isinstance(token, int) and 0 <= token < sizes[key]):
-                # a token that was added to the tokenizer: the embeddings have too few rows
-                cause = "ML215" if fast is not None and isinstance(token, int) and token in range(known, len(fast)) else ""
+                # of a token that was added to the tokenizer, the embeddings have too few rows
+                cause = "ML215" if token in range(known, tokens) else ""
                 found = f"{key}_token_id {token} is not in the vocabulary"
                 yield Finding("ML217", found, place, f"below {sizes[key]}", effect_of=cause)
     if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
