@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from pytest_mistral_lora.chat.objective import Declaration
-from pytest_mistral_lora.checkpoint.loaded_tokenizer import tokenizer_or_path
-from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.errors import GuardError, InputError
 from pytest_mistral_lora.guarding.batches import RaisedError, without_new_loaders
-from pytest_mistral_lora.guarding.run_judge import GuardSettings, OnFinding, RunJudge, log_crash
+from pytest_mistral_lora.guarding.loop import LoopWatch
+from pytest_mistral_lora.guarding.processes import log_crash
+from pytest_mistral_lora.guarding.run_judge import RunJudge
+from pytest_mistral_lora.guarding.settings import GuardSettings, OnFinding
 from pytest_mistral_lora.guarding.steps import calling_trainer
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict
 
@@ -62,17 +64,7 @@ class MistralGuard(TrainerCallback):
         on_finding: OnFinding = "stop",
         rules: str | None = None,
     ) -> None:
-        if tokenizer is not None:
-            tokenizer_or_path(tokenizer)
-        if type(batches) is not int or batches < 1:
-            raise InputError(repr(batches), place="batches=", expected="a whole number, 1 or more")
-        if every is not None and (type(every) is not int or every < 1):
-            raise InputError(repr(every), place="every=", expected="a whole number, 1 or more, or None")
-        if on_finding not in ("stop", "warn"):
-            raise InputError(repr(on_finding), place="on_finding=", expected="'stop' or 'warn'")
-        self._settings = GuardSettings(
-            tokenizer, Declaration.given(objective), batches, every, on_finding, RuleSet.given(rules)
-        )
+        self._settings = GuardSettings.given(tokenizer, objective, batches, every, on_finding, rules)
         self._trainer: Any = None
         self._judge: RunJudge | None = None
 
@@ -190,47 +182,96 @@ def _survived() -> Iterator[None]:
         log_crash(error)
 
 
-def guard(
-    trainer: Any,
-    *,
-    tokenizer: AnyTokenizer | None = None,
-    objective: str | None = None,
-    batches: int = 8,
-    every: int | None = None,
-    on_finding: OnFinding = "stop",
-    rules: str | None = None,
-) -> MistralGuard:
-    """Let a trainer judge its first batches, its model and its tokenizer before the first step.
+class Guard:
+    """What `guard` is: call it for a trainer of transformers, and use its `watch` for a loop of your own."""
 
-    Call it before `trainer.train()`.
+    def __call__(
+        self,
+        trainer: Any,
+        *,
+        tokenizer: AnyTokenizer | None = None,
+        objective: str | None = None,
+        batches: int = 8,
+        every: int | None = None,
+        on_finding: OnFinding = "stop",
+        rules: str | None = None,
+    ) -> MistralGuard:
+        """Let a trainer judge its first batches, its model and its tokenizer before the first step.
 
-    Args:
-        trainer: A `transformers.Trainer`, or a trainer that is made from it, such as an `SFTTrainer`.
-        tokenizer: As for `MistralGuard`.
-        objective: As for `MistralGuard`.
-        batches: As for `MistralGuard`.
-        every: As for `MistralGuard`.
-        on_finding: As for `MistralGuard`.
-        rules: As for `MistralGuard`.
+        Call it before `trainer.train()`.
 
-    Returns:
-        The guard. After the start of the run, its `verdict` is the verdict.
+        Args:
+            trainer: A `transformers.Trainer`, or a trainer that is made from it, such as an `SFTTrainer`.
+            tokenizer: As for `MistralGuard`.
+            objective: As for `MistralGuard`.
+            batches: As for `MistralGuard`.
+            every: As for `MistralGuard`.
+            on_finding: As for `MistralGuard`.
+            rules: As for `MistralGuard`.
 
-    Raises:
-        InputError: If the trainer takes no callback, or an argument has another value.
+        Returns:
+            The guard. After the start of the run, its `verdict` is the verdict.
 
-    Example:
-        >>> from pytest_mistral_lora import guard
-        >>> guard("my trainer")
-        Traceback (most recent call last):
-        ...
-        pytest_mistral_lora.errors.InputError: trainer: a str; expected a transformers.Trainer
-    """
-    if not hasattr(trainer, "add_callback"):
-        raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
-    callback = MistralGuard(
-        tokenizer=tokenizer, objective=objective, batches=batches, every=every, on_finding=on_finding, rules=rules
-    )
-    callback.use_trainer(trainer)
-    trainer.add_callback(callback)
-    return callback
+        Raises:
+            InputError: If the trainer takes no callback, or an argument has another value.
+
+        Example:
+            >>> from pytest_mistral_lora import guard
+            >>> guard("my trainer")
+            Traceback (most recent call last):
+            ...
+            pytest_mistral_lora.errors.InputError: trainer: a str; expected a transformers.Trainer
+        """
+        if not hasattr(trainer, "add_callback"):
+            raise InputError(f"a {type(trainer).__name__}", place="trainer", expected="a transformers.Trainer")
+        callback = MistralGuard(
+            tokenizer=tokenizer, objective=objective, batches=batches, every=every, on_finding=on_finding, rules=rules
+        )
+        callback.use_trainer(trainer)
+        trainer.add_callback(callback)
+        return callback
+
+    @staticmethod
+    def watch(
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        objective: str | None = None,
+        every: int | None = None,
+        on_finding: OnFinding = "stop",
+        rules: str | None = None,
+    ) -> LoopWatch:
+        """Return a context manager around each step of a loop of Accelerate, Fabric or PyTorch: make it once.
+
+        Args:
+            model: The model, as the loop calls it: perhaps in the wrapper of a library.
+            tokenizer: A tokenizer or processor of transformers, which is judged, too, or as for `MistralGuard`.
+            objective: As for `MistralGuard`.
+            every: As for `MistralGuard`.
+            on_finding: `stop` raises `GuardError` before the optimizer steps or, if it does not step in the block, when
+                the block ends. `warn` logs the verdict, and lets the loop go on.
+            rules: As for `judge`.
+
+        Returns:
+            The context manager. Its `verdict` is the verdict so far.
+
+        Raises:
+            InputError: If the model is no module of PyTorch, or an argument has another value.
+
+        Example:
+            >>> from pytest_mistral_lora import guard
+            >>> guard.watch("my model")
+            Traceback (most recent call last):
+            ...
+            pytest_mistral_lora.errors.InputError: model: a str; expected a torch.nn.Module
+        """
+        if not isinstance(model, torch.nn.Module):
+            raise InputError(f"a {type(model).__name__}", place="model", expected="a torch.nn.Module")
+        is_of_transformers = isinstance(tokenizer, PreTrainedTokenizerBase | ProcessorMixin)
+        named, processing_class = (None, tokenizer) if is_of_transformers else (tokenizer, None)
+        settings = GuardSettings.given(named, objective, 1, every, on_finding, rules)
+        return LoopWatch(model, settings, processing_class)
+
+
+guard = Guard()
+"""Judges a run: `guard(trainer)` for a trainer of transformers, `guard.watch(model)` for a loop of your own."""

@@ -1,5 +1,7 @@
 """The loss of the first step: whether it trains for the labels of its batch, each shifted once, and for nothing else.
 
+The labels of a batch of DPO or KTO are the tokens of its answers. Each answer has a weight of its own, and a sign.
+
 The gradient of the step is the witness. It is an error only if the gradient proves it: a token that the labels do not
 have is trained on as those are, a position is trained to produce another token than its label, or a label has no
 gradient. Any other gradient at a position without a label is a note.
@@ -8,7 +10,7 @@ gradient. Any other gradient at a position without a label is a note.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import counted
+from pytest_mistral_lora.guarding.preferences import BatchSides
 from pytest_mistral_lora.guarding.witness import (
     CERTAIN,
     EQUAL,
@@ -28,7 +31,7 @@ from pytest_mistral_lora.guarding.witness import (
     why_no_directions,
 )
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.runners.trainer import has_own_loss
+from pytest_mistral_lora.runners.trainer import AnswerLoss, owner_of_loss
 
 _MOST = 512
 """The most positions of a kind whose direction is computed: each takes a product with the head."""
@@ -53,12 +56,28 @@ class LossCall:
         hidden: The output of the decoder in each call that has a gradient, `(batch, length, hidden)`.
         gradients: The gradient of the step at each of them; None where no loss depends on it.
         precision: The dtype that the head computed in.
+        sides: The sides of its rows, if its batch has answers that are compared; else None.
+        left_out: Places whose gradient is not compared, `(batch, length)` bool; None for none.
     """
 
     columns: Columns
     hidden: Sequence[torch.Tensor]
     gradients: Sequence[torch.Tensor | None]
     precision: torch.dtype = torch.float32
+    sides: BatchSides | None = None
+    left_out: torch.Tensor | None = None
+
+    def with_answers(self, loss: AnswerLoss | None) -> LossCall:
+        """Return the call with the tokens of answers as its labels, if its loss is one of answers.
+
+        Tokens with another weight than the others of their answer are left out.
+        """
+        mask = self.columns.get("completion_mask")
+        if loss is None or self.sides is None or mask is None:
+            return replace(self, sides=None)
+        tail = self.sides.beyond(mask) if loss.has_tail else torch.zeros_like(mask, dtype=torch.bool)
+        labels = self.columns["input_ids"].masked_fill((mask == 0) | tail, IGNORE_INDEX)
+        return replace(self, columns={**self.columns, "labels": labels}, left_out=_ahead(tail, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +89,10 @@ class LossSettings:
         smoothing: `label_smoothing_factor`; 0 for none.
         processes: The processes of the run.
         head: The module that makes the logits.
-        foreign: The class of the trainer with a loss of its own, such as `DPOTrainer`; empty for a loss of labels.
+        foreign: The class of the trainer with a loss of its own, such as `ORPOTrainer`; empty for a loss of labels.
+        answers: What the trainer declares of a loss of answers; None for another one.
+        no_signs: Why the signs of answers are not known; empty if they are.
+        unread: Why the decoder's output is not compared with the batch; empty if it is.
         spell: Returns the text of a token by its id.
         step: The step, for findings.
     """
@@ -80,6 +102,9 @@ class LossSettings:
     processes: int = 1
     head: Any = None
     foreign: str = ""
+    answers: AnswerLoss | None = None
+    no_signs: str = ""
+    unread: str = ""
     spell: Callable[[int], str] = str
     step: str = "the first step"
 
@@ -91,16 +116,58 @@ class LossSettings:
         function = getattr(trainer, "compute_loss_func", None)
         tokenizer = getattr(trainer, "processing_class", None)
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        # a trainer that is made from one with a loss of its own calls it
+        known = ((base.__name__, owner_of_loss(base)) for base in owners)
+        foreign, library = next(((name, library) for name, library in known if library is not None), ("", None))
+        answers = None if library is None else library.answer_loss(foreign, vars(trainer.args))
         return cls(
             place="compute_loss_func" if function is not None else f"{owner.__name__}.compute_loss",
-            smoothing=float(getattr(trainer.args, "label_smoothing_factor", 0.0) or 0.0),
+            smoothing=0.0 if foreign else float(getattr(trainer.args, "label_smoothing_factor", 0.0) or 0.0),
             processes=int(getattr(trainer.args, "world_size", 1)),
             head=model.get_output_embeddings(),
-            # a trainer that is made from one with a loss of its own calls it
-            foreign=next((base.__name__ for base in owners if has_own_loss(base)), ""),
+            foreign=foreign,
+            answers=answers,
+            no_signs=_no_signs(answers, trainer),
+            unread=_unread(trainer, model),
             spell=lambda token: _spelled(tokenizer, token),
             step=step,
         )
+
+    @classmethod
+    def of_model(cls, model: Any, tokenizer: Any, step: str) -> LossSettings:
+        """Return those of a loop that declares nothing, with a loss of labels."""
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        return cls(
+            place="loss",
+            head=model.get_output_embeddings(),
+            unread=_unread(None, model),
+            spell=lambda token: _spelled(tokenizer, token),
+            step=step,
+        )
+
+
+def _unread(trainer: Any, model: Any) -> str:
+    """Return why the decoder's output does not show the loss of each token of a batch; empty if it does."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return f"{model.active_peft_config.peft_type.value} adds tokens that are not in the batch"
+    if isinstance(getattr(trainer, "model_wrapped", None), torch.nn.DataParallel):
+        return "DataParallel divides the batch among copies of the model"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "cut_cross_entropy" in getattr(base.forward, "__module__", ""):
+        return "cut-cross-entropy drops the gradient of sure tokens"
+    return ""
+
+
+def _no_signs(answers: AnswerLoss | None, trainer: Any) -> str:
+    """Return why it is not known which answers a loss raises; empty if it is, or if there is none of answers."""
+    if answers is None:
+        return ""
+    if not answers.has_signs:
+        return f"signs: a loss of the type {answers.types} may lower a chosen answer, or raise a rejected one"
+    # what others add to the loss may turn when the model has learned
+    is_first = getattr(getattr(trainer, "state", None), "global_step", 0) == 0
+    own = type(trainer).__name__
+    return "" if is_first or own == answers.name else f"signs: {own} may change the loss of {answers.name}"
 
 
 def _spelled(tokenizer: Any, token: int) -> str:
@@ -134,6 +201,7 @@ def judge_loss(call: LossCall, settings: LossSettings) -> Result:
         call: The call, after its backward pass.
         settings: What the trainer declares.
     """
+    call = call.with_answers(settings.answers)
     reason = _not_comparable(call, settings)
     if reason:
         return Result(not_checked=reason)
@@ -142,8 +210,10 @@ def judge_loss(call: LossCall, settings: LossSettings) -> Result:
 
 def _not_comparable(call: LossCall, settings: LossSettings) -> str:
     """Return why the step cannot be compared; empty if it can."""
+    if settings.unread:
+        return settings.unread
     labels = call.columns.get("labels")
-    if settings.foreign:
+    if settings.foreign and call.sides is None:
         return f"{settings.foreign} computes a loss of its own, which is not that of labels"
     if labels is None:
         return "the batch has no `labels` of the shape of its `input_ids`: its loss is another one"
@@ -158,7 +228,7 @@ def _not_comparable(call: LossCall, settings: LossSettings) -> str:
         return f"the decoder's output is {tuple(call.hidden[0].shape[:2])} tokens, and the labels {tuple(labels.shape)}"
     gradient = call.gradients[0]
     if gradient is not None and not bool(gradient.isfinite().all()):
-        return "the gradient of the first step is not finite"
+        return f"the gradient of {settings.step} is not finite"
     return why_no_directions(settings.head)
 
 
@@ -215,23 +285,59 @@ class _Comparison:
 
     @cached_property
     def _is_trained(self) -> torch.Tensor:
-        """Where the step has a loss, `(batch, length)` bool."""
-        return (self._gradient != 0).any(-1).cpu()
+        """Where the step has a loss that is compared, `(batch, length)` bool."""
+        is_trained = (self._gradient != 0).any(-1).cpu()
+        return is_trained if self.call.left_out is None else is_trained & ~self.call.left_out
 
     def _bound(self, bounds: Mapping[torch.dtype, float]) -> float:
         return bounds.get(self.call.precision, bounds[torch.bfloat16])
 
-    def _seen(self, at: torch.Tensor, tokens: torch.Tensor) -> _Positions:
+    def _pulls(self, at: torch.Tensor, tokens: torch.Tensor) -> _Positions:
+        """Return what the gradients at some places show of a token each, whatever the sign of their row is."""
         rows, places = (index.to(self._gradient.device) for index in at.unbind(-1))
         hidden, gradient = self.call.hidden[0][rows, places], self._gradient[rows, places]
         return _Positions(at, tokens, directions(self.settings.head, hidden, gradient, tokens, self.settings.smoothing))
 
+    def _signed(self, pulls: _Positions) -> _Positions:
+        """Return what gradients show if each is multiplied by the sign of its row."""
+        signs, shown = self._signs[pulls.at[:, 0]], pulls.shown
+        return replace(pulls, shown=replace(shown, cosines=shown.cosines * signs, weights=shown.weights * signs))
+
+    def _at(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the rows and places of a mask, `(positions, 2)` int64; at most `_MOST`."""
+        at = mask.nonzero()
+        return at if len(at) <= _MOST else at[torch.linspace(0, len(at) - 1, _MOST).long()]
+
     def _look(self, mask: torch.Tensor, tokens: torch.Tensor) -> _Positions:
         """Return what the gradients at a mask show of these tokens, `(batch, length)`; at most `_MOST`."""
-        at = mask.nonzero()
-        if len(at) > _MOST:
-            at = at[torch.linspace(0, len(at) - 1, _MOST).long()]
-        return self._seen(at, tokens[at[:, 0], at[:, 1]])
+        at = self._at(mask)
+        return self._signed(self._pulls(at, tokens[at[:, 0], at[:, 1]]))
+
+    @cached_property
+    def _pulled(self) -> _Positions:
+        """Positions with a label that have a gradient, with the label, whatever the sign of their row is."""
+        at = self._at(self._has_label & self._is_trained)
+        return self._pulls(at, self._wanted[at[:, 0], at[:, 1]])
+
+    @cached_property
+    def _is_clear(self) -> torch.Tensor:
+        """Which of these have a label that is not too sure to be compared, `(positions,)` bool."""
+        return 1 - self._pulled.shown.probabilities > self._bound(SURE)
+
+    @cached_property
+    def _signs(self) -> torch.Tensor:
+        """Whether the step raises the labels of a row, or lowers them: 1 or -1, `(batch,)` float32.
+
+        All labels are to be raised. An answer has the sign of most of its tokens, or if none tells, the one that it
+        should have.
+        """
+        sides = self.call.sides
+        if sides is None:
+            return torch.ones(len(self._wanted))
+        cosines, rows = self._pulled.shown.cosines, self._pulled.at[:, 0]
+        is_exact = self._is_clear & (cosines.abs() >= self._bound(EXACT))
+        found = torch.zeros(len(self._wanted)).index_add_(0, rows[is_exact], cosines[is_exact]).sign()
+        return torch.where(found == 0, sides.are_wanted.float() * 2 - 1, found)
 
     def _proven(self, seen: _Positions) -> torch.Tensor:
         """Return at which positions the gradient is that of the token, `(positions,)` bool."""
@@ -242,15 +348,16 @@ class _Comparison:
         if not len(seen):
             return seen
         rows, places = (index.to(self._gradient.device) for index in seen.at.unbind(-1))
-        targets = likeliest_targets(self.settings.head, self._gradient[rows, places])
-        tried = [self._seen(seen.at, tokens) for tokens in targets.unbind(-1)]
-        best = torch.stack([one.shown.cosines for one in tried]).argmax(0)
+        signs = self._signs.to(rows.device)[rows, None]
+        targets = likeliest_targets(self.settings.head, self._gradient[rows, places] * signs)
+        tried = [self._signed(self._pulls(seen.at, tokens)) for tokens in targets.unbind(-1)]
+        best = torch.stack([each.shown.cosines for each in tried]).argmax(0)
         found = _Positions(
             seen.at,
             targets.gather(-1, best[:, None])[:, 0],
             Directions(
                 *(
-                    torch.stack([getattr(one.shown, name) for one in tried]).gather(0, best[None])[0]
+                    torch.stack([getattr(each.shown, name) for each in tried]).gather(0, best[None])[0]
                     for name in Directions.__slots__
                 )
             ),
@@ -265,16 +372,11 @@ class _Comparison:
     @cached_property
     def _labelled(self) -> _Positions:
         """Positions with a label that have a gradient, with the label."""
-        return self._look(self._has_label & self._is_trained, self._wanted)
-
-    @cached_property
-    def _is_clear(self) -> torch.Tensor:
-        """Which of these have a label that is not too sure to be compared, `(positions,)` bool."""
-        return 1 - self._labelled.shown.probabilities > self._bound(SURE)
+        return self._signed(self._pulled)
 
     @cached_property
     def _is_exact(self) -> torch.Tensor:
-        """Which of these are trained to produce their label, `(positions,)` bool."""
+        """Which of them are trained to produce their label, `(positions,)` bool."""
         return self._is_clear & (self._labelled.shown.cosines >= self._bound(EXACT))
 
     @cached_property
@@ -303,15 +405,26 @@ class _Comparison:
             ("positions with a gradient", int(self._is_trained.sum())),
             ("compared", int(self._is_clear.sum())),
         )
+        if self.call.sides is not None and not bool(self._is_trained.any()):
+            return Result(not_checked="no answer of the first batch has a gradient", facts=facts)
         shift = self._shift()
         errors = [self._error(f"trains on {shift}", self._of_target(self._elsewhere))] if shift else [*self._errors()]
         findings = errors or [*self._notes()]
         unclear = int(self._is_clear.sum()) - len(self._exact)
-        reason = ""
+        reason = "" if findings else self.settings.no_signs
         if unclear and not findings:
-            count = counted(int(self._is_clear.sum()), "compared label")
+            count = counted(int(self._is_clear.sum()), f"compared {self._noun}")
             reason = f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
         return Result(tuple(findings), not_checked=reason, facts=facts)
+
+    @property
+    def _noun(self) -> str:
+        """What a token that is to be trained on is called."""
+        return "label" if self.call.sides is None else "answer token"
+
+    @property
+    def _outside(self) -> str:
+        return "without a label" if self.call.sides is None else "outside of the answers"
 
     def _shift(self) -> str:
         """Return the name of the labels if the tokens that are trained for stand elsewhere in the row; else empty."""
@@ -328,29 +441,71 @@ class _Comparison:
     def _errors(self) -> Iterator[Finding]:
         trained = self._following.where(self._proven(self._following) & self._weigh_as(self._following, self._exact))
         constant = self._others.where(self._weigh_as(self._others, self._exact))
-        lacking = self._look(self._has_label & ~self._is_trained, self._wanted)
+        lacks = self._has_label & ~self._is_trained & self._is_used[:, None]
+        lacking = self._look(lacks, self._wanted)
         lacking = lacking.where(1 - lacking.shown.probabilities > CERTAIN)
         if self.call.precision == torch.float16:  # its numbers end at 2**-24
             lacking = lacking.where(torch.zeros(len(lacking), dtype=torch.bool))
-        labels = counted(int(self._has_label.sum()), "label")
+        labels = counted(int(self._has_label.sum()), self._noun)
         is_labelled = self.call.columns["labels"] != IGNORE_INDEX
-        if len(trained) and len(lacking) and torch.equal(self._is_trained[:, :-1], is_labelled[:, :-1]):
-            yield self._error("trains on the mask of the labels, not shifted", self._of_next(trained))
+        if (
+            len(trained)
+            and len(lacking)
+            and torch.equal(self._is_trained[self._is_used, :-1], is_labelled[self._is_used, :-1])
+        ):
+            yield self._error(f"trains on the mask of the {self._noun}s, not shifted", self._of_next(trained))
             return
         if len(trained) and not (len(constant) and set(trained.tokens.tolist()) <= set(constant.tokens.tolist())):
-            yield self._error(f"trains on {self._kind(trained)} without a label", self._of_next(trained))
+            yield self._error(f"trains on {self._kind(trained)} {self._outside}", self._of_next(trained))
         if len(constant):
-            count = counted(len(constant), "token")
-            yield self._error(f"trains for {count} without a label", self._of_target(constant))
+            yield self._error(
+                f"trains for {counted(len(constant), 'token')} {self._outside}", self._of_target(constant)
+            )
+        sides = self.call.sides
+        if sides is not None and not self.settings.no_signs and len(swapped := self._swapped(sides)):
+            are_wanted = [bool(sides.are_wanted[row]) for row in set(swapped.at[:, 0].tolist())]
+            counts = zip(("lowers", "raises"), sides.names, (True, False), strict=True)
+            faults = [
+                f"{verb} {counted(are_wanted.count(side), f'{name} answer')}"
+                for verb, name, side in counts
+                if side in are_wanted
+            ]
+            yield self._error(" and ".join(faults), self._of_next(swapped))
         # what pushes another token up pushes a sure label down
         if len(self._elsewhere):
             count = f"{len(self._elsewhere)} of {labels}"
             yield self._error(f"trains for other tokens than {count}", self._of_target(self._elsewhere))
         elif len(avoided := self._avoided()):
-            yield self._error(f"trains to avoid {len(avoided)} of {labels}", self._of_next(avoided))
+            against = "to avoid" if self.call.sides is None else "against their answer"
+            yield self._error(f"trains {against} {len(avoided)} of {labels}", self._of_next(avoided))
         if len(lacking):
-            number = int((self._has_label & ~self._is_trained).sum())
-            yield self._error(f"does not train on {number} of {labels}", self._of_next(lacking))
+            yield self._error(f"does not train on {int(lacks.sum())} of {labels}", self._of_next(lacking))
+
+    @cached_property
+    def _is_used(self) -> torch.Tensor:
+        """Which rows are to have a loss of each label, `(batch,)` bool: a loss of answers may be zero for one.
+
+        If no answer has a gradient, these are the rows whose prompts are trained on as answers are.
+        """
+        if self.call.sides is None:
+            return torch.ones(len(self._wanted), dtype=torch.bool)
+        is_used = (self._has_label & self._is_trained).any(-1)
+        prompts = self._following.where(self._proven(self._following))
+        if not bool(is_used.any()):
+            is_used[prompts.where(self._weigh_as(prompts, prompts)).at[:, 0]] = True
+        return is_used
+
+    def _swapped(self, sides: BatchSides) -> _Positions:
+        """Return the tokens of answers that are lowered and should be raised, or the other way round.
+
+        A loss may lower both answers of each pair, the rejected one more.
+        """
+        exact, is_raised = self._exact, self._signs > 0
+        rows = torch.zeros_like(sides.are_wanted).index_fill_(0, exact.at[:, 0], True)
+        is_wrong = is_raised != sides.are_wanted
+        if sides.are_paired and bool((rows & ~is_raised & ~sides.are_wanted).any()):
+            is_wrong &= is_raised
+        return exact.where(is_wrong[exact.at[:, 0]])
 
     def _avoided(self) -> _Positions:
         """Return the positions that are trained to avoid their label, with the weight of the others."""
@@ -362,10 +517,10 @@ class _Comparison:
         undeclared = self._following.where(~self._is_declared(self._following))
         if len(undeclared):
             count = counted(len(undeclared), "position")
-            text = f"another term of the loss reaches {count} without a label: {self._of_next(undeclared)}"
+            text = f"another term of the loss reaches {count} {self._outside}: {self._of_next(undeclared)}"
             yield Finding("ML327", text, place, "no gradient there, or a column of weights")
         elif spread := self._spread():
-            text = f"the labels of a row weigh differently in the loss of {self.settings.step}: {spread}"
+            text = f"the {self._noun}s of a row weigh differently in the loss of {self.settings.step}: {spread}"
             yield Finding("ML327", text, place, "one weight, or a column of weights")
 
     def _weigh_as(self, seen: _Positions, exact: _Positions) -> torch.Tensor:
@@ -420,8 +575,8 @@ class _Comparison:
             weights = exact.shown.weights / share
             if all(self._are_equal(weights[rows == row]) for row in set(rows.tolist())):
                 return ""
-        relative = exact.shown.weights / exact.shown.weights.max()
-        return f"from {float(relative.min()):.3g} to 1 of the largest"
+        shares = [float((own := exact.shown.weights[rows == row]).min() / own.max()) for row in set(rows.tolist())]
+        return f"from {min(shares):.3g} to 1 of the largest"
 
     def _kind(self, trained: _Positions) -> str:
         """Return the tokens that are trained on in words: padding, each token, or their number."""
@@ -440,15 +595,17 @@ class _Comparison:
     def _of_target(self, seen: _Positions) -> str:
         row, place, token = next(_each(seen))
         wanted = int(self._wanted[row, place])
-        label = "no label" if wanted == IGNORE_INDEX else f"the label {self.settings.spell(wanted)}"
+        label = f"no {self._noun}" if wanted == IGNORE_INDEX else f"the {self._noun} {self.settings.spell(wanted)}"
         return f"the first is {self._token(row, place, token)}, which has {label}"
 
     def _token(self, row: int, place: int, token: int) -> str:
-        return f"{self.settings.spell(token)} at row {row}, token {place + 1}"
+        words = f"row {row}" if self.call.sides is None else self.call.sides.row(row)
+        return f"{self.settings.spell(token)} at {words}, token {place + 1}"
 
     def _error(self, fault: str, first: str) -> Finding:
         count = counted(int(self._has_label.sum()), "token")
-        expected = f"a loss of the {count} with a label, each predicted from the tokens before it"
+        which = "with a label" if self.call.sides is None else "of the answers"
+        expected = f"a loss of the {count} {which}, each predicted from the tokens before it"
         return Finding("ML326", f"{self.settings.step} {fault}: {first}", Place.of(self.settings.place), expected)
 
 

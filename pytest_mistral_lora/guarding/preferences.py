@@ -10,7 +10,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.kinds.preference import CHOSEN, REJECTED
@@ -76,3 +79,46 @@ def sides_of(record: Mapping[str, Any]) -> Iterator[tuple[list[int], list[int]]]
         ids = record.get(f"{name}_input_ids")
         if ids is not None:
             yield ids, record.get(f"{name}_labels", ids)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSides:
+    """Which side each row of a batch of DPO or KTO is.
+
+    Attributes:
+        are_wanted: Whether the row has the chosen or a desirable answer, `(rows,)` bool.
+        are_paired: Whether the first half of the rows are the chosen sides, and the second half the rejected ones.
+    """
+
+    are_wanted: torch.Tensor
+    are_paired: bool
+
+    @classmethod
+    def of(cls, data: Any) -> Self | None:
+        """Return those of a collated batch; None if it has no `completion_mask`."""
+        if data.get("completion_mask") is None:
+            return None
+        if "label" in data:
+            return cls(data["label"].detach().to("cpu", copy=True).bool(), are_paired=False)
+        rows = len(data["completion_mask"])
+        return cls(torch.arange(rows) < rows // 2, are_paired=True)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the answers are called that are to gain, and those that are to lose."""
+        return _SIDES if self.are_paired else ("desirable", "undesirable")
+
+    def row(self, number: int) -> str:
+        """Return a row in words: its record, and which of the answers it has."""
+        record = number % (len(self.are_wanted) // 2) if self.are_paired else number
+        return f"row {record}, the {self.names[not self.are_wanted[number]]} answer"
+
+    def beyond(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return which tokens are beyond the length of the shorter answer of their pair, `(rows, length)` bool.
+
+        Args:
+            mask: 1 for tokens of answers, `(rows, length)`.
+        """
+        predicted = torch.nn.functional.pad(mask[:, 1:], (1, 0))  # nothing predicts the first token of a row
+        shared = predicted.sum(1).reshape(2, -1).amin(0).repeat(2)
+        return (predicted.cumsum(1) > shared[:, None]) & (mask != 0)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from pytest_mistral_lora.chat.objective import Declaration
-from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.rule_set import RuleSet
-from pytest_mistral_lora.errors import GuardError, InputError, MistralLoraError, counted, one_line
-from pytest_mistral_lora.escaping import safe_text
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.errors import InputError, MistralLoraError, counted, one_line
 from pytest_mistral_lora.guarding.batches import (
     BatchSources,
     ModelBatch,
@@ -33,22 +27,22 @@ from pytest_mistral_lora.guarding.batches import (
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.evaluation import first_eval_rows
 from pytest_mistral_lora.guarding.pace import Pace
+from pytest_mistral_lora.guarding.processes import from_each_process, log_crash, raise_together, say
 from pytest_mistral_lora.guarding.rows import FirstRows, GuardedRow, RowFigures
-from pytest_mistral_lora.guarding.steps import LOSS, WAITING, StepWatch
+from pytest_mistral_lora.guarding.settings import GuardSettings
+from pytest_mistral_lora.guarding.steps import LOSS, WAITING, TrainerWatch
 from pytest_mistral_lora.guarding.verdict import (
     GuardedRun,
     green_line,
-    judge_later_step,
     judge_run,
     judged_rows,
     of_step,
+    with_later_step,
     with_results,
 )
-from pytest_mistral_lora.judging import AnyTokenizer, Verdict
+from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
-
-OnFinding = Literal["stop", "warn"]
 
 REPORTS = ("mistral-guard.json", "mistral-guard.html")
 """The files of the verdict in the output folder of a run that goes on."""
@@ -57,18 +51,6 @@ _PREFETCHED = 2
 """The batches that a loader of accelerate makes before the model gets the one before, and one to spare."""
 
 _DIFFERS = "a batch is not the one that was made before the run: its rows change with each look"
-
-
-@dataclass(frozen=True, slots=True)
-class GuardSettings:
-    """What a guard was told: see `MistralGuard`."""
-
-    tokenizer: AnyTokenizer | None
-    objective: Declaration | None
-    batches: int
-    every: int | None
-    on_finding: OnFinding
-    rules: RuleSet | None
 
 
 class RunJudge:
@@ -92,7 +74,7 @@ class RunJudge:
         self._settings, self._args, self._loader = settings, args, loader
         padder = tokenizer_of(getattr(loader, "collate_fn", None))
         self._run = GuardedRun(args, model, processing_class, settings.tokenizer, padder)
-        self._watch: StepWatch | None = None
+        self._watch: TrainerWatch | None = None
         self._ahead = NextBatches()
         self._sources: BatchSources | None = None
         self._rows: list[list[GuardedRow]] = []
@@ -131,7 +113,7 @@ class RunJudge:
             except Exception as error:  # ours
                 self._ahead = NextBatches(reason=f"reading ahead ended with {type(error).__name__}: {one_line(error)}")
             # no process goes on alone: the others would wait for it
-            reasons, failed = zip(*_from_each_process((self._ahead.reason, raised is not None)), strict=True)
+            reasons, failed = zip(*from_each_process((self._ahead.reason, raised is not None)), strict=True)
             if not any(failed):
                 self._ahead = replace(self._ahead, reason=next(filter(None, reasons), ""))
                 self._watched = self._ahead.reason
@@ -142,7 +124,7 @@ class RunJudge:
                     self._judge_rows(self._rows, "before a weight moves", is_last=True, rest=left)
                 accumulation = getattr(self._args, "gradient_accumulation_steps", 1)
                 self._sources = BatchSources(self._loader, dataset, self._ahead.order, accumulation + _PREFETCHED)
-                self._watch = StepWatch(self._args, self._run.model, trainer, self._take)
+                self._watch = TrainerWatch(self._args, self._run.model, trainer, self._take)
                 self._watch.begin_step(is_judged=True)
         if raised is not None:
             raise raised
@@ -179,7 +161,7 @@ class RunJudge:
             except Exception as error:
                 log_crash(error)
         every = self._pace.measured(self._seconds - seconds)
-        outcomes = _from_each_process((failure, every))
+        outcomes = from_each_process((failure, every))
         if self._pace.is_to_be_set(self._step):
             self._pace.every = outcomes[0][1]
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
@@ -191,23 +173,16 @@ class RunJudge:
     def _failure_of(self, name: str) -> str:
         """Add what a later step shows for the first time to the verdict; return the verdict if it is an error."""
         assert self._watch is not None
-        results = {case: result for case, result in self._watch.results().items() if case == LOSS}
-        read = FirstRows(self._late or [], 1, self._ahead.size, sample=self._ahead.sample)
-        judge = partial(
-            judge_later_step,
+        self.verdict, failure = with_later_step(
+            self.verdict,
             self._run,
-            read,
+            FirstRows(self._late or [], 1, self._ahead.size, sample=self._ahead.sample),
             name,
-            results,
+            {LOSS: self._watch.results()[LOSS]},
             rules=self._settings.rules,
             objective=self._settings.objective,
         )
-        known = set() if self.verdict is None else {rule for each in self.verdict.findings for rule in _rules_of(each)}
-        new = [finding for finding in judge().findings if finding.rule not in known]
-        if not new:
-            return ""
-        self.verdict = judge(earlier=self.verdict)
-        return str(self.verdict) if any(finding.severity == "error" for finding in new) else ""
+        return failure
 
     def _judge_first_step(self) -> None:
         """Add what the first step has shown to the verdict."""
@@ -227,7 +202,7 @@ class RunJudge:
                     failure = str(self.verdict)
             except Exception as error:
                 log_crash(error)
-        failures = [(rank, text) for rank, text in enumerate(_from_each_process(failure)) if text]
+        failures = [(rank, text) for rank, text in enumerate(from_each_process(failure)) if text]
         self._stop_or_warn("before a weight moves", failures, is_last=True)
         if failures:
             self._line = None
@@ -270,7 +245,7 @@ class RunJudge:
         self._print_line()
         if self._late_steps and self._is_first_process:
             count = counted(len(self._late_steps), "later step")
-            _say(f"mistral guard: {count} judged{self._pace.words}")
+            say(f"mistral guard: {count} judged{self._pace.words}")
 
     def _judge_remaining(self, moment: str) -> None:
         """Judge all rows so far at a moment, in words, unless no more were to come."""
@@ -304,7 +279,7 @@ class RunJudge:
             if rows is not None:
                 self._rows[number : number + 1] = [rows]
                 self._watched = self._watched or _DIFFERS
-            if any(_from_each_process(rows is not None)):
+            if any(from_each_process(rows is not None)):
                 self._are_rows_judged = False
                 is_last = self._seen == self._settings.batches
                 if is_last or self._settings.on_finding == "stop":
@@ -375,7 +350,7 @@ class RunJudge:
         except Exception as error:
             log_crash(error)
             self.verdict = None
-        outcomes = _from_each_process((failure, read.figures.with_more(epoch.figures)))
+        outcomes = from_each_process((failure, read.figures.with_more(epoch.figures)))
         failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
         self._stop_or_warn(moment, failures, is_last=is_last)
         if self.verdict is not None and is_last and not failures and self._is_first_process:
@@ -409,9 +384,7 @@ class RunJudge:
         """
         if failures and self._settings.on_finding == "stop":
             self.leave()
-            rank, text = failures[0]
-            of_process = f" (process {rank} of {_processes()})" if _processes() > 1 else ""
-            raise GuardError(f"the run is stopped {moment}{of_process}\n{text}", verdict=self.verdict)
+            raise_together(moment, failures, self.verdict)
         if self._settings.on_finding != "warn" or not is_last:
             return
         for rank, text in failures:
@@ -436,7 +409,7 @@ class RunJudge:
         line, self._line = self._line, None
         try:
             if line is not None and self.verdict is not None:
-                _say(line(self.verdict))
+                say(line(self.verdict))
         except Exception as error:
             log_crash(error)
 
@@ -508,36 +481,3 @@ def _last_checkpoint(args: Any, step: int) -> str:
     steps = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     before = [number for number in steps if number <= step]
     return f"the last checkpoint is {folder / f'checkpoint-{max(before)}'}" if before else "there is no checkpoint"
-
-
-def _rules_of(finding: Finding) -> Iterator[str]:
-    """Yield the rule of a finding, and those of the findings that it explains."""
-    yield finding.rule
-    yield from (rule for rule, _ in finding.covers)
-
-
-def log_crash(error: Exception) -> None:
-    """Log an error of the guard itself, with which the run goes on."""
-    _LOG.warning("not checked: the guard ended with %s: %s", type(error).__name__, one_line(error))
-    _LOG.debug("the error of the guard", exc_info=error)
-
-
-def _say(line: str) -> None:
-    """Print a line, if there is somewhere to print it to."""
-    with suppress(AttributeError, OSError, ValueError):
-        sys.stdout.write(f"{safe_text(line)}\n")
-        sys.stdout.flush()
-
-
-def _processes() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def _from_each_process(value: Any) -> list[Any]:
-    """Return a value of each process, in the order of their ranks; every process must call it."""
-    if _processes() == 1:
-        return [value]
-    found: list[Any] = [None] * _processes()
-    torch.distributed.all_gather_object(found, value)
-    return found

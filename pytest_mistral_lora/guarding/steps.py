@@ -19,6 +19,7 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, judge_loss
 from pytest_mistral_lora.guarding.packing import arguments_of, judge_call
+from pytest_mistral_lora.guarding.preferences import BatchSides
 
 _PARAMETERS = ("model", "inputs", "return_outputs", "num_items_in_batch")
 """The parameters of `Trainer.compute_loss`."""
@@ -31,55 +32,43 @@ WAITING = {case: Result(not_checked="the run has not come to its first step") fo
 
 
 class StepWatch:
-    """Watches the steps of a run: each batch that `compute_loss` gets in training, and the gradient of those judged.
+    """Watches the decoder of a model: the batch of a step that is judged, and the decoder's output with its gradient.
 
-    It stands in the trainer's place of `compute_loss`, and behind the decoder of the model, from before the first step
-    on: a compiled model calls no hook that comes later. Hooks only record, and only in a step that is to be judged.
+    It stands behind the decoder from before the first step on: a compiled model calls no hook that comes later. Hooks
+    only record, and only in a step that is to be judged.
+
+    Attributes:
+        why_no_batch: Why a step that was judged has shown no batch.
     """
 
-    def __init__(self, args: Any, model: Any, trainer: Any, take: Callable[[Any], None]) -> None:
+    why_no_batch = "the step did not call the model with a batch"
+
+    def __init__(self, model: Any, settings: Callable[[str], LossSettings], *, is_compiled: bool = False) -> None:
         """Begin to watch.
 
         Args:
-            args: The `TrainingArguments`.
             model: The model, without wrappers.
-            trainer: The trainer; None if it is unknown, and the loss cannot be watched.
-            take: Called with each batch of the training, before the model gets it.
+            settings: Returns what is declared about the loss of a step, by the name of the step.
+            is_compiled: Whether the model is compiled, and calls no hooks.
         """
-        self._model, self._trainer, self._take = model, trainer, take
+        self._model, self._settings = model, settings
         self._results = dict(WAITING)
-        self._is_judged = False
-        self._is_inside = self._records = False
+        self._is_judged = self._records = False
+        self._name = ""
         self._forget()
-        self.why_no_batches = ""
-        self._own = self._put_in_place()
-        self._hook = self._hooked(args)
+        self._hook = self._hooked(is_compiled=is_compiled)
 
     def _forget(self) -> None:
         self._columns: dict[str, torch.Tensor] = {}
+        self._sides: BatchSides | None = None
         self._batch: Any = None
         self._hidden: list[torch.Tensor] = []
         self._gradients: dict[int, torch.Tensor] = {}
         self._dtypes: set[torch.dtype] = set()
 
-    def _put_in_place(self) -> Any:
-        """Stand in the place of the trainer's `compute_loss`, and return what stood there."""
-        own = getattr(self._trainer, "compute_loss", None)
-        if self._trainer is None:
-            self.why_no_batches = "the guard knows no trainer: call guard(trainer)"
-        elif own is None:
-            self.why_no_batches = f"the {type(self._trainer).__name__} has no compute_loss"
-        if own is None:
-            self._results[LOSS] = Result(not_checked=self.why_no_batches)
-            return None
-        self._stand_in = _StandIn(own, self._compute_loss)
-        self._before = vars(self._trainer).get("compute_loss")
-        self._trainer.compute_loss = self._stand_in
-        return own
-
-    def _hooked(self, args: Any) -> Any:
+    def _hooked(self, *, is_compiled: bool) -> Any:
         """Watch the calls of the decoder: their arguments, and what they return with its gradient."""
-        if getattr(args, "torch_compile", False):
+        if is_compiled:
             self._results |= dict.fromkeys(WAITING, Result(not_checked="a compiled model is not watched"))
             return None
         try:
@@ -99,6 +88,23 @@ class StepWatch:
         self._forget()
         self._is_judged, self._name = is_judged, name
 
+    def begin_batch(self, batch: Any) -> None:
+        """Record the calls of the decoder until `end_batch`, if this is the first batch of a step that is judged.
+
+        Args:
+            batch: The batch, with its labels.
+        """
+        if self._is_judged and self._batch is None:
+            self._batch = batch
+            with suppress(Exception):  # the check then says that there are no labels
+                self._columns = columns_of(batch)
+                self._sides = BatchSides.of(batch) if self._columns else None
+            self._records = True
+
+    def end_batch(self) -> None:
+        """Record no more calls."""
+        self._records = False
+
     def _take_call(self, decoder: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if not decoder.training:
             return
@@ -112,17 +118,97 @@ class StepWatch:
 
     def _take_output(self, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        if not isinstance(hidden, torch.Tensor):
+            return
+        if torch.is_grad_enabled() and not hidden.requires_grad and self._trains_head_alone():
+            hidden.requires_grad_()
         # a call without a gradient is a look at the model, as for a distillation
-        if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+        if hidden.requires_grad:
             number = len(self._hidden)
             self._hidden.append(hidden.detach())
             self._dtypes |= _dtypes_of(hidden)
             register_hook: Any = hidden.register_hook  # without types
             register_hook(partial(self._take_gradient, self._gradients, number))
 
+    def _trains_head_alone(self) -> bool:
+        """Return whether nothing below the head is trained: the decoder's output then has no gradient by itself."""
+        head = self._model.get_output_embeddings()
+        own = set() if head is None else {id(parameter) for parameter in head.parameters()}
+        trained = {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
+        return bool(trained) and trained <= own
+
     @staticmethod
     def _take_gradient(gradients: dict[int, torch.Tensor], number: int, gradient: torch.Tensor) -> None:
         gradients[number] = gradient.detach()
+
+    def results(self) -> Mapping[str, Result]:
+        """Return the result of each check of a judged step: call it when the step has its gradients."""
+        results = dict(self._results)
+        if results[LOSS] is WAITING[LOSS]:
+            results[LOSS] = Result(not_checked=self.why_no_batch) if self._batch is None else _attempted(self._judged)
+        if results[PACKING] is WAITING[PACKING]:
+            results[PACKING] = Result(not_checked="the step did not call the model's decoder")
+        self.begin_step(is_judged=False)
+        return results
+
+    def _judged(self) -> Result:
+        if not isinstance(self._batch, Mapping):
+            return Result(not_checked=f"the batch is a {type(self._batch).__name__}, not a mapping")
+        gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
+        settings = self._settings(self._name)
+        if isinstance(settings.head, torch.nn.Module):
+            self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
+        floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
+        precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision, self._sides), settings)
+
+    def leave(self) -> None:
+        """Stop watching."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+class TrainerWatch(StepWatch):
+    """Watches the steps of a trainer: it stands in the place of `compute_loss`, and sees each batch of the training.
+
+    Attributes:
+        why_no_batches: Why no batch can be seen; empty if they can.
+    """
+
+    why_no_batch = "the step did not call the trainer's compute_loss"
+
+    def __init__(self, args: Any, model: Any, trainer: Any, take: Callable[[Any], None]) -> None:
+        """Begin to watch.
+
+        Args:
+            args: The `TrainingArguments`.
+            model: The model, without wrappers.
+            trainer: The trainer; None if it is unknown, and the loss cannot be watched.
+            take: Called with each batch of the training, before the model gets it.
+        """
+        self._trainer, self._take = trainer, take
+        self._is_inside = False
+        self.why_no_batches = ""
+        super().__init__(
+            model, partial(LossSettings.of, trainer, model), is_compiled=bool(getattr(args, "torch_compile", False))
+        )
+        self._own = self._put_in_place()
+
+    def _put_in_place(self) -> Any:
+        """Stand in the place of the trainer's `compute_loss`, and return what stood there."""
+        own = getattr(self._trainer, "compute_loss", None)
+        if self._trainer is None:
+            self.why_no_batches = "the guard knows no trainer: call guard(trainer)"
+        elif own is None:
+            self.why_no_batches = f"the {type(self._trainer).__name__} has no compute_loss"
+        if own is None:
+            self._results[LOSS] = Result(not_checked=self.why_no_batches)
+            return None
+        self._stand_in = _StandIn(own, self._compute_loss)
+        self._before = vars(self._trainer).get("compute_loss")
+        self._trainer.compute_loss = self._stand_in
+        return own
 
     def _compute_loss(self, *given: Any, **named: Any) -> Any:
         model = given[0] if given else named.get("model")
@@ -132,39 +218,14 @@ class StepWatch:
         batch = {**dict(zip(_PARAMETERS, given, strict=False)), **named}.get("inputs")
         try:
             self._take(batch)
-            if self._is_judged and self._batch is None:
-                self._batch = batch
-                with suppress(Exception):  # the check then says that there are no labels
-                    self._columns = columns_of(batch)
-                self._records = True
+            self.begin_batch(batch)
             return self._own(*given, **named)
         except BaseException:
             self.leave()
             raise
         finally:
-            self._is_inside = self._records = False
-
-    def results(self) -> Mapping[str, Result]:
-        """Return the result of each check of a judged step: call it when the step has its gradients."""
-        results = dict(self._results)
-        if results[LOSS] is WAITING[LOSS]:
-            reason = "the step did not call the trainer's compute_loss"
-            results[LOSS] = Result(not_checked=reason) if self._batch is None else _attempted(self._judged)
-        if results[PACKING] is WAITING[PACKING]:
-            results[PACKING] = Result(not_checked="the step did not call the model's decoder")
-        self.begin_step(is_judged=False)
-        return results
-
-    def _judged(self) -> Result:
-        if not isinstance(self._batch, Mapping):
-            return Result(not_checked=f"the batch of compute_loss is a {type(self._batch).__name__}, not a mapping")
-        gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
-        settings = LossSettings.of(self._trainer, self._model, self._name)
-        if isinstance(settings.head, torch.nn.Module):
-            self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}
-        floats = (dtype for dtype in self._dtypes if dtype.is_floating_point)
-        precision = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-        return judge_loss(LossCall(self._columns, self._hidden, gradients, precision), settings)
+            self._is_inside = False
+            self.end_batch()
 
     def leave(self) -> None:
         """Stop watching, and give the trainer its `compute_loss` back."""
@@ -173,9 +234,7 @@ class StepWatch:
                 del self._trainer.compute_loss
             else:
                 self._trainer.compute_loss = self._before
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        super().leave()
 
 
 class _StandIn:

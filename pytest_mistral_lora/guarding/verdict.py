@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
-from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import opened_session
@@ -207,24 +207,24 @@ def _of_trainer(
     return run.fixes(read.sample, of_preferences=of_preferences), Declaration.agreed(objective, declared)
 
 
-def judge_later_step(
+def with_later_step(
+    verdict: Verdict | None,
     run: GuardedRun,
     read: FirstRows,
     name: str,
     results: Mapping[str, Result],
     *,
-    earlier: Verdict | None = None,
     rules: RuleSet | None = None,
     objective: Declaration | None = None,
-) -> Verdict:
-    """Judge a batch of a later step, and the gradient of the step.
+) -> tuple[Verdict | None, str]:
+    """Return a verdict with the rules that a later step is the first to break, and its text if one is an error.
 
     Args:
+        verdict: The verdict so far.
         run: The run.
-        read: The rows of the batch.
+        read: The rows of the first batch of the step.
         name: The name of the step, in node ids.
         results: The results of its gradient, by their checks.
-        earlier: The verdict that this one goes on; None for the verdict on this step alone.
         rules: As for `judge_run`.
         objective: As for `judge_run`.
 
@@ -237,13 +237,28 @@ def judge_later_step(
     trainer = TrainerTarget(
         "trainer", model=run.model, processing_class=run.processing_class, known=run.known, base=run.source, fixes=fixes
     )
-    targets: list[Target] = [WatchedTarget(name, results=of_step(results))]
-    if read.rows:
-        rows = EpochRows(name, read)
-        targets.append(EncodedTarget(name, judge=trainer, source=rows, fixes=fixes, objective=objective))
-    require_objectives(targets)
-    with opened_session(targets, CheckOptions(rules=rules), keeps_going=True) as session:
-        return verdict_of(session, _COMMAND, earlier=earlier)
+
+    def judge(earlier: Verdict | None) -> Verdict:
+        targets: list[Target] = [WatchedTarget(name, results=of_step(results))]
+        if read.rows:
+            rows = EpochRows(name, read)
+            targets.append(EncodedTarget(name, judge=trainer, source=rows, fixes=fixes, objective=objective))
+        require_objectives(targets)
+        with opened_session(targets, CheckOptions(rules=rules), keeps_going=True) as session:
+            return verdict_of(session, _COMMAND, earlier=earlier)
+
+    known = set() if verdict is None else {rule for finding in verdict.findings for rule in _rules_of(finding)}
+    new = [finding for finding in judge(None).findings if finding.rule not in known]
+    if not new:
+        return verdict, ""
+    verdict = judge(verdict)
+    return verdict, str(verdict) if any(finding.severity == "error" for finding in new) else ""
+
+
+def _rules_of(finding: Finding) -> Iterator[str]:
+    """Yield the rule of a finding, and those of the findings that it explains."""
+    yield finding.rule
+    yield from (rule for rule, _ in finding.covers)
 
 
 Results = Mapping[tuple[Subject, str], Result]
@@ -336,7 +351,7 @@ def green_line(
         evaluation: The rows of the evaluations of this process; None if it has none.
         why_not_all: Why this process has not judged the rows of the whole epoch.
     """
-    rows = f"{counted(judged.rows, 'row')} of a stream"
+    rows = counted(judged.rows, "row")
     if read.of is not None:
         rows = f"{judged.rows:,} of {counted(read.of, 'row')}"
     parts = [f"{rows} judged ({counted(judged.batches, 'batch', 'es')}, {judged.words}) in {seconds:.2f} s"]

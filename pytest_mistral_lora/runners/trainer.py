@@ -37,6 +37,23 @@ NOTHING = Path(os.devnull)
 """The configuration of a script that gets none from the user."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerLoss:
+    """What arguments say of a loss that raises or lowers the tokens of each answer of a batch alike.
+
+    Attributes:
+        name: The class that computes it.
+        types: Its types, in words.
+        has_signs: Whether it raises no rejected answer, and lowers no chosen one, with any weights of the model.
+        has_tail: Whether the tokens of an answer beyond the length of the other one of its pair have another weight.
+    """
+
+    name: str
+    types: str
+    has_signs: bool
+    has_tail: bool = False
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Another trainer or a harness: a class for each that this package, or one with an entry point, knows.
@@ -174,6 +191,15 @@ class Trainer:
         """
         return None
 
+    def answer_loss(self, name: str, settings: Mapping[str, Any]) -> AnswerLoss | None:
+        """Return what the arguments of a run say of the loss of one of its classes; None if it compares no answers.
+
+        Args:
+            name: The class.
+            settings: The arguments. A value can be of any type.
+        """
+        return None
+
     def with_own_data(self, declared: Declaration | None, settings: Mapping[str, Any]) -> Declaration | None:
         """Return a declaration, without an objective if the data that settings name contradict its words.
 
@@ -243,15 +269,16 @@ def trainer_of(packages: Collection[str]) -> Trainer | None:
     return next((TRAINERS[name] for name in sorted(foreign & {*packages})), None)
 
 
-def has_own_loss(cls: type) -> bool:
-    """Return whether a class that computes a loss is one of a known trainer, and its loss is not that of labels.
+def owner_of_loss(cls: type) -> Trainer | None:
+    """Return the known trainer that a class which computes a loss is of; None if its loss is that of labels.
 
     A trainer of another package that does not load says nothing.
     """
     with suppress(MistralLoraError):
         trainer = trainer_of({cls.__module__.partition(".")[0]})
-        return trainer is not None and trainer.label_losses is not None and cls.__name__ not in trainer.label_losses
-    return False
+        if trainer is not None and trainer.label_losses is not None and cls.__name__ not in trainer.label_losses:
+            return trainer
+    return None
 
 
 def find_runner(name: str) -> Trainer:

@@ -12,7 +12,7 @@ from pytest_mistral_lora.conformance.known_programs import observers_of_programs
 from pytest_mistral_lora.conformance.row_pass import named_observer
 from pytest_mistral_lora.guarding.batches import known_libraries
 from pytest_mistral_lora.runners.extract import _environment
-from pytest_mistral_lora.runners.trainer import TRAINERS, find_runner, has_own_loss
+from pytest_mistral_lora.runners.trainer import TRAINERS, find_runner, owner_of_loss
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ from pytest_mistral_lora.runners.trainer import TRAINERS, find_runner, has_own_l
     ],
 )
 def test_a_trainer_names_its_classes_with_the_loss_of_labels(module: str, name: str, own: bool) -> None:
-    assert has_own_loss(type(name, (), {"__module__": module})) is own
+    assert (owner_of_loss(type(name, (), {"__module__": module})) is not None) is own
 
 
 def test_the_trainer_of_transformers_has_the_loss_of_labels() -> None:
-    assert not has_own_loss(TransformersTrainer)
+    assert owner_of_loss(TransformersTrainer) is None
 
 
 def test_a_trainer_that_is_used_as_a_library_is_one_of_the_guard() -> None:

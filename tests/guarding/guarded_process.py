@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.guarding.run_judge import OnFinding
+from pytest_mistral_lora.guarding.settings import OnFinding
 
 
 def _shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:

@@ -10,11 +10,14 @@ import pickle
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
+from guarded_runs import first_loss as _result
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -24,7 +27,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architectu
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.guarding.run_judge import REPORTS
-from pytest_mistral_lora.guarding.steps import LOSS, StepWatch
+from pytest_mistral_lora.guarding.steps import LOSS, TrainerWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,22 +48,6 @@ def _verdict(trainer: Any) -> Verdict:
     trainer.train()
     assert callback.verdict is not None
     return callback.verdict
-
-
-def _result(trainer: Any) -> Result:
-    """Watch the first call of a trainer's `compute_loss` and its backward pass, without the rest of its training."""
-    watch = StepWatch(trainer.args, trainer.model, trainer, _pass)
-    watch.begin_step(is_judged=True)
-    trainer.model.train()
-    batches = [next(iter(trainer.get_train_dataloader()))]
-    items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
-    loss = trainer.compute_loss(trainer.model, batches[0], num_items_in_batch=items)
-    if isinstance(loss, torch.Tensor) and loss.requires_grad:
-        loss.float().backward()
-    result = watch.results()[LOSS]
-    watch.leave()
-    assert "compute_loss" not in vars(trainer)
-    return result
 
 
 def _pass(batch: Any) -> None:
@@ -536,9 +523,38 @@ def _without_numbers(trainer: Any) -> None:
     trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum() * torch.inf
 
 
+def _with_prompt_learning(kind: type, **settings: Any) -> Callable[[Any], None]:
+    def change(trainer: Any) -> None:
+        base = trainer.model.unload()
+        trainer.model = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=4, **settings))
+
+    return change
+
+
+def _with_cut_cross_entropy(trainer: Any) -> None:
+    """Patch the model as that library does; it is not installed, so the forward is the model's own."""
+    model = trainer.model.get_base_model()
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *given: Any, **named: Any) -> Any:
+        return type(self).forward(self, *given, **named)
+
+    forward.__module__ = "cut_cross_entropy.transformers.llama"
+    model.forward = MethodType(forward, model)
+
+
+def _with_copies(trainer: Any) -> None:
+    trainer.model_wrapped = torch.nn.DataParallel(trainer.model)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (_with_prompt_learning(PromptTuningConfig), "PROMPT_TUNING adds tokens"),
+        (_with_prompt_learning(PromptEncoderConfig, encoder_hidden_size=8), "P_TUNING adds tokens"),
+        (_with_prompt_learning(PrefixTuningConfig), "PREFIX_TUNING adds tokens"),
+        (_with_cut_cross_entropy, "cut-cross-entropy"),
+        (_with_copies, "DataParallel"),
         (_without_labels, "the batch has no `labels`"),
         (_with_two_calls, "made 2 calls"),
         (_with_a_dropping_head, "the head has dropout"),
@@ -554,6 +570,43 @@ def test_what_cannot_be_compared_is_not_checked(
     result = _result(trainer)
     assert result.findings == ()
     assert reason in result.not_checked
+
+
+def _head_alone(base: Path, kind: str) -> Any:
+    if kind == "lora":
+        return lora_model(base, target_modules=["lm_head"], lora_dropout=0.0)
+    model = lora_model(base, adapter=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("lm_head"))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["weight", "lora"])
+def test_a_model_of_which_only_the_head_is_trained_is_judged(kind: str, base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path, model=_head_alone(base, kind))
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    assert dict(result.facts)["compared"] == 30
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
+    trainer.compute_loss_func = None
+    trainer.__class__ = type(
+        "Overridden",
+        (Overridden,),
+        {"change": staticmethod(lambda logits, batch: _loss(logits, batch["input_ids"]))},
+    )
+    assert "the prompt included" in _result(trainer).findings[0].found
+
+
+def test_a_head_that_is_trained_alone_gets_the_same_weights(base: Path, rows: Rows, tmp_path: Path) -> None:
+    heads = []
+    for is_guarded in (False, True):
+        trainer = make_trainer(base, rows, tmp_path, model=_head_alone(base, "weight"))
+        if is_guarded:
+            guard(trainer)
+        trainer.train()
+        heads.append(trainer.model.lm_head.weight.detach())
+    assert torch.equal(*heads)
 
 
 def test_without_a_trainer_the_loss_is_not_checked(base: Path, rows: Rows, tmp_path: Path) -> None:
@@ -596,13 +649,13 @@ def test_a_trainer_gets_back_what_it_had_and_can_be_copied_before(
 ) -> None:
     trainer = make_trainer(base, rows, tmp_path, model=model)
     own = trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)
-    watch = StepWatch(trainer.args, model, trainer, _pass)
+    watch = TrainerWatch(trainer.args, model, trainer, _pass)
     assert trainer.compute_loss is not own
     assert inspect.signature(trainer.compute_loss) == inspect.signature(own)
     watch.leave()
     assert trainer.compute_loss is own
     del trainer.compute_loss
-    watch = StepWatch(trainer.args, model, trainer, _pass)
+    watch = TrainerWatch(trainer.args, model, trainer, _pass)
     del trainer.compute_loss
     watch.leave()
     assert "compute_loss" not in vars(trainer)
@@ -617,7 +670,7 @@ class Small:
 
 def test_a_copy_of_a_watched_trainer_is_not_watched() -> None:
     trainer = Small()
-    StepWatch(None, None, trainer, _pass)
+    TrainerWatch(None, None, trainer, _pass)
     for copied in (pickle.loads(pickle.dumps(trainer)), copy.deepcopy(trainer)):
         assert copied.compute_loss.__self__ is copied
         assert copied.compute_loss(None, {}) == 1

@@ -187,13 +187,16 @@ def test_the_code_of_the_page_runs(
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     # the block that makes a trainer has a test of its own
     blocks = [code for code in blocks if "TrainingArguments" not in code]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, Any] = {}
     rows = encoded(oracle, chat_rows(4))
     for code in blocks:
-        names["trainer"] = make_trainer(base, rows, tmp_path / "out", max_steps=1)
+        trainer = make_trainer(base, rows, tmp_path / "out", max_steps=1)
+        names |= {"trainer": trainer, "model": trainer.model, "tokenizer": trainer.processing_class}
+        names |= {"loader": [next(iter(trainer.get_train_dataloader()))], "optimizer": trainer.create_optimizer()}
         exec(code, names)
     assert names["verdict"].ok
+    assert names["watch"].verdict.ok
     assert names["callback"].verdict.ok
     assert "guard: 4 rows of" in capsys.readouterr().out
     assert all((tmp_path / "out" / name).is_file() and name in PAGE for name in REPORTS)

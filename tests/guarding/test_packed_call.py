@@ -17,7 +17,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architectu
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.guarding.packing import judge_call
-from pytest_mistral_lora.guarding.steps import PACKING, StepWatch
+from pytest_mistral_lora.guarding.steps import PACKING, TrainerWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, base: Path) -> Any:
 
 def _call(model: Any, **call: Any) -> tuple[Result, float]:
     """Return the judgement of a first call with two packed rows, and by how much it moves the second row's logits."""
-    watch = StepWatch(None, model, None, lambda batch: None)
+    watch = TrainerWatch(None, model, None, lambda batch: None)
     model.train()
     ids = torch.arange(5, 5 + FIRST + SECOND)[None]
     positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)])[None]

@@ -50,7 +50,7 @@ def test_a_stream_that_ends_early_is_judged_as_far_as_it_goes(
     # all of them, not those of the last batch
     assert callback.verdict.facts["batches::encoded::labels"]["judged"] == 6
     [line] = _lines(capsys.readouterr().out)
-    assert "6 rows of a stream judged (3 batches, " in line
+    assert "6 rows judged (3 batches, " in line
     assert not trainer.model._forward_pre_hooks
 
 
@@ -162,7 +162,7 @@ def test_a_training_that_is_interrupted_leaves_no_watch_to_the_next(
     trainer.train()
     assert len(losses_of(trainer)) >= 3
     [line] = _lines(capsys.readouterr().out)
-    assert "6 rows of a stream judged (3 batches, " in line
+    assert "6 rows judged (3 batches, " in line
 
 
 def test_a_green_guard_prints_one_line(

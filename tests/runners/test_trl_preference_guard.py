@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
-from guarded_runs import TRL_SETTINGS, Losses, losses_of
+from guarded_runs import TRL_SETTINGS, Losses, first_loss, losses_of
 from preference_records import Data, pair, said, texts_pair
 
 from pytest_mistral_lora import GuardError, guard, training_template
@@ -100,14 +101,17 @@ def test_a_healthy_run_is_untouched(kind: str, base: Path, tokenizer: Any, tmp_p
     assert callback.verdict.ok
     facts = callback.verdict.facts["batches::encoded::ids"]
     assert facts["judged"] == 16
-    reason = callback.verdict.not_checked["trainer::train::first-loss"]
-    assert "loss of its own" in reason
+    if kind in ("DPO", "KTO"):
+        first = callback.verdict.facts["trainer::train::first-loss"]
+        assert first["labels"] == first["positions with a gradient"] == first["compared"] > 0
+    else:
+        assert "loss of its own" in callback.verdict.not_checked["trainer::train::first-loss"]
     assert found[0] == found[1]
     assert len(found[0]) == 2
 
 
 def test_a_trainer_that_is_made_from_one_of_pairs_has_its_loss(base: Path, tokenizer: Any, tmp_path: Path) -> None:
-    trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path, max_steps=1)
+    trainer = make_trainer("ORPO", base, tokenizer, PAIRS, tmp_path, max_steps=1)
 
     class Made(type(trainer)):  # type: ignore[misc]
         def compute_loss(self, *given: Any, **named: Any) -> Any:
@@ -118,7 +122,171 @@ def test_a_trainer_that_is_made_from_one_of_pairs_has_its_loss(base: Path, token
     trainer.train()
     assert callback.verdict is not None
     assert callback.verdict.findings == ()
-    assert "DPOTrainer computes a loss of its own" in callback.verdict.not_checked["trainer::train::first-loss"]
+    assert "ORPOTrainer computes a loss of its own" in callback.verdict.not_checked["trainer::train::first-loss"]
+
+
+RATED = [
+    {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+    for n, row in enumerate(PAIRS)
+    for side in (("chosen", "rejected") if n % 2 else ("rejected", "chosen"))
+]
+ROWS = {"DPO": PAIRS, "KTO": RATED}
+
+WITH_SIGNS = ("sigmoid", "sigmoid_norm", "hinge", "robust", "bco_pair", "aot", "aot_unpaired", "apo_zero", "sft")
+WITHOUT_SIGNS = ("ipo", "exo_pair", "nca_pair", "sppo_hard", "apo_down", "discopop")
+MIXED = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
+
+
+def _moved(trainer: Any) -> Any:
+    """Let the adapter act: the reference is another model then."""
+    torch.manual_seed(1)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return trainer
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["first", "moved"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *(("DPO", {"loss_type": name, "label_smoothing": 0.1 * (name == "robust")}) for name in WITH_SIGNS),
+        *(("KTO", {"loss_type": name}) for name in ("kto", "apo_zero_unpaired")),
+        *(
+            (kind, settings)
+            for kind in ROWS
+            for settings in ({"bf16": True}, {"precompute_ref_log_probs": True}, {"max_length": 22}, {"beta": 5.0})
+        ),
+        *(("DPO", MIXED | {"ld_alpha": alpha}) for alpha in (None, 0.0, 0.3)),
+        *(("DPO", {"ld_alpha": alpha, "bf16": alpha == 1.0}) for alpha in (0.0, 0.3, 1.0)),
+        *(("DPO", {"f_divergence_type": name}) for name in ("forward_kl", "js_divergence", "alpha_divergence")),
+        ("DPO", {"use_weighting": True}),
+        ("DPO", {"padding_free": True, "pad_to_multiple_of": 16}),
+        ("DPO", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}),
+        ("DPO", {"label_smoothing_factor": 0.5}),
+        ("KTO", {"desirable_weight": 0.0}),
+    ],
+    ids=str,
+)
+def test_a_healthy_loss_of_answers_is_silent(
+    is_moved: bool, kind: str, settings: Data, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(kind, base, tokenizer, ROWS[kind], tmp_path, **settings)
+    result = first_loss(_moved(trainer) if is_moved else trainer)
+    assert (result.findings, result.not_checked) == ((), "")
+    assert dict(result.facts)["compared"] > 0
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["first", "moved"])
+@pytest.mark.parametrize("name", WITHOUT_SIGNS)
+def test_the_signs_of_a_loss_that_may_turn_are_not_checked(
+    name: str, is_moved: bool, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path, loss_type=name, label_smoothing=0.1)
+    result = first_loss(_moved(trainer) if is_moved else trainer)
+    assert result.findings == ()
+    assert result.not_checked.startswith(f"signs: a loss of the type {name} ")
+    # but positions and tokens are
+    trainer.__class__ = type(
+        "Made", (type(trainer),), {"compute_loss": _with_mask(lambda batch: batch["attention_mask"])}
+    )
+    assert "outside of the answers: the first is '[INST]' (3)" in first_loss(trainer).findings[0].found
+
+
+def test_a_loss_without_a_gradient_is_not_checked(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path, beta=0.0)
+    assert first_loss(trainer).not_checked == "no answer of the first batch has a gradient"
+
+
+def _with_mask(mask_of: Callable[[Any], torch.Tensor]) -> Any:
+    """Return a `compute_loss` with another mask of the answers."""
+
+    def compute_loss(self: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        return super(type(self), self).compute_loss(
+            model, {**inputs, "completion_mask": mask_of(inputs).long()}, *given, **named
+        )
+
+    return compute_loss
+
+
+def _with_logps(logps_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], sign: int = 1) -> Any:
+    """Return a `compute_loss` of the probabilities' logarithms, `(batch, length, vocabulary)`, the ids and the mask."""
+
+    def compute_loss(self: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        ids, mask = inputs["input_ids"], inputs["completion_mask"]
+        logits = model(input_ids=ids, attention_mask=inputs["attention_mask"]).logits
+        logps = 0.1 * sign * logps_of(logits.float().log_softmax(-1), ids, mask)
+        if "label" in inputs:
+            gained = torch.where(inputs["label"], logps, -logps)
+        else:
+            gained = logps[: len(ids) // 2] - logps[len(ids) // 2 :]
+        return -torch.nn.functional.logsigmoid(gained - gained.detach()).mean()
+
+    return compute_loss
+
+
+def _ahead(by: int, weights_of: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like, *, late: int = 0) -> Any:
+    def logps_of(logps: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        size = ids.shape[1] - by
+        tokens = ids[:, by:]
+        of_tokens = logps[:, :size].gather(-1, tokens[..., None])[..., 0]
+        return (of_tokens * mask[:, by - late : by - late + size] * weights_of(tokens)).sum(1)
+
+    return logps_of
+
+
+def _of_eos(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.where(tokens == 2, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(("kind", "bf16"), [("DPO", False), ("DPO", True), ("KTO", False)])
+@pytest.mark.parametrize(
+    ("change", "rule", "words"),
+    [
+        (_with_logps(_ahead(1)), "", ""),
+        (
+            _with_logps(_ahead(1), sign=-1),
+            "ML326",
+            {
+                "DPO": "lowers 4 chosen answers and raises 4 rejected answers",
+                "KTO": "lowers 2 desirable answers and raises 2 undesirable answers",
+            },
+        ),
+        (_with_logps(_ahead(2)), "ML326", "labels that are shifted twice"),
+        (_with_logps(_ahead(0)), "ML326", "labels that are not shifted"),
+        (_with_logps(_ahead(1, late=1)), "ML326", "the mask of the answer tokens, not shifted"),
+        (_with_logps(_ahead(1, _of_eos)), "ML327", "from 0.5 to 1 of the largest"),
+        (_with_mask(lambda batch: batch["attention_mask"]), "ML326", "every token, the prompt included"),
+        (_with_mask(lambda batch: batch["completion_mask"] >= batch["attention_mask"]), "ML326", "the padding, "),
+        (_with_mask(lambda batch: batch["completion_mask"] < batch["attention_mask"]), "ML326", "does not train on"),
+        (
+            _with_mask(lambda batch: batch["completion_mask"] * (batch["input_ids"] != 2)),
+            "ML326",
+            "the first is '</s>'",
+        ),
+    ],
+)
+def test_a_loss_of_other_tokens_or_signs_is_named(
+    change: Any, rule: str, words: Any, kind: str, bf16: bool, base: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(kind, base, tokenizer, ROWS[kind], tmp_path, bf16=bf16)
+    trainer.__class__ = type("Made", (type(trainer),), {"compute_loss": change})
+    result = first_loss(trainer)
+    found = [(finding.rule, str(finding.place)) for finding in result.findings]
+    assert found == ([(rule, "Made.compute_loss")] if rule else [])
+    if rule:
+        assert (words if isinstance(words, str) else words[kind]) in result.findings[0].found
+    if rule == "ML326":
+        first = {"DPO": "at row 0, the chosen answer, token", "KTO": "the undesirable answer, token"}
+        assert first[kind] in result.findings[0].found or "at row 1, the desirable answer" in result.findings[0].found
+    assert result.not_checked == ""
+
+
+def test_a_run_on_rejected_answers_is_stopped(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path)
+    trainer.__class__ = type("Made", (type(trainer),), {"compute_loss": _with_logps(_ahead(1), sign=-1)})
+    [finding] = stopped(trainer)
+    assert (finding.rule, str(finding.place)) == ("ML326", "Made.compute_loss")
 
 
 def stopped(trainer: Any) -> list[Any]:

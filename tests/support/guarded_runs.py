@@ -18,6 +18,8 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.guarding.steps import LOSS, TrainerWatch
 
 QUESTIONS = ("the sky", "an ant", "Rome", "a prime number", "two and two", "German", "the sea", "a spider")
 
@@ -134,6 +136,19 @@ def losses_of(trainer: Trainer) -> list[float]:
     """Return the losses that a trainer has logged."""
     [kept] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Losses)]
     return kept.seen
+
+
+def first_loss(trainer: Any) -> Result:
+    """Watch a trainer's first call of `compute_loss` and its backward pass, without the rest of its training."""
+    watch = TrainerWatch(trainer.args, trainer.model, trainer, lambda batch: None)
+    watch.begin_step(is_judged=True)
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    batches = [next(iter(trainer.get_train_dataloader()))]
+    trainer.training_step(trainer.model, batches[0], trainer._get_num_items_in_batch(batches, torch.device("cpu")))
+    result = watch.results()[LOSS]
+    watch.leave()
+    assert "compute_loss" not in vars(trainer)
+    return result
 
 
 def fast_tokenizer(base: Path) -> Any:
