@@ -386,7 +386,9 @@ class _Comparison:
     @cached_property
     def _elsewhere(self) -> _Positions:
         """Positions with a label that are trained to produce another token, with this token."""
-        return self._other_targets(self._labelled.where(self._is_clear & ~self._is_exact))
+        found = self._other_targets(self._labelled.where(self._is_clear & ~self._is_exact))
+        # to avoid a label that is nearly sure is to raise the next likely token, and to raise that is to avoid the label
+        return found.where(torch.full((len(found),), len(found) >= len(self._avoided)))
 
     @cached_property
     def _following(self) -> _Positions:
@@ -471,11 +473,10 @@ class _Comparison:
                 if side in are_wanted
             ]
             yield self._error(" and ".join(faults), self._of_next(swapped))
-        # what pushes another token up pushes a sure label down
         if len(self._elsewhere):
             count = f"{len(self._elsewhere)} of {labels}"
             yield self._error(f"trains for other tokens than {count}", self._of_target(self._elsewhere))
-        elif len(avoided := self._avoided()):
+        elif len(avoided := self._avoided):
             against = "to avoid" if self.call.sides is None else "against their answer"
             yield self._error(f"trains {against} {len(avoided)} of {labels}", self._of_next(avoided))
         if len(lacking):
@@ -507,8 +508,9 @@ class _Comparison:
             is_wrong &= is_raised
         return exact.where(is_wrong[exact.at[:, 0]])
 
+    @cached_property
     def _avoided(self) -> _Positions:
-        """Return the positions that are trained to avoid their label, with the weight of the others."""
+        """The positions that are trained to avoid their label, with the weight of the others."""
         avoided = self._labelled.where(self._labelled.shown.cosines <= -self._bound(EXACT))
         return avoided.where(self._weigh_as(avoided, self._exact if len(self._exact) else avoided))
 

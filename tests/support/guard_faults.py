@@ -70,7 +70,7 @@ def fault(rule: str, place: str, says: str = "", token: str = "", **given: Any) 
 
 def of_loss(place: str, says: str, token: str, **given: Any) -> Callable[[Planted], Fault]:
     """Make a fault that the gradient shows, also of a model that has learned the rows by heart."""
-    return fault("ML326", place, says, token, **{"steps": (0, *STEPS), **given})
+    return fault("ML326", place, says, token, steps=(0, *STEPS), **given)
 
 
 def faults() -> Iterator[Fault]:
@@ -644,7 +644,7 @@ def constant_loss(plan: Plan) -> None:
     plan.own_loss = lambda logits, batch: logits.sum() * 0
 
 
-@of_loss("OwnTrainer.compute_loss", "to avoid 21 of 21 labels", "row 0, token 13", steps=(0, 100))
+@of_loss("OwnTrainer.compute_loss", "to avoid", "row 0, token 13")
 def sign_flipped(plan: Plan) -> None:
     """The loss is a log-likelihood, and so the optimizer makes the labels less likely."""
     plan.own_loss = lambda logits, batch: -mean_loss(logits, batch["labels"])
