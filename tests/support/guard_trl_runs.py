@@ -17,6 +17,7 @@ from trl_runs import (
     PADS_WITH_EOS,
     WEIGHTED,
     Run,
+    ahead,
     collated,
     computed,
     in_form,
@@ -27,6 +28,8 @@ from trl_runs import (
     shift_twice,
     talk,
     whole,
+    with_logps,
+    with_mask,
 )
 
 from pytest_mistral_lora import training_template
@@ -154,7 +157,7 @@ def sft_packed_with_a_cache() -> Run:
     return run_of("messages", derived=computed(use_cache=True)).setting(**PACKED, gradient_checkpointing=False)
 
 
-@fault("ML326", "compute_loss_func", "labels that are shifted twice", "row 0, token")
+@fault("ML326", "compute_loss_func", "labels that are shifted twice", "row 0, token 12")
 def sft_labels_shifted_twice() -> Run:
     """`compute_loss_func` shifts the labels twice."""
     return run_of("messages", arguments={"compute_loss_func": shift_twice})
@@ -223,6 +226,47 @@ def kto_template_without_its_space() -> Run:
 def reward_template_of_chatml() -> Run:
     """The chat template of a reward model is that of ChatML."""
     return Run(whole(in_form("pairs")), kind="Reward", template=CHATML_MARKED)
+
+
+def _own_loss(compute_loss: Any) -> Any:
+    return lambda trainer: type("Own", (trainer,), {"compute_loss": compute_loss})
+
+
+@fault("ML326", "Own.compute_loss", "lowers 4 chosen answers and raises 4 rejected answers", "row 0, the chosen answer")
+def dpo_sign_flipped() -> Run:
+    """The loss of a DPO run lowers the chosen answers, and raises the rejected ones."""
+    return run_of("pairs", derived=_own_loss(with_logps(ahead(1), sign=-1)))
+
+
+@fault("ML326", "Own.compute_loss", "labels that are shifted twice", "row 0, the chosen answer")
+def dpo_shifted_twice() -> Run:
+    """The loss of a DPO run shifts the answers twice."""
+    return run_of("pairs", derived=_own_loss(with_logps(ahead(2))))
+
+
+@fault("ML326", "Own.compute_loss", "the mask of the answer tokens, not shifted", "row 1, the chosen answer, token 23")
+def dpo_mask_not_shifted() -> Run:
+    """The loss of a DPO run shifts the answers, and not their mask."""
+    return run_of("pairs", derived=_own_loss(with_logps(ahead(1, late=1))))
+
+
+@fault("ML326", "Own.compute_loss", "every token, the prompt included", "row 0, the chosen answer")
+def dpo_prompt_scored() -> Run:
+    """The loss of a DPO run is over the attention mask: the prompt is scored."""
+    return run_of("pairs", derived=_own_loss(with_mask(lambda batch: batch["attention_mask"])))
+
+
+@fault("ML326", "Own.compute_loss", "lowers 2 desirable answers and raises 2 undesirable answers")
+def kto_sign_flipped() -> Run:
+    """The loss of a KTO run lowers the desirable answers, and raises the others."""
+    return Run(rated(CHATS), kind="KTO", derived=_own_loss(with_logps(ahead(1), sign=-1)))
+
+
+@fault("ML326", "Own.compute_loss", "'</s>'")
+def kto_without_eos() -> Run:
+    """The loss of a KTO run leaves EOS out."""
+    mask = with_mask(lambda batch: batch["completion_mask"] * (batch["input_ids"] != 2))
+    return Run(rated(CHATS), kind="KTO", derived=_own_loss(mask))
 
 
 # -- healthy runs
@@ -302,13 +346,13 @@ def sft_accumulated() -> Run:
     return run_of("messages").setting(gradient_accumulation_steps=2, packing=True, max_length=64)
 
 
-@healthy(unchecked=OWN)
+@healthy()
 def dpo() -> Run:
     """DPO"""
     return run_of("pairs")
 
 
-@healthy(unchecked=OWN)
+@healthy()
 def kto() -> Run:
     """KTO"""
     return Run(rated(CHATS), kind="KTO")

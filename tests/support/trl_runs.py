@@ -416,3 +416,43 @@ def chats_of(run: Run) -> list[list[Record]]:
     if any("What is" in str(row) for row in run.rows):
         return [talk(row["prompt"], row["completion"]) for row in PLAIN]
     return CHATS
+
+
+# -- losses of answers
+
+
+def with_mask(mask_of: Callable[[Any], torch.Tensor]) -> Any:
+    """Return a `compute_loss` with another mask of the answers."""
+
+    def compute_loss(self: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        return super(type(self), self).compute_loss(
+            model, {**inputs, "completion_mask": mask_of(inputs).long()}, *given, **named
+        )
+
+    return compute_loss
+
+
+def with_logps(logps_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], sign: int = 1) -> Any:
+    """Return a `compute_loss` of the probabilities' logarithms, `(batch, length, vocabulary)`, the ids and the mask."""
+
+    def compute_loss(self: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        ids, mask = inputs["input_ids"], inputs["completion_mask"]
+        logits = model(input_ids=ids, attention_mask=inputs["attention_mask"]).logits
+        logps = 0.1 * sign * logps_of(logits.float().log_softmax(-1), ids, mask)
+        if "label" in inputs:
+            gained = torch.where(inputs["label"], logps, -logps)
+        else:
+            gained = logps[: len(ids) // 2] - logps[len(ids) // 2 :]
+        return -torch.nn.functional.logsigmoid(gained - gained.detach()).mean()
+
+    return compute_loss
+
+
+def ahead(by: int, weights_of: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like, *, late: int = 0) -> Any:
+    def logps_of(logps: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        size = ids.shape[1] - by
+        tokens = ids[:, by:]
+        of_tokens = logps[:, :size].gather(-1, tokens[..., None])[..., 0]
+        return (of_tokens * mask[:, by - late : by - late + size] * weights_of(tokens)).sum(1)
+
+    return logps_of
