@@ -11,7 +11,7 @@ from guard_trl_runs import trl_faults, trl_healthy_runs
 
 def tables_of_guarded_runs() -> Iterator[str]:
     """Yield the lines of a table of faults for each library, and of the lists of healthy runs."""
-    found, found_in_trl = [*faults()], [*trl_faults()]
+    found, found_in_trl = [*faults(), *faults(processes=2)], [*trl_faults()]
     yield f"The tests plant {len(found) + len(found_in_trl)} faults. With `Trainer`:"
     yield from _table(found)
     yield from ("", "With trainers of TRL:")

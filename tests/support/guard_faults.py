@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Fault:
         moment: When the run is stopped.
         steps: For how many steps the model has learned the rows by heart, in each run.
         of_rows: Whether the rows show it with and without their messages.
+        processes: The processes of the run; the last one has the fault.
         is_sampled: Whether each run of the tests has it; the sweeps have the others.
     """
 
@@ -52,6 +54,7 @@ class Fault:
     moment: str = BEFORE
     steps: tuple[int, ...] = (0,)
     of_rows: bool = False
+    processes: int = 1
     is_sampled: bool = False
 
     @property
@@ -73,9 +76,10 @@ def of_loss(place: str, says: str, token: str, **given: Any) -> Callable[[Plante
     return fault("ML326", place, says, token, steps=(0, *STEPS), **given)
 
 
-def faults() -> Iterator[Fault]:
-    """Yield the faults of one process in the order in which they are written."""
-    yield from (value for value in globals().values() if isinstance(value, Fault))
+def faults(processes: int = 1) -> Iterator[Fault]:
+    """Yield the faults of runs with so many processes, in the order in which they are written."""
+    found = (value for value in globals().values() if isinstance(value, Fault))
+    yield from (fault for fault in found if fault.processes == processes)
 
 
 # -- rows
@@ -468,7 +472,7 @@ def adapter_frozen(plan: Plan) -> None:
     plan.before = _set_trainable("", is_trained=False)
 
 
-@fault("ML303", "model")
+@fault("ML303", "model", is_sampled=True)
 def adapter_frozen_in_part(plan: Plan) -> None:
     """The adapter of one kind of layers is frozen."""
     plan.before = _set_trainable("v_proj.lora_A", is_trained=False)
@@ -747,3 +751,19 @@ def mask_of_the_loss_wider_than_the_labels(plan: Plan) -> None:
 def mask_of_the_loss_narrower_than_the_labels(plan: Plan) -> None:
     """A column `loss_mask`, which the loss reads, is 0 at EOS."""
     _by_a_column(lambda labels: (labels != -100) & (labels != 2))(plan)
+
+
+# -- one of two processes
+
+
+@fault("ML546", "train_dataset[2]", "EOS", "turn 1", processes=2, is_sampled=True)
+def row_of_the_second_process(plan: Plan) -> None:
+    """Of two processes, the second one has a row whose EOS has no label"""
+    plan.rows[2]["labels"][-1] = -100
+
+
+@fault("ML326", "compute_loss_func", "labels that are shifted twice", "row 0, token", processes=2)
+def loss_of_the_second_process(plan: Plan) -> None:
+    """Of two processes, the second one shifts the labels twice"""
+    if os.environ["RANK"] == "1":
+        shifted_twice.plant(plan)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from guard_faults import Stream, with_experts
 from guarded_runs import chat_rows, encoded, lora_model
 from planned_runs import SIZE, STEPS, Batch, Plan, learned, mean_loss, token_losses
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import DataCollatorWithFlattening, TrainerCallback
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -71,7 +71,7 @@ def healthy_runs() -> Iterator[Healthy]:
 # -- the loss
 
 
-@of_loss()
+@of_loss(is_sampled=True)
 def loss_of_transformers(plan: Plan) -> None:
     """the loss of transformers"""
 
@@ -366,6 +366,13 @@ def model_in_bfloat16(plan: Plan) -> None:
     """a model in bfloat16"""
     plan.lora = None
     plan.before = lambda model: model.to(torch.bfloat16)
+
+
+@of_loss()
+def loss_in_bfloat16(plan: Plan) -> None:
+    """a loss of logits in bfloat16"""
+    model_in_bfloat16.set_up(plan)
+    plan.own_loss = lambda logits, batch: cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
 @of_loss()
