@@ -22,7 +22,7 @@ from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, re
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import Session, opened_session
 from pytest_mistral_lora.conformance.targets import EMBEDDED, EncodedTarget, Target, is_shipped, name_of
-from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, in_brackets, shortened
+from pytest_mistral_lora.errors import FindingsError, InputError, did_you_mean, in_brackets, one_line, shortened
 from pytest_mistral_lora.formats.row_sources import rows_source
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import require_writable
@@ -35,6 +35,7 @@ AnyPath: TypeAlias = "str | Path"
 AnyTokenizer: TypeAlias = "str | Path | Any"
 """A path or a name; or a tokenizer in memory, of transformers or of mistral-common."""
 
+_REPR_WIDTH = 180
 _WIDEST = 120
 _XFAILS = "a file of known deviations, each on a line such as `ML608  # the reason`"
 _DATASET = "a file of chat rows; rows in memory have their messages in `rows` itself, beside input_ids and labels"
@@ -84,9 +85,15 @@ class Verdict:
         """Return each finding, a table of the checks, and everything that was not checked."""
         return self._text
 
+    def __bool__(self) -> bool:
+        """Return `ok`, so that `assert judge(path)` fails if the verdict does."""
+        return self.ok
+
     def __repr__(self) -> str:
-        """Return the last line of the table."""
-        return f"<{type(self).__name__} {'ok' if self.ok else 'not ok'}: {self._report['verdict']}>"
+        """Return the first finding and the last line of the table, as one line of at most 200 characters."""
+        first = f"{next(iter(self.findings)).text().splitlines()[0]}; " if self.findings else ""
+        words = one_line(f"{'ok' if self.ok else 'not ok'}: {first}{self._report['verdict']}", _REPR_WIDTH)
+        return f"<{type(self).__name__} {words}>"
 
     def _repr_html_(self) -> str:
         """Return the report for a notebook, in a separate frame: its styles and scripts stay inside."""

@@ -277,7 +277,9 @@ def test_a_verdict_is_a_page_in_a_frame(faulty: Verdict) -> None:
     html = faulty._repr_html_()
     assert re.fullmatch(r'<iframe srcdoc="[^"]+" sandbox="allow-scripts" title="[^"]+" style="[^"]+"></iframe>', html)
     assert "ML546" in html
-    assert repr(faulty).startswith("<Verdict not ok: 1 finding of 1 cause; ")
+    assert re.fullmatch(r"<Verdict not ok: ML546 rows\[\d\]: .*; 1 finding of 1 cause; .*>", repr(faulty))
+    assert len(repr(faulty)) <= 200
+    assert not faulty
 
 
 def test_a_verdict_is_written_as_a_report(faulty: Verdict, here: Path) -> None:

@@ -143,7 +143,7 @@ class MistralGuard(TrainerCallback):
             if self._judge is not None:
                 self._judge.begin_step(state.global_step)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Judge what a step trains for: its gradients are there, and no weight has moved.
 
         Raises:
@@ -152,6 +152,17 @@ class MistralGuard(TrainerCallback):
         with _survived():
             if self._judge is not None:
                 self._judge.judge_step()
+                self._judge.look_at_step(optimizer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Judge what the first steps have moved.
+
+        Raises:
+            GuardError: As for `on_train_begin`.
+        """
+        with _survived():
+            if self._judge is not None:
+                self._judge.judge_learning(optimizer)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what the run has given, if it had fewer batches than the guard judges.

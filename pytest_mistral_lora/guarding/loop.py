@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.guarding.batches import ModelBatch, rows_of, undisturbed
 from pytest_mistral_lora.guarding.epoch import EpochRows
+from pytest_mistral_lora.guarding.first_batch import shown_tokens
 from pytest_mistral_lora.guarding.loss import LossSettings
 from pytest_mistral_lora.guarding.pace import Pace
 from pytest_mistral_lora.guarding.packing import arguments_of
@@ -23,7 +24,15 @@ from pytest_mistral_lora.guarding.processes import from_each_process, is_first_p
 from pytest_mistral_lora.guarding.rows import FirstRows
 from pytest_mistral_lora.guarding.settings import GuardSettings
 from pytest_mistral_lora.guarding.steps import LOSS, StepWatch
-from pytest_mistral_lora.guarding.verdict import GuardedRun, green_line, judge_run, judged_rows, with_later_step
+from pytest_mistral_lora.guarding.verdict import (
+    GuardedRun,
+    green_line,
+    judge_run,
+    judged_rows,
+    note_lines,
+    with_later_step,
+    with_tokens,
+)
 from pytest_mistral_lora.judging import Verdict
 
 _LOG = logging.getLogger(__name__)
@@ -131,6 +140,9 @@ class LoopWatch:
                 batch = [] if self._batch is None else rows_of(ModelBatch(self._batch), self._step)
                 rows = judged_rows(self._run, FirstRows(batch, 1))
                 failure = self._failure(rows, watch.results(), started)
+                if self._step == 0 and self.verdict is not None and watch.seen is not None:
+                    shown = shown_tokens(*watch.seen, rows.rows, self._run.known.oracle)
+                    self.verdict = with_tokens(self.verdict, shown)
         except InputError as error:  # such as a tokenizer that is named and missing
             failure = f"the guard could not judge the run: {one_line(error)}"
         except Exception as error:
@@ -146,7 +158,8 @@ class LoopWatch:
         for rank, text in failures:
             _LOG.warning("process %d: the guard warns\n%s", rank, text)
         if self._step == 0 and not failures and self.verdict is not None and is_first_process():
-            say(green_line(self.verdict, rows, rows.figures, seconds))
+            for line in (green_line(self.verdict, rows, rows.figures, seconds), *note_lines(self.verdict)):
+                say(line)
 
     def _failure(self, rows: FirstRows, results: Mapping[str, Result], started: float) -> str:
         """Add what a step shows to the verdict; return the verdict if it is an error."""

@@ -24,7 +24,6 @@ from pytest_mistral_lora.guarding.witness import (
     CERTAIN,
     EQUAL,
     EXACT,
-    SURE,
     Directions,
     directions,
     likeliest_targets,
@@ -258,8 +257,7 @@ class _Positions:
 
     def where(self, mask: torch.Tensor) -> _Positions:
         """Return those of a mask, `(positions,)` bool."""
-        shown = Directions(self.shown.cosines[mask], self.shown.weights[mask], self.shown.probabilities[mask])
-        return _Positions(self.at[mask], self.tokens[mask], shown)
+        return _Positions(self.at[mask], self.tokens[mask], self.shown.where(mask))
 
 
 @dataclass(frozen=True)
@@ -289,8 +287,12 @@ class _Comparison:
         is_trained = (self._gradient != 0).any(-1).cpu()
         return is_trained if self.call.left_out is None else is_trained & ~self.call.left_out
 
+    @property
+    def _precision(self) -> torch.dtype:
+        return self.call.precision if self.call.precision in EXACT else torch.bfloat16
+
     def _bound(self, bounds: Mapping[torch.dtype, float]) -> float:
-        return bounds.get(self.call.precision, bounds[torch.bfloat16])
+        return bounds[self._precision]
 
     def _pulls(self, at: torch.Tensor, tokens: torch.Tensor) -> _Positions:
         """Return what the gradients at some places show of a token each, whatever the sign of their row is."""
@@ -321,8 +323,8 @@ class _Comparison:
 
     @cached_property
     def _is_clear(self) -> torch.Tensor:
-        """Which of these have a label that is not too sure to be compared, `(positions,)` bool."""
-        return 1 - self._pulled.shown.probabilities > self._bound(SURE)
+        """Which of these have a label that a direction can prove, `(positions,)` bool."""
+        return self._pulled.shown.prove(self._precision)
 
     @cached_property
     def _signs(self) -> torch.Tensor:
@@ -341,10 +343,10 @@ class _Comparison:
 
     def _proven(self, seen: _Positions) -> torch.Tensor:
         """Return at which positions the gradient is that of the token, `(positions,)` bool."""
-        return (seen.shown.cosines >= self._bound(EXACT)) & (1 - seen.shown.probabilities > self._bound(SURE))
+        return (seen.shown.cosines >= self._bound(EXACT)) & seen.shown.prove(self._precision)
 
     def _other_targets(self, seen: _Positions) -> _Positions:
-        """Return those of the positions that are trained to produce another token, with this token."""
+        """Return those of the positions whose gradient has the direction of another token, with this token."""
         if not len(seen):
             return seen
         rows, places = (index.to(self._gradient.device) for index in seen.at.unbind(-1))
@@ -362,7 +364,7 @@ class _Comparison:
                 )
             ),
         )
-        return found.where(self._proven(found) & (found.tokens != seen.tokens))
+        return found.where((found.shown.cosines >= self._bound(EXACT)) & (found.tokens != seen.tokens))
 
     @cached_property
     def _has_label(self) -> torch.Tensor:
@@ -385,10 +387,8 @@ class _Comparison:
 
     @cached_property
     def _elsewhere(self) -> _Positions:
-        """Positions with a label that are trained to produce another token, with this token."""
-        found = self._other_targets(self._labelled.where(self._is_clear & ~self._is_exact))
-        # to avoid a label that is nearly sure is to raise the next likely token, and to raise that is to avoid the label
-        return found.where(torch.full((len(found),), len(found) >= len(self._avoided)))
+        """Positions with a label whose gradient has the direction of another token, with this token."""
+        return self._other_targets(self._labelled.where(~self._is_exact & (self._is_clear | (len(self._exact) == 0))))
 
     @cached_property
     def _following(self) -> _Positions:
@@ -397,7 +397,7 @@ class _Comparison:
 
     @cached_property
     def _others(self) -> _Positions:
-        """Those of them that are trained to produce another token than the next one, with this token."""
+        """Those of them whose gradient has the direction of another token than the next one, with this token."""
         return self._other_targets(self._following.where(~self._proven(self._following)))
 
     def result(self) -> Result:
@@ -412,12 +412,17 @@ class _Comparison:
         shift = self._shift()
         errors = [self._error(f"trains on {shift}", self._of_target(self._elsewhere))] if shift else [*self._errors()]
         findings = errors or [*self._notes()]
-        unclear = int(self._is_clear.sum()) - len(self._exact)
-        reason = "" if findings else self.settings.no_signs
-        if unclear and not findings:
-            count = counted(int(self._is_clear.sum()), f"compared {self._noun}")
-            reason = f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
-        return Result(tuple(findings), not_checked=reason, facts=facts)
+        return Result(tuple(findings), not_checked="" if findings else self._unknown(), facts=facts)
+
+    def _unknown(self) -> str:
+        """Return what is not known of a step without a finding; empty if nothing."""
+        compared = int(self._is_clear.sum())
+        if unclear := compared - len(self._exact):
+            count = counted(compared, f"compared {self._noun}")
+            return f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
+        if len(self._labelled) and not compared:
+            return f"tokens: the model is sure of each {self._noun}, and its gradient is too small to tell it"
+        return self.settings.no_signs
 
     @property
     def _noun(self) -> str:
@@ -431,18 +436,21 @@ class _Comparison:
     def _shift(self) -> str:
         """Return the name of the labels if the tokens that are trained for stand elsewhere in the row; else empty."""
         elsewhere, others = self._elsewhere, self._others
-        if not len(elsewhere):
+        if not len(elsewhere) or 2 * len(elsewhere) < len(self._labelled) - len(self._exact):
             return ""
         at, tokens = torch.cat([elsewhere.at, others.at]), torch.cat([elsewhere.tokens, others.tokens])
         for by, name in _SHIFTS.items():
             there = _ahead(self._ids, by, -1)[at[:, 0], at[:, 1]]
-            if bool((there == tokens).all()):
+            # as many tokens of the row prove what the direction of each may not
+            if 4 * int((there == tokens).sum()) >= 3 * len(tokens):
                 return name
         return ""
 
     def _errors(self) -> Iterator[Finding]:
         trained = self._following.where(self._proven(self._following) & self._weigh_as(self._following, self._exact))
-        constant = self._others.where(self._weigh_as(self._others, self._exact))
+        trained = trained.where(~self._is_declared(trained))
+        constant = self._others.where(self._proven(self._others) & ~self._is_declared(self._others))
+        constant = constant.where(self._weigh_as(constant, self._exact))
         lacks = self._has_label & ~self._is_trained & self._is_used[:, None]
         lacking = self._look(lacks, self._wanted)
         lacking = lacking.where(1 - lacking.shown.probabilities > CERTAIN)
@@ -473,12 +481,13 @@ class _Comparison:
                 if side in are_wanted
             ]
             yield self._error(" and ".join(faults), self._of_next(swapped))
-        if len(self._elsewhere):
-            count = f"{len(self._elsewhere)} of {labels}"
-            yield self._error(f"trains for other tokens than {count}", self._of_target(self._elsewhere))
-        elif len(avoided := self._avoided):
+        # what pushes another token up pushes a sure label down, but not each with the same weight
+        if len(avoided := self._avoided()):
             against = "to avoid" if self.call.sides is None else "against their answer"
             yield self._error(f"trains {against} {len(avoided)} of {labels}", self._of_next(avoided))
+        elif len(elsewhere := self._with_weight(self._elsewhere.where(self._proven(self._elsewhere)))):
+            count = f"{len(elsewhere)} of {labels}"
+            yield self._error(f"trains for other tokens than {count}", self._of_target(elsewhere))
         if len(lacking):
             yield self._error(f"does not train on {int(lacks.sum())} of {labels}", self._of_next(lacking))
 
@@ -499,20 +508,40 @@ class _Comparison:
     def _swapped(self, sides: BatchSides) -> _Positions:
         """Return the tokens of answers that are lowered and should be raised, or the other way round.
 
-        A loss may lower both answers of each pair, the rejected one more.
+        A loss may lower both answers of each pair, the rejected one more. Where the model knows two tokens, what lowers
+        one raises the other: only answers whose tokens have one weight tell their sign.
         """
         exact, is_raised = self._exact, self._signs > 0
+        if 4 * len(exact) < 3 * int(self._is_clear.sum()) or not self._are_even(exact, _one(exact)):
+            return exact.where(torch.zeros(len(exact), dtype=torch.bool))
         rows = torch.zeros_like(sides.are_wanted).index_fill_(0, exact.at[:, 0], True)
         is_wrong = is_raised != sides.are_wanted
         if sides.are_paired and bool((rows & ~is_raised & ~sides.are_wanted).any()):
             is_wrong &= is_raised
         return exact.where(is_wrong[exact.at[:, 0]])
 
-    @cached_property
     def _avoided(self) -> _Positions:
-        """The positions that are trained to avoid their label, with the weight of the others."""
-        avoided = self._labelled.where(self._labelled.shown.cosines <= -self._bound(EXACT))
-        return avoided.where(self._weigh_as(avoided, self._exact if len(self._exact) else avoided))
+        """Return the positions that are trained to avoid their label, with the weight of the others.
+
+        Another term of the loss may push a label down, but not each of them alike.
+        """
+        is_avoided = self._labelled.shown.cosines <= -self._bound(EXACT)
+        if not len(self._exact) and (self.call.sides is not None or not bool(is_avoided.all())):
+            is_avoided = torch.zeros_like(is_avoided)
+        return self._with_weight(self._labelled.where(is_avoided))
+
+    def _with_weight(self, seen: _Positions) -> _Positions:
+        """Return the positions that have the weight of the labels of their row.
+
+        The sum of two terms of a loss may have any direction: with the exact ones they must explain most of the labels,
+        and where none is exact, be most of all.
+        """
+        exact = self._exact
+        alike = seen.where(self._weigh_as(seen, exact if len(exact) else seen))
+        is_explained = 4 * (len(alike) + len(exact)) >= 3 * int(self._is_clear.sum())
+        if not len(exact):
+            is_explained &= 2 * len(alike) >= len(self._labelled) and len(alike) > 1
+        return alike.where(torch.full((len(alike),), is_explained))
 
     def _notes(self) -> Iterator[Finding]:
         place = Place.of(self.settings.place)
@@ -526,19 +555,24 @@ class _Comparison:
             yield Finding("ML327", text, place, "one weight, or a column of weights")
 
     def _weigh_as(self, seen: _Positions, exact: _Positions) -> torch.Tensor:
-        """Return which positions have the weight of the labels of their row, `(positions,)` bool, and are not declared.
+        """Return which positions have the weight of the labels of their row, `(positions,)` bool.
 
-        A row without a label is compared with the others. Weights may be multiplied by the probability of the token
-        (dynamic fine-tuning).
+        A row without a label is compared with the others. If the labels have several weights, these may be multiplied
+        by the probability of the token (dynamic fine-tuning).
         """
+        share = _one if self._are_even(exact, _one(exact)) else _probability
+        known, own = exact.shown.weights.abs() / share(exact), seen.shown.weights.abs() / share(seen)
         same = torch.zeros(len(seen), dtype=torch.bool)
-        for share in (_one, _probability):
-            known, own = exact.shown.weights.abs() / share(exact), seen.shown.weights.abs() / share(seen)
-            for number, row in enumerate(seen.at[:, 0]):
-                beside = known[exact.at[:, 0] == row]
-                beside = beside if len(beside) else known
-                same[number] |= len(beside) > 0 and self._are_equal(torch.cat([beside, own[number : number + 1]]))
-        return same & ~self._is_declared(seen)
+        for number, row in enumerate(seen.at[:, 0]):
+            beside = known[exact.at[:, 0] == row]
+            beside = beside if len(beside) else known
+            same[number] = len(beside) > 0 and self._are_equal(torch.cat([beside, own[number : number + 1]]))
+        return same
+
+    def _are_even(self, seen: _Positions, share: torch.Tensor) -> bool:
+        """Return whether the positions of each row have one weight, but for a factor of each."""
+        weights, rows = seen.shown.weights.abs() / share, seen.at[:, 0]
+        return all(self._are_equal(weights[rows == row]) for row in set(rows.tolist()))
 
     def _are_equal(self, weights: torch.Tensor) -> bool:
         return 0 < float(weights.max()) <= float(weights.min()) * (1 + 2 * self._bound(EQUAL))
@@ -570,13 +604,10 @@ class _Comparison:
 
     def _spread(self) -> str:
         """Return the least weight of the labels of a row, if nothing declares that they differ."""
-        exact = self._exact
-        rows = exact.at[:, 0]
+        exact, rows = self._exact, self._exact.at[:, 0]
         declared = [weights[rows, exact.at[:, 1]].float() for weights in self._weights()]
-        for share in (_one(exact), _probability(exact), *declared):
-            weights = exact.shown.weights / share
-            if all(self._are_equal(weights[rows == row]) for row in set(rows.tolist())):
-                return ""
+        if any(self._are_even(exact, share) for share in (_one(exact), _probability(exact), *declared)):
+            return ""
         shares = [float((own := exact.shown.weights[rows == row]).min() / own.max()) for row in set(rows.tolist())]
         return f"from {min(shares):.3g} to 1 of the largest"
 

@@ -39,6 +39,8 @@ class StepWatch:
 
     Attributes:
         why_no_batch: Why a step that was judged has shown no batch.
+        seen: The columns of the batch of the step that was judged last, and the positions that have a gradient,
+            `(batch, length)` bool; None if the batch has no labels of its own, or its gradient was not seen.
     """
 
     why_no_batch = "the step did not call the model with a batch"
@@ -55,6 +57,7 @@ class StepWatch:
         self._results = dict(WAITING)
         self._is_judged = self._records = False
         self._name = ""
+        self.seen: tuple[Mapping[str, torch.Tensor], torch.Tensor] | None = None
         self._forget()
         self._hook = self._hooked(is_compiled=is_compiled)
 
@@ -155,6 +158,9 @@ class StepWatch:
         if not isinstance(self._batch, Mapping):
             return Result(not_checked=f"the batch is a {type(self._batch).__name__}, not a mapping")
         gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
+        if len(gradients) == 1 and gradients[0] is not None and "labels" in self._columns:
+            trained = (gradients[0] != 0).any(-1).cpu()
+            self.seen = (self._columns, trained) if trained.shape == self._columns["labels"].shape else None
         settings = self._settings(self._name)
         if isinstance(settings.head, torch.nn.Module):
             self._dtypes |= {parameter.dtype for parameter in settings.head.parameters()}

@@ -42,11 +42,28 @@ class Directions:
             trained to produce it, -1 if it is trained to avoid it.
         weights: The weight of the token in the loss, `(positions,)` float32; as a share of the others of a step.
         probabilities: The probability of the token, `(positions,)` float32.
+        common: The cosine of the direction of the token and that of all tokens alike, `(positions,)` float32: near 1,
+            it proves no token. Tokens that a model was never trained to produce, for example, grow alike.
     """
 
     cosines: torch.Tensor
     weights: torch.Tensor
     probabilities: torch.Tensor
+    common: torch.Tensor
+
+    def prove(self, precision: torch.dtype) -> torch.Tensor:
+        """Return at which positions a direction can prove the token, `(positions,)` bool.
+
+        Args:
+            precision: The dtype that the head computed in.
+        """
+        least = EXACT[precision]
+        # twice the angle by which rounding may turn the gradient
+        return (1 - self.probabilities > SURE[precision]) & (self.common < 2 * least**2 - 1)
+
+    def where(self, mask: torch.Tensor) -> Directions:
+        """Return those of a mask, `(positions,)` bool."""
+        return Directions(*(getattr(self, name)[mask] for name in self.__slots__))
 
 
 def directions(
@@ -71,13 +88,17 @@ def directions(
             probabilities = logits.detach().float().softmax(-1)
             target = torch.full_like(probabilities, smoothing / probabilities.shape[-1])
             target[torch.arange(len(wanted)), wanted] += 1 - smoothing
-            [pull] = torch.autograd.grad(logits, inputs, (probabilities - target).to(logits.dtype))
-        pull, step = pull.float(), step.float()
+            pulls = [
+                torch.autograd.grad(logits, inputs, given.to(logits.dtype), retain_graph=True)[0].float()
+                for given in (probabilities - target, probabilities - 1 / probabilities.shape[-1])
+            ]
+        (pull, common), step = pulls, step.float()
         along = (step * pull).sum(-1)
         norm = pull.square().sum(-1)
         cosine = torch.nn.functional.cosine_similarity(_unit(step), _unit(pull), dim=-1)
         of_token = probabilities.gather(-1, wanted[:, None])[:, 0]
-        parts.append((cosine, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), of_token))
+        likeness = torch.nn.functional.cosine_similarity(_unit(pull), _unit(common), dim=-1)
+        parts.append((cosine, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), of_token, likeness))
     return Directions(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
 
 

@@ -153,7 +153,7 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
     beside.unlink(missing_ok=True)
     if rows:
         notes = (f"Each row as mistral-common encodes it; below its tokens, those that {path.name} reports.",)
-        put_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
+        put_text(beside, tokens_page(rows, heading="Rows as tokens", notes=notes))
     is_page = path.suffix == ".html"
     put_text(
         path,

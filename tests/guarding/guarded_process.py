@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from guard_faults import faults
-from guarded_runs import chat_rows, encoded, losses_of, make_trainer
+from guarded_runs import chat_rows, decay_everything, encoded, losses_of, make_trainer
 from planned_runs import Plan
 from torch.nn.functional import cross_entropy
 
@@ -51,6 +51,8 @@ def main(base: Path, output: Path, how: str) -> None:
     trainer = make_trainer(base, rows, output, **settings) if planted is None else plan.trainer()
     if how == "stop at the loss":
         trainer.compute_loss_func = _shifted_twice
+    if how == "stop at the weights" and os.environ["RANK"] == "1":
+        decay_everything(trainer)
     if how == "stop at a later step":
         _masks_late(trainer)
     on_finding = cast(OnFinding, "stop" if planted else how.partition(" ")[0])
@@ -61,7 +63,7 @@ def main(base: Path, output: Path, how: str) -> None:
     except GuardError as error:
         found["stopped"] = str(error)
     verdict = callback.verdict if callback else None
-    found |= {"losses": losses_of(trainer), "ok": verdict.ok if verdict else None}
+    found |= {"losses": losses_of(trainer), "ok": None if verdict is None else verdict.ok}
     (output / f"process-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

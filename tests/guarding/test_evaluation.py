@@ -59,7 +59,7 @@ def test_a_fault_in_an_evaluation_stops_the_run(
 
 
 def test_rows_that_are_trained_on_and_evaluated_are_a_note(
-    base: Path, rows: Rows, held_out: Rows, tmp_path: Path
+    base: Path, rows: Rows, held_out: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leaked = Dataset.from_list([*held_out[:2], rows[5], rows[3]])
     verdict = guard(make_trainer(base, rows, tmp_path, evaluation=leaked)).check()
@@ -69,6 +69,9 @@ def test_rows_that_are_trained_on_and_evaluated_are_a_note(
     assert [str(place) for place in finding.others] == ["train_dataset[5]"]
     facts = verdict.facts["eval_batches::dataset::no-leakage"]
     assert facts == {"rows": 4, "compared with": 8}
+    first, note = capsys.readouterr().out.splitlines()
+    assert "; 1 note; " in first
+    assert note == "  note ML611 eval_dataset[2]: the row is also trained on: train_dataset[5]"
 
 
 def test_a_fault_in_every_row_of_both_is_one_cause(base: Path, rows: Rows, tmp_path: Path) -> None:

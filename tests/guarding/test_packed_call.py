@@ -17,7 +17,7 @@ from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architectu
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.guarding.packing import judge_call
-from pytest_mistral_lora.guarding.steps import PACKING, TrainerWatch
+from pytest_mistral_lora.guarding.steps import LOSS, PACKING, TrainerWatch
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -129,6 +129,36 @@ def test_a_trainer_that_asks_for_a_cache_is_stopped(base: Path, oracle: Oracle, 
     assert [finding.rule for finding in caught.value.verdict.findings] == ["ML313"]
     assert losses_of(trainer) == []
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.mistral_gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+@pytest.mark.parametrize("is_fused", [False, True], ids=["plain", "fused"])
+def test_a_packed_step_in_bfloat16_is_judged_on_a_gpu(
+    is_fused: bool, base: Path, oracle: Oracle, tmp_path: Path
+) -> None:
+    if is_fused:
+        pytest.importorskip("liger_kernel", reason="liger-kernel is not installed here; tox run -e gpu")
+    settings = {"use_cpu": False, "bf16": True, "use_liger_kernel": is_fused}
+    trainer = _packed_trainer(base, oracle, tmp_path / "sound", **settings)
+    callback = guard(trainer)
+    trainer.train()
+    assert callback.verdict is not None
+    assert callback.verdict.findings == ()
+    facts = callback.verdict.facts[f"trainer::train::{LOSS}"]
+    assert facts["labels"] == facts["positions with a gradient"] == facts["compared"] > 10
+
+    faulty = _packed_trainer(base, oracle, tmp_path / "faulty", **settings)
+    own = faulty.compute_loss
+
+    def of_every_token(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        return own(model, {**inputs, "labels": inputs["input_ids"].clone()}, *given, **named)
+
+    faulty.compute_loss = of_every_token
+    guard(faulty)
+    with pytest.raises(GuardError, match="ML326"):
+        faulty.train()
+    assert losses_of(faulty) == []
 
 
 def test_the_text_model_in_a_model_of_images_is_judged(oracle: Oracle, tmp_path: Path) -> None:

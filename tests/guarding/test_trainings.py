@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from pytest_mistral_lora import GuardError, guard
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.guarding import run_judge
+from pytest_mistral_lora.guarding.steps import LOSS
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -168,7 +169,7 @@ def test_a_training_that_is_interrupted_leaves_no_watch_to_the_next(
 def test_a_green_guard_prints_one_line(
     base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = make_trainer(base, encoded(oracle, chat_rows(12)), tmp_path, **STEP)
+    trainer = make_trainer(base, encoded(oracle, chat_rows(12)), tmp_path, **STEP | {"max_steps": 2})
     guard(trainer, batches=2)
     trainer.train()
     [line] = _lines(capsys.readouterr().out)
@@ -191,3 +192,27 @@ def test_the_line_names_what_was_not_checked(
     assert "not checked: bos-eos-unk: " in line
     assert "no processing_class" in line
     assert "template-of-base: " in line
+
+
+def test_a_run_that_begins_again_with_smaller_batches_is_judged_again(
+    base: Path, oracle: Oracle, tmp_path: Path
+) -> None:
+    rows = encoded(oracle, chat_rows(8))
+    trainer = make_trainer(base, rows, tmp_path, **STEP, auto_find_batch_size=True, per_device_train_batch_size=4)
+    own, sizes = trainer.training_step, []
+
+    def runs_out(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return own(model, inputs, *given, **named)
+
+    trainer.training_step = runs_out
+    callback = guard(trainer)
+    trainer.train()
+    assert sizes[0] == 4
+    assert sizes[-1] <= 2
+    assert callback.verdict is not None
+    assert callback.verdict.ok
+    assert "labels" in callback.verdict.facts[f"trainer::train::{LOSS}"]
+    assert "compute_loss" not in vars(trainer)
