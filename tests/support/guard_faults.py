@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from faulty_templates import CHATML_MARKED
-from guarded_runs import chat_rows, encoded
+from guarded_runs import chat_rows, decay_everything, detach_last_layer, encoded, optimize_base, scale_layers
+from peft import LoraConfig
 from planned_runs import SIZE, STEPS, TOKENIZER, Batch, Plan, Rows, mean_loss, token_losses
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithFlattening, Trainer
@@ -767,3 +768,62 @@ def loss_of_the_second_process(plan: Plan) -> None:
     """Of two processes, the second one shifts the labels twice"""
     if os.environ["RANK"] == "1":
         shifted_twice.plant(plan)
+
+
+# -- the model in memory, and what its first steps move
+
+
+@fault("ML321", "model", "is multiplied by 1")
+def scaled_layers(plan: Plan) -> None:
+    """The layers of the adapter have half of the scale that its configuration gives."""
+    plan.before = lambda model: scale_layers(model, 0.5)
+
+
+@fault("ML321", "model.config", "num_key_value_heads")
+def heads_of_another_model(plan: Plan) -> None:
+    """The configuration of the model has other heads than its layers."""
+    plan.before = lambda model: setattr(model.config, "num_key_value_heads", 1)
+
+
+@fault("ML321", "model.config", "two tensors")
+def head_that_is_untied(plan: Plan) -> None:
+    """The configuration ties the head to the embeddings, and it is a tensor of its own."""
+    plan.before = lambda model: setattr(model.config, "tie_word_embeddings", True)
+
+
+@fault("ML321", "model", "'default' and 'second' act")
+def second_adapter_that_acts(plan: Plan) -> None:
+    """A second adapter acts beside the one that is trained."""
+
+    def change(model: Any) -> None:
+        model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        model.base_model.set_adapter(["default", "second"])
+
+    plan.before = change
+
+
+@fault("ML320", "lr_scheduler", "the learning rate is 0")
+def rate_of_zero(plan: Plan) -> None:
+    """The learning rate is 0 in each step."""
+    plan.settings["learning_rate"] = 0.0
+
+
+@fault("ML303", "model", "had no gradient", moment="after the first steps")
+def output_that_is_detached(plan: Plan) -> None:
+    """A layer of the adapter is cut off from the loss."""
+    plan.before = detach_last_layer
+    plan.settings["max_steps"] = 4
+
+
+@fault("ML303", "model", "the optimizer does not have")
+def optimizer_of_the_base(plan: Plan) -> None:
+    """The optimizer was made before the adapter, and has the tensors of the base."""
+    plan.after = optimize_base
+    plan.settings["max_steps"] = 4
+
+
+@fault("ML302", "model", "the optimizer moved", moment="after the first steps")
+def optimizer_that_moves_the_base(plan: Plan) -> None:
+    """The decay of weights reaches the frozen base."""
+    plan.after = decay_everything
+    plan.settings["max_steps"] = 4
