@@ -23,7 +23,17 @@ from pytest_mistral_lora.training.recipe import Lora
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPTS = ("train.py", "encode.py", "dataset_rows.py", "load.py", "patches.py", "answers.py", "golden.py", "counted.py")
+SCRIPTS = (
+    "train.py",
+    "encode.py",
+    "dataset_rows.py",
+    "load.py",
+    "patches.py",
+    "answers.py",
+    "golden.py",
+    "counted.py",
+    "guard.py",
+)
 
 
 @pytest.fixture
@@ -159,6 +169,17 @@ def test_needed_operations_are_those_that_torch_counts(modules: dict[str, Module
     # the head counts where there is loss, and nowhere else
     unsupervised = [{"input_ids": list(range(100)), "labels": [-100] * 100}]
     assert needed - modules["meters"].needed_flops(config, 4, unsupervised) == 4 * 64 * 500 * 99
+
+
+@pytest.mark.slow
+def test_the_guard_is_measured_beside_the_steps_of_its_run(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("guard.py", "--shape", "quick", "--rows", 2, "--tokens", 32, "--pairs", 1, "--steps", 1, "--json", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert all(value > 0 for value in found["summary"].values())
+    [without], [guarded] = (found["runs"][side] for side in ("without", "with"))
+    assert without["targets"] == without["positions"] == 0 < guarded["positions"] < guarded["targets"]
 
 
 @pytest.mark.slow

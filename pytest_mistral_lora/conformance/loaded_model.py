@@ -41,6 +41,8 @@ _AS_SCALED = (
 )
 _APART = 0.01
 """The relative distance from which two frequencies differ: bfloat16 has eight bits."""
+_COMPARED = 64
+"""Most rows of embeddings that are compared with each other."""
 _ALIKE = 2**-6
 """The relative distance up to which two rows of embeddings are one to a model: its first layer divides by the norm."""
 
@@ -64,19 +66,18 @@ def as_stored(target: TrainerTarget) -> Result:
     if config is None:
         return Result(not_checked=_NO_CONFIG)
     found = [*_rope_findings(target), *_window_findings(target)]
+    if not getattr(target.model.config, "name_or_path", ""):
+        return Result(tuple(found))  # made of its configuration
     folder = place_of(target.model.config)
     files = None if folder is None else TokenizerFiles(folder)
     if files is None or MODEL_CONFIG not in files.names:
         return Result(tuple(found), not_checked="the folder that the model was loaded from is not on this machine")
     # of a configuration that the layers contradict, the layers are what was loaded
     others = (*_OWN_RULES, "rope", "sliding_window", "layer_types") if found else _OWN_RULES
-    for finding in difference_findings(config, files.json(MODEL_CONFIG), _CONFIG_PLACE):
-        if not finding.found.startswith(others):
-            found.append(
-                finding.under(
-                    "ML328", expected=f"{finding.expected.split(', as')[0]}, as in {files.place(MODEL_CONFIG)}"
-                )
-            )
+    differences = difference_findings(
+        config, files.json(MODEL_CONFIG), _CONFIG_PLACE, f"in {files.place(MODEL_CONFIG)}"
+    )
+    found += (finding.under("ML328") for finding in differences if not finding.found.startswith(others))
     return Result(tuple(found))
 
 
@@ -92,28 +93,21 @@ def new_rows(target: TrainerTarget) -> Result:
         return Result(not_checked="the folder that the model was loaded from is not on this machine")
     embeddings = target.model.get_input_embeddings()
     weight = _plain(embeddings).weight
+    if not weight.numel():
+        return Result(not_checked="the embeddings are divided among processes")
     still = [token for token in used if token < len(weight) and not _is_trained(embeddings, token)]
     if not still:
         return Result()
     found = (
-        f"the batches use {len(still)} rows of the embeddings that the checkpoint does not have, and none is trained: "
+        f"the batches use {len(still)} rows of the embeddings that the checkpoint does not have, and none is trained"
     )
     expected = "trained rows: modules_to_save or trainable_token_indices of the adapter"
-    rows = {token: weight[token].detach().float() for token in still[:64]}
+    rows = {token: weight[token].detach().float().cpu() for token in still[:_COMPARED]}
     for (first, row), (second, other) in combinations(rows.items(), 2):
         if (row - other).norm() <= _ALIKE * max(row.norm(), other.norm()):
-            return Result(
-                (
-                    Finding(
-                        "ML329",
-                        f"{found}{first} and {second} are the same to the model",
-                        MODEL_PLACE,
-                        expected,
-                        severity="error",
-                    ),
-                )
-            )
-    return Result((Finding("ML329", f"{found}the first is {still[0]}", MODEL_PLACE, expected),))
+            found += f": {first} and {second} are the same to the model"
+            return Result((Finding("ML329", found, MODEL_PLACE, expected, severity="error"),))
+    return Result((Finding("ML329", f"{found}: the first is {still[0]}", MODEL_PLACE, expected),))
 
 
 def _is_trained(embeddings: Any, token: int) -> bool:

@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.errors import GuardError, InputError
 from pytest_mistral_lora.guarding.batches import RaisedError, without_new_loaders
 from pytest_mistral_lora.guarding.loop import LoopWatch
+from pytest_mistral_lora.guarding.loss import moves_in_backward
 from pytest_mistral_lora.guarding.processes import log_crash
 from pytest_mistral_lora.guarding.run_judge import RunJudge
 from pytest_mistral_lora.guarding.settings import GuardSettings, OnFinding
@@ -96,13 +97,17 @@ class MistralGuard(TrainerCallback):
             The verdict.
 
         Raises:
-            InputError: If the guard knows no trainer: `guard(trainer)` does.
+            InputError: If the guard knows no trainer, as `guard(trainer)` does, or the optimizer of the trainer moves
+                weights in the backward pass, such as LOMO.
             GuardError: As for `on_train_begin`.
             Exception: As for `on_train_begin`.
         """
         trainer = self._trainer
         if trainer is None:
             raise InputError("no trainer", place="MistralGuard", expected="guard(trainer).check()")
+        if optimizer := moves_in_backward(trainer.args):
+            found = f"optim={optimizer!r}, which moves weights in the backward pass"
+            raise InputError(found, place="check()", expected="another optimizer; train() is guarded with this one")
         with without_new_loaders(trainer):
             loader = trainer.get_train_dataloader()
         self._judge = RunJudge(self._settings, trainer.args, trainer.model, trainer.processing_class, loader)

@@ -92,6 +92,7 @@ class LossSettings:
         answers: What the trainer declares of a loss of answers; None for another one.
         no_signs: Why the signs of answers are not known; empty if they are.
         unread: Why the decoder's output is not compared with the batch; empty if it is.
+        prompt: The kind of prompt learning that the model has; empty for none.
         spell: Returns the text of a token by its id.
         step: The step, for findings.
     """
@@ -104,6 +105,7 @@ class LossSettings:
     answers: AnswerLoss | None = None
     no_signs: str = ""
     unread: str = ""
+    prompt: str = ""
     spell: Callable[[int], str] = str
     step: str = "the first step"
 
@@ -128,6 +130,7 @@ class LossSettings:
             answers=answers,
             no_signs=_no_signs(answers, trainer),
             unread=_unread(trainer, model),
+            prompt=_prompt(model),
             spell=lambda token: _spelled(tokenizer, token),
             step=step,
         )
@@ -140,21 +143,39 @@ class LossSettings:
             place="loss",
             head=model.get_output_embeddings(),
             unread=_unread(None, model),
+            prompt=_prompt(model),
             spell=lambda token: _spelled(tokenizer, token),
             step=step,
         )
 
 
+def moves_in_backward(args: Any) -> str:
+    """Return the name of an optimizer that moves weights in the backward pass; empty for another one.
+
+    Args:
+        args: The `TrainingArguments`; None if there are none.
+    """
+    optimizer = getattr(args, "optim", "")
+    name = str(getattr(optimizer, "value", optimizer))
+    return name if "lomo" in name or "layerwise" in name else ""
+
+
 def _unread(trainer: Any, model: Any) -> str:
     """Return why the decoder's output does not show the loss of each token of a batch; empty if it does."""
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return f"{model.active_peft_config.peft_type.value} adds tokens that are not in the batch"
     if isinstance(getattr(trainer, "model_wrapped", None), torch.nn.DataParallel):
         return "DataParallel divides the batch among copies of the model"
+    if optimizer := moves_in_backward(getattr(trainer, "args", None)):
+        return f"the optimizer {optimizer} moves weights in the backward pass"
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "cut_cross_entropy" in getattr(base.forward, "__module__", ""):
         return "cut-cross-entropy drops the gradient of sure tokens"
     return ""
+
+
+def _prompt(model: Any) -> str:
+    """Return the kind of prompt learning that a model has; empty for none."""
+    adapters = (getattr(model, "peft_config", None) or {}).values()
+    return next((each.peft_type.value for each in adapters if getattr(each, "is_prompt_learning", False)), "")
 
 
 def _no_signs(answers: AnswerLoss | None, trainer: Any) -> str:
@@ -201,10 +222,11 @@ def judge_loss(call: LossCall, settings: LossSettings) -> Result:
         settings: What the trainer declares.
     """
     call = call.with_answers(settings.answers)
-    reason = _not_comparable(call, settings)
-    if reason:
+    if reason := _not_comparable(call, settings):
         return Result(not_checked=reason)
-    return _Comparison(call, settings).result()
+    comparison = _Comparison(call, settings)
+    reason = why_no_directions(settings.head)
+    return comparison.of_positions(reason) if reason else comparison.result()
 
 
 def _not_comparable(call: LossCall, settings: LossSettings) -> str:
@@ -223,12 +245,14 @@ def _not_comparable(call: LossCall, settings: LossSettings) -> str:
     if len(call.hidden) != 1:
         number = len(call.hidden) or "no"
         return f"{settings.place} made {number} calls of the model's decoder with a gradient, not one"
+    if call.hidden[0].shape[:2] != labels.shape and settings.prompt:
+        return f"{settings.prompt} adds tokens that are not in the batch"
     if call.hidden[0].shape[:2] != labels.shape:
         return f"the decoder's output is {tuple(call.hidden[0].shape[:2])} tokens, and the labels {tuple(labels.shape)}"
     gradient = call.gradients[0]
     if gradient is not None and not bool(gradient.isfinite().all()):
         return f"the gradient of {settings.step} is not finite"
-    return why_no_directions(settings.head)
+    return ""
 
 
 def _ahead(values: torch.Tensor, by: int, fill: int = 0) -> torch.Tensor:
@@ -399,6 +423,25 @@ class _Comparison:
     def _others(self) -> _Positions:
         """Those of them whose gradient has the direction of another token than the next one, with this token."""
         return self._other_targets(self._following.where(~self._proven(self._following)))
+
+    def of_positions(self, reason: str) -> Result:
+        """Return what the positions with a gradient show by themselves.
+
+        Args:
+            reason: Why the tokens that they are trained to produce cannot be told.
+        """
+        outside = ~self._has_label & self._is_trained
+        for weights in self._weights():
+            outside &= weights == 0
+        findings = []
+        if count := int(outside.sum()):
+            row, place = outside.nonzero()[0].tolist()
+            first = self._token(row, place, int(_ahead(self._ids, 1)[row, place]))
+            text = f"a loss reaches {counted(count, 'position')} {self._outside}: the first is {first}"
+            expected = "no gradient there, or a column of weights"
+            findings.append(Finding("ML327", text, Place.of(self.settings.place), expected))
+        facts = (("labels", int(self._has_label.sum())), ("positions with a gradient", int(self._is_trained.sum())))
+        return Result(tuple(findings), not_checked="" if findings else f"tokens: {reason}", facts=facts)
 
     def result(self) -> Result:
         """Return the findings, or why nothing can be said."""

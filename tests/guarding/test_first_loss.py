@@ -20,10 +20,12 @@ from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, ge
 from planned_runs import OwnTrainer, mean_loss
 from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.training_args import OptimizerNames
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.guarding.loss import LossSettings
 from pytest_mistral_lora.guarding.run_judge import REPORTS
 from pytest_mistral_lora.guarding.steps import LOSS, TrainerWatch
 
@@ -194,7 +196,6 @@ def _with_copies(trainer: Any) -> None:
     [
         (_with_prompt_learning(PromptTuningConfig), "PROMPT_TUNING adds tokens"),
         (_with_prompt_learning(PromptEncoderConfig, encoder_hidden_size=8), "P_TUNING adds tokens"),
-        (_with_prompt_learning(PrefixTuningConfig), "PREFIX_TUNING adds tokens"),
         (_with_cut_cross_entropy, "cut-cross-entropy"),
         (_with_copies, "DataParallel"),
         (_without_labels, "the batch has no `labels`"),
@@ -212,6 +213,27 @@ def test_what_cannot_be_compared_is_not_checked(
     result = _result(trainer)
     assert result.findings == ()
     assert reason in result.not_checked
+
+
+def test_an_optimizer_that_moves_weights_in_the_backward_pass_is_not_checked(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    for name, is_read in (("adamw_torch", True), ("lomo", False), ("galore_adamw_layerwise", False)):
+        trainer.args.optim = OptimizerNames(name)
+        unread = LossSettings.of(trainer, trainer.model, "the first step").unread
+        assert unread == ("" if is_read else f"the optimizer {name} moves weights in the backward pass")
+
+
+def test_positions_are_judged_where_tokens_cannot_be_told(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    _with_a_dropping_head(trainer)
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: trainer.model.loss_function(
+        outputs.logits, labels.clamp(min=0), vocab_size=outputs.logits.shape[-1]
+    )
+    [finding] = _result(trainer).findings
+    assert (finding.rule, finding.severity, str(finding.place)) == ("ML327", "note", "compute_loss_func")
+    assert "without a label: the first is" in finding.found
 
 
 def _head_alone(base: Path, kind: str) -> Any:
@@ -238,6 +260,15 @@ def test_a_model_of_which_only_the_head_is_trained_is_judged(kind: str, base: Pa
         {"own_loss": staticmethod(lambda logits, batch: mean_loss(logits, batch["input_ids"]))},
     )
     assert "the prompt included" in _result(trainer).findings[0].found
+
+
+def test_a_learned_prefix_adds_no_token(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    _with_prompt_learning(PrefixTuningConfig)(trainer)
+    result = _result(trainer)
+    assert (result.findings, result.not_checked, dict(result.facts)["compared"]) == ((), "", 30)
+    trainer.compute_loss_func = _shifted_twice
+    assert _found(_result(trainer)) == [("ML326", "compute_loss_func")]
 
 
 def test_a_head_that_is_trained_alone_gets_the_same_weights(base: Path, rows: Rows, tmp_path: Path) -> None:

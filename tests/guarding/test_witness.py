@@ -70,6 +70,20 @@ def test_the_token_of_another_position_is_none(change: Any) -> None:
     assert float(directions(head, *_in_order(change(*given))).cosines.max()) < EXACT[torch.float32]
 
 
+def test_a_direction_that_all_tokens_share_proves_none() -> None:
+    torch.manual_seed(0)
+    head = _heads()["plain"]
+    # a model was never trained to produce most tokens: they have grown alike, and it is sure of the first one
+    with torch.no_grad():
+        head.weight[10:] = head.weight[10] + 1e-3 * head.weight[10:]
+    hidden = (100 * head.weight[:1].detach()).expand(POSITIONS, HIDDEN).clone().requires_grad_()
+    tokens = torch.arange(1, POSITIONS + 1)
+    [gradient] = torch.autograd.grad(cross_entropy(head(hidden), tokens), hidden)
+    shown = directions(head, hidden.detach(), gradient, tokens)
+    assert bool((shown.cosines > EXACT[torch.float32]).all())
+    assert torch.equal(shown.prove(torch.bfloat16), tokens < 10)
+
+
 def _in_order(given: Any) -> Any:
     hidden, tokens, gradient = given
     return hidden, gradient, tokens

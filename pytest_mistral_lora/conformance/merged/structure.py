@@ -65,13 +65,16 @@ _FREE = {
 HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
 
 
-def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+def difference_findings(
+    merged: Mapping[str, Any], base: Mapping[str, Any], place: Place, source: str = "the base's"
+) -> Iterator[Finding]:
     """Yield ML435 for each value that affects the computation and differs from the base's, in any spelling.
 
     Args:
         merged: `config.json` of the merged model.
         base: `config.json` of the base.
         place: The merged model's file.
+        source: Where the values of the base are, in words behind `as`.
     """
     names = []
     for config in (merged, base):
@@ -81,7 +84,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         is_renamed = name == "MistralForCausalLM" and text.get("layer_types")
         names.append("MinistralForCausalLM" if is_renamed else name)
     if names[0] != names[1]:
-        yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as the base's")
+        yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as {source}")
     values = [_numbers(config) for config in (merged, base)]
     if not any(text_part(config).get("layer_types") for config in (merged, base)):
         for numbers in values:
@@ -98,7 +101,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         state = "is missing" if found is _MISSING else f"is {found!r}"
         is_default = found is not _MISSING and not key.startswith("rope.") and key not in own
         default = ", the default: the key is missing" if is_default else ""
-        yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
+        yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as {source}")
 
 
 _GENERATION = "generation_config.json"
