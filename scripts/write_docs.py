@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")
 import yaml  # noqa: E402
 from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
+from guard_faults_page import tables_of_guarded_runs  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from known_faults_page import known_faults_page  # noqa: E402
 from page_blocks import with_block  # noqa: E402
@@ -335,6 +336,7 @@ def committed_pages() -> dict[str, str]:
     """Return the pages that are in the repository, by their paths in docs/."""
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "recipe.md": recipe_page()}
     made |= {"symptoms.md": symptoms_page(), "known-faults.md": known_faults_page()}
+    made["guard.md"] = _between_marks("guard.md", "guarded runs", tables_of_guarded_runs())
     return made | {"stats.md": _between_marks("stats.md", "sound rows", sound_rows())}
 
 

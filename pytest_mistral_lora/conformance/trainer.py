@@ -79,21 +79,28 @@ def _model_config(target: TrainerTarget) -> Result:
     if target.pad_findings:
         # transformers writes the id of the tokenizer's pad token into the model's configurations
         found = [replace(finding, effect_of="ML204") if finding.rule == "ML204" else finding for finding in found]
-    return Result((*target.pad_findings, *found, *_embeddings(target)))
+    if embeddings := list(_embeddings(target)):
+        # the `vocab_size` of the configuration is that of the embeddings
+        found = [finding for finding in found if finding.rule != "ML215"]
+    return Result((*target.pad_findings, *found, *embeddings))
 
 
 def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
     tokens = target.oracle.vocab_size
+    rows: dict[int, list[str]] = {}
     for name, module in (
-        ("input embeddings", target.model.get_input_embeddings()),
-        ("output embeddings", target.model.get_output_embeddings()),
+        ("input", target.model.get_input_embeddings()),
+        ("output", target.model.get_output_embeddings()),
     ):
         count = next(iter(embedding_shape(module)), 0)
-        beyond = [token for token in target.ids if token >= count > 0]
-        without = f", and the batches have the id {min(beyond)}{and_more(1, len(beyond))}" if beyond else ""
         if 0 < count < tokens:
-            found = f"the {name} have {count:,} rows, and the tokenizer has {tokens:,} tokens{without}"
-            yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
+            rows.setdefault(count, []).append(name)
+    for count, names in rows.items():
+        beyond = [token for token in target.ids if token >= count]
+        without = f", and the batches have the id {min(beyond)}{and_more(1, len(beyond))}" if beyond else ""
+        sides = " and ".join(names)
+        found = f"the {sides} embeddings have {count:,} rows, and the tokenizer has {tokens:,} tokens{without}"
+        yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
 
 
 def embedding_shape(module: Any) -> Sequence[int]:

@@ -1,4 +1,7 @@
-"""One of two processes of a run, as `torchrun` starts them. Called with: base, output folder, on_finding."""
+"""One of two processes of a run, as `torchrun` starts them.
+
+Called with: base, output folder, and the name of a fault or how to guard.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from guard_faults import faults
 from guarded_runs import chat_rows, decay_everything, encoded, losses_of, make_trainer
+from planned_runs import Plan
 from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard
@@ -36,17 +41,21 @@ def _masks_late(trainer: Any) -> None:
 
 def main(base: Path, output: Path, how: str) -> None:
     rows = encoded(Oracle(shipped_tokenizer("spm-v3")), chat_rows(16), messages=True)
-    if how in ("stop", "warn"):
+    if how == "warn":
         rows[1]["labels"][-1] = -100  # in the share of the second process
     settings = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential", "max_steps": 3}
-    trainer = make_trainer(base, rows, output, **settings)
+    planted = next((fault for fault in faults(processes=2) if fault.name == how), None)
+    if planted is not None:
+        plan = Plan(base, output)
+        planted.plant(plan)
+    trainer = make_trainer(base, rows, output, **settings) if planted is None else plan.trainer()
     if how == "stop at the loss":
         trainer.compute_loss_func = _shifted_twice
     if how == "stop at the weights" and os.environ["RANK"] == "1":
         decay_everything(trainer)
     if how == "stop at a later step":
         _masks_late(trainer)
-    on_finding = cast(OnFinding, how.partition(" ")[0])
+    on_finding = cast(OnFinding, "stop" if planted else how.partition(" ")[0])
     callback = None if how == "unguarded" else guard(trainer, on_finding=on_finding, batches=1, every=1)
     found: dict[str, Any] = {"stopped": ""}
     try:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from guarded_runs import begin, chat_rows, encoded, errors_of, lora_model, losses_of, make_trainer
-from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
 from pytest_mistral_lora import GuardError, MistralGuard, guard
 from pytest_mistral_lora.chat.kinds.fim import FimRow
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import RULES, _read_rules
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.guarding.batches import ModelBatch
 from pytest_mistral_lora.guarding.run_judge import REPORTS
-from pytest_mistral_lora.guarding.verdict import OF_ANY
-from pytest_mistral_lora.programs.fixes import fixes_in
 
 # PEFT, Trainer and multiprocessing warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -132,109 +126,6 @@ def test_gaps_are_compared_with_the_texts_beside_them(
     assert errors_of(verdict) == ({("ML534", "train_dataset[2]")} if has_texts else set())
 
 
-def _shift(row: dict[str, Any]) -> None:
-    row["labels"] = [*row["labels"][1:], -100]
-
-
-def _train_everything(row: dict[str, Any]) -> None:
-    row["labels"] = list(row["input_ids"])
-
-
-def _space(row: dict[str, Any]) -> None:
-    row["input_ids"].insert(2, 29473)
-    row["labels"].insert(2, -100)
-
-
-def _cut(row: dict[str, Any]) -> None:
-    row["input_ids"], row["labels"] = row["input_ids"][:-3], row["labels"][:-3]
-
-
-@pytest.mark.parametrize(
-    ("damage", "rule", "messages"),
-    [
-        (_shift, "ML541", True),
-        (_shift, "ML541", False),
-        (_train_everything, "ML543", True),
-        (_train_everything, "ML543", False),
-        (_space, "ML528", True),
-        (_cut, "ML531", True),
-        (_cut, "ML522", False),
-    ],
-)
-def test_a_fault_of_every_row_is_found(
-    damage: Callable[[dict[str, Any]], None],
-    rule: str,
-    messages: bool,
-    base: Path,
-    oracle: Oracle,
-    tokenizer: Any,
-    tmp_path: Path,
-) -> None:
-    rows = encoded(oracle, chat_rows(8), messages=messages)
-    for row in rows:
-        damage(row)
-    verdict = begin(make_trainer(base, rows, tmp_path, tokenizer=tokenizer), on_finding="warn").verdict
-    found = errors_of(verdict)
-    assert {number for number, _ in found} - {"ML506"} == {rule}
-    assert {f"train_dataset[{number}]" for number in range(8)} <= {place for _, place in found}
-
-
-def _frozen(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(False)
-    model.base_model.model.lm_head.requires_grad_(True)
-
-
-def _frozen_a(model: Any, *, of: str = "") -> None:
-    for name, parameter in model.named_parameters():
-        if "lora_A" in name and of in name:
-            parameter.requires_grad_(False)
-
-
-def _trainable_head(model: Any) -> None:
-    model.base_model.model.lm_head.requires_grad_(True)
-
-
-def _small_embeddings(model: Any) -> None:
-    model.base_model.model.resize_token_embeddings(32000)
-
-
-def _other_eos(model: Any) -> None:
-    model.config.eos_token_id = 5
-
-
-@pytest.mark.parametrize(
-    ("damage", "found"),
-    [
-        (_frozen, {("ML320", "model"), ("ML302", "model")}),
-        (partial(_frozen_a, of="v_proj"), {("ML303", "model")}),
-        (_frozen_a, set()),  # LoRA-FA
-        (_trainable_head, {("ML302", "model")}),
-        (_small_embeddings, {("ML215", "model"), ("ML215", "processing_class")}),
-        (_other_eos, {("ML217", "model.config")}),
-    ],
-    ids=["frozen adapter", "a frozen lora_A", "each lora_A frozen", "trainable head", "embeddings", "eos"],
-)
-def test_a_fault_of_the_model_is_found(
-    damage: Callable[[Any], None],
-    found: set[tuple[str, str]],
-    base: Path,
-    tokenizer: Any,
-    rows: Rows,
-    tmp_path: Path,
-) -> None:
-    model = lora_model(base)
-    damage(model)
-    trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
-    verdict = begin(trainer, on_finding="warn").verdict
-    assert errors_of(verdict) == found
-    assert verdict is not None
-    # in the words of the trainer, and not of a checkpoint's files
-    fixes = fixes_in(OF_ANY)["guard"]
-    assert all(finding.next_step == fixes.get(finding.rule, finding.next_step) for finding in verdict.findings)
-
-
 @pytest.mark.parametrize("messages", [True, False])
 def test_an_id_without_a_row_is_found_with_the_number_of_rows(
     messages: bool, base: Path, oracle: Oracle, tokenizer: Any, tmp_path: Path
@@ -246,23 +137,6 @@ def test_an_id_without_a_row_is_found_with_the_number_of_rows(
     assert verdict is not None
     assert ("40000" in verdict.findings[0].found, "32,768 rows" in verdict.findings[0].next_step) == (True, True)
     assert "\N{REPLACEMENT CHARACTER}" not in str(verdict)
-
-
-def test_an_adapter_on_the_model_of_images_needs_images(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
-    from transformers import AutoModelForImageTextToText
-
-    wrapped = Architecture(TEXT_MODELS["mistral"], is_wrapped=True)
-    base = write_tiny_base(tmp_path / "base", oracle.path, architecture=wrapped)
-    config = LoraConfig(target_modules=r".*(vision_tower|language_model).*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), config)
-    verdict = begin(make_trainer(base, rows, tmp_path, model=model), on_finding="warn").verdict
-    assert ("ML450", "model") in errors_of(verdict)
-
-
-def test_what_belongs_to_an_adapter_is_no_base(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:
-    model = lora_model(base, modules_to_save=["lm_head"], bias="none", use_dora=True)
-    verdict = begin(make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)).verdict
-    assert errors_of(verdict) == set()
 
 
 def test_a_run_without_an_adapter_says_so(base: Path, tokenizer: Any, rows: Rows, tmp_path: Path) -> None:

@@ -210,13 +210,3 @@ def test_a_new_pad_with_embeddings_of_its_own_is_sound(has_mask: bool, base: Pat
     for row in rows:
         row.pop("messages")
     assert errors_of(begin(trainer).verdict) == set()
-
-
-def test_a_new_pad_without_embeddings_is_a_fault(base: Path, rows: Rows, tmp_path: Path) -> None:
-    tokenizer = BaseFolder(base).tokenizer().fast
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    model = lora_model(base)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    trainer = make_trainer(base, rows, tmp_path, model=model, tokenizer=tokenizer)
-    found = errors_of(begin(trainer, on_finding="warn").verdict)
-    assert {("ML217", "model.config"), ("ML215", "processing_class")} <= found

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from forked import run_forked
+from guard_faults import Fault, faults
+from sampling import sampled_case
 
 from pytest_mistral_lora.guarding.run_judge import REPORTS
 
@@ -51,12 +53,18 @@ def _run(base: Path, output: Path, how: str) -> list[dict[str, Any]]:
     return [json.loads((output / f"process-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_a_fault_in_the_rows_of_one_process_stops_both(base: Path, tmp_path: Path) -> None:
-    first, second = _run(base, tmp_path / "stop", "stop")
+@pytest.mark.parametrize(
+    "fault", [sampled_case(fault, name=fault.name, is_kept=fault.is_sampled) for fault in faults(processes=2)]
+)
+def test_a_fault_of_one_process_stops_both(fault: Fault, base: Path, tmp_path: Path) -> None:
+    first, second = _run(base, tmp_path / "planted", fault.name)
     assert (first["ok"], second["ok"]) == (True, False)
     assert first["stopped"] == second["stopped"]
-    assert "process 1 of 2" in first["stopped"]
-    assert "ML546 train_dataset[1]" in first["stopped"]
+    assert first["stopped"].startswith(f"the run is stopped {fault.moment} (process 1 of 2)")
+    [line] = [line for line in first["stopped"].splitlines() if line.strip().startswith("ML")]
+    assert f"{fault.rule} {fault.place}: " in line
+    assert fault.says in line
+    assert fault.token in line
     assert first["losses"] == second["losses"] == []
 
 

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from guarded_runs import TRL_SETTINGS, Losses, first_loss, losses_of
 from preference_records import Data, pair, said, texts_pair
+from trl_runs import ahead, with_logps, with_mask
 
 from pytest_mistral_lora import GuardError, guard, training_template
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -188,7 +189,7 @@ def test_the_signs_of_a_loss_that_may_turn_are_not_checked(
     assert result.not_checked.startswith(f"signs: a loss of the type {name} ")
     # but positions and tokens are
     trainer.__class__ = type(
-        "Made", (type(trainer),), {"compute_loss": _with_mask(lambda batch: batch["attention_mask"])}
+        "Made", (type(trainer),), {"compute_loss": with_mask(lambda batch: batch["attention_mask"])}
     )
     assert "outside of the answers: the first is '[INST]' (3)" in first_loss(trainer).findings[0].found
 
@@ -196,43 +197,6 @@ def test_the_signs_of_a_loss_that_may_turn_are_not_checked(
 def test_a_loss_without_a_gradient_is_not_checked(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path, beta=0.0)
     assert first_loss(trainer).not_checked == "no answer of the first batch has a gradient"
-
-
-def _with_mask(mask_of: Callable[[Any], torch.Tensor]) -> Any:
-    """Return a `compute_loss` with another mask of the answers."""
-
-    def compute_loss(self: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
-        return super(type(self), self).compute_loss(
-            model, {**inputs, "completion_mask": mask_of(inputs).long()}, *given, **named
-        )
-
-    return compute_loss
-
-
-def _with_logps(logps_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], sign: int = 1) -> Any:
-    """Return a `compute_loss` of the probabilities' logarithms, `(batch, length, vocabulary)`, the ids and the mask."""
-
-    def compute_loss(self: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
-        ids, mask = inputs["input_ids"], inputs["completion_mask"]
-        logits = model(input_ids=ids, attention_mask=inputs["attention_mask"]).logits
-        logps = 0.1 * sign * logps_of(logits.float().log_softmax(-1), ids, mask)
-        if "label" in inputs:
-            gained = torch.where(inputs["label"], logps, -logps)
-        else:
-            gained = logps[: len(ids) // 2] - logps[len(ids) // 2 :]
-        return -torch.nn.functional.logsigmoid(gained - gained.detach()).mean()
-
-    return compute_loss
-
-
-def _ahead(by: int, weights_of: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like, *, late: int = 0) -> Any:
-    def logps_of(logps: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        size = ids.shape[1] - by
-        tokens = ids[:, by:]
-        of_tokens = logps[:, :size].gather(-1, tokens[..., None])[..., 0]
-        return (of_tokens * mask[:, by - late : by - late + size] * weights_of(tokens)).sum(1)
-
-    return logps_of
 
 
 def _of_eos(tokens: torch.Tensor) -> torch.Tensor:
@@ -243,24 +207,24 @@ def _of_eos(tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("change", "rule", "words"),
     [
-        (_with_logps(_ahead(1)), "", ""),
+        (with_logps(ahead(1)), "", ""),
         (
-            _with_logps(_ahead(1), sign=-1),
+            with_logps(ahead(1), sign=-1),
             "ML326",
             {
                 "DPO": "lowers 4 chosen answers and raises 4 rejected answers",
                 "KTO": "lowers 2 desirable answers and raises 2 undesirable answers",
             },
         ),
-        (_with_logps(_ahead(2)), "ML326", "labels that are shifted twice"),
-        (_with_logps(_ahead(0)), "ML326", "labels that are not shifted"),
-        (_with_logps(_ahead(1, late=1)), "ML326", "the mask of the answer tokens, not shifted"),
-        (_with_logps(_ahead(1, _of_eos)), "ML327", "from 0.5 to 1 of the largest"),
-        (_with_mask(lambda batch: batch["attention_mask"]), "ML326", "every token, the prompt included"),
-        (_with_mask(lambda batch: batch["completion_mask"] >= batch["attention_mask"]), "ML326", "the padding, "),
-        (_with_mask(lambda batch: batch["completion_mask"] < batch["attention_mask"]), "ML326", "does not train on"),
+        (with_logps(ahead(2)), "ML326", "labels that are shifted twice"),
+        (with_logps(ahead(0)), "ML326", "labels that are not shifted"),
+        (with_logps(ahead(1, late=1)), "ML326", "the mask of the answer tokens, not shifted"),
+        (with_logps(ahead(1, _of_eos)), "ML327", "from 0.5 to 1 of the largest"),
+        (with_mask(lambda batch: batch["attention_mask"]), "ML326", "every token, the prompt included"),
+        (with_mask(lambda batch: batch["completion_mask"] >= batch["attention_mask"]), "ML326", "the padding, "),
+        (with_mask(lambda batch: batch["completion_mask"] < batch["attention_mask"]), "ML326", "does not train on"),
         (
-            _with_mask(lambda batch: batch["completion_mask"] * (batch["input_ids"] != 2)),
+            with_mask(lambda batch: batch["completion_mask"] * (batch["input_ids"] != 2)),
             "ML326",
             "the first is '</s>'",
         ),
@@ -284,7 +248,7 @@ def test_a_loss_of_other_tokens_or_signs_is_named(
 
 def test_a_run_on_rejected_answers_is_stopped(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     trainer = make_trainer("DPO", base, tokenizer, PAIRS, tmp_path)
-    trainer.__class__ = type("Made", (type(trainer),), {"compute_loss": _with_logps(_ahead(1), sign=-1)})
+    trainer.__class__ = type("Made", (type(trainer),), {"compute_loss": with_logps(ahead(1), sign=-1)})
     [finding] = stopped(trainer)
     assert (finding.rule, str(finding.place)) == ("ML326", "Made.compute_loss")
 
@@ -319,7 +283,7 @@ def test_answers_that_a_cut_makes_equal_are_stopped(
     rows = [pair(question, [said("assistant", f"{long} {n}.")], [said("assistant", f"{long}.")]) for n in range(4)]
     found = stopped(make_trainer(kind, base, tokenizer, rows, tmp_path, max_length=length))
     rules = {finding.rule for finding in found}
-    assert rules == ({"ML531", "ML568", "ML506"} if kind == "DPO" else {"ML531", "ML506"})
+    assert rules == ({"ML531", "ML568"} if kind == "DPO" else {"ML531"})
     assert all("max_length: null" in finding.next_step for finding in found)
 
 

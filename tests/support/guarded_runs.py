@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, MistralForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from pytest_mistral_lora import MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
@@ -50,12 +58,15 @@ def chat_rows(count: int) -> list[Row]:
 
 
 def encoded(oracle: Oracle, rows: Sequence[Row], *, messages: bool = False) -> list[dict[str, Any]]:
-    """Return rows as a trainer has them: ids and labels, and their messages if asked for."""
+    """Return rows as a trainer has them: ids and labels, and their messages and tools if asked for."""
     made = []
     for row in rows:
         one = oracle.encode(row)
         record: dict[str, Any] = {"input_ids": list(one.input_ids), "labels": list(one.labels or ())}
-        made.append({**record, "messages": list(row.messages)} if messages else record)
+        if messages:
+            record["messages"] = list(row.messages)
+            record |= {"tools": list(row.tools)} if row.tools else {}
+        made.append(record)
     return made
 
 
@@ -70,10 +81,20 @@ class Losses(TrainerCallback):  # type: ignore[misc]
             self.seen.append(logs["loss"])
 
 
-def lora_model(base: Path, *, adapter: bool = True, seed: int = 0, **settings: Any) -> Any:
-    """Return the tiny model with a LoRA adapter with dropout, in a known random state."""
+def lora_model(
+    base: Path,
+    *,
+    adapter: bool = True,
+    seed: int = 0,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    **settings: Any,
+) -> Any:
+    """Return the tiny model, perhaps with other weights, with a LoRA adapter with dropout, in a known random state."""
     torch.manual_seed(seed)
-    model = MistralForCausalLM.from_pretrained(base)
+    [name] = AutoConfig.from_pretrained(base).architectures
+    model = getattr(transformers, name).from_pretrained(base)
+    if weights is not None:
+        model.load_state_dict(weights)
     if not adapter:
         return model
     config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"], **settings}
@@ -82,10 +103,10 @@ def lora_model(base: Path, *, adapter: bool = True, seed: int = 0, **settings: A
 
 def grown_model(base: Path, **settings: Any) -> Any:
     """Return a model of 29,000 tokens, whose embeddings were resized for the tokenizer, with an adapter."""
-    model = MistralForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(29_000)
     model.save_pretrained(base.parent / "small")
-    model = MistralForCausalLM.from_pretrained(base.parent / "small")
+    model = AutoModelForCausalLM.from_pretrained(base.parent / "small")
     model.resize_token_embeddings(32_768)
     config = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))

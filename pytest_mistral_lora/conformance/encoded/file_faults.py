@@ -40,11 +40,13 @@ class _OpenText:
         balance: Times that an assistant has it, less the times that it is trained on.
         place: The first line that has it.
         ids: Its first hundred ids.
+        rule: The rule that this line breaks, and so may lose it; empty if it breaks none.
     """
 
     balance: int
     place: Place
     ids: Sequence[int]
+    rule: str = ""
 
 
 @dataclass
@@ -57,7 +59,9 @@ class AnswerBalance:
     _texts: dict[bytes, _OpenText] = field(default_factory=dict)
     _beyond: int = 0
 
-    def add(self, ids: Sequence[int], labels: Sequence[int], oracle: Oracle, place: Place, by: int) -> None:
+    def add(
+        self, ids: Sequence[int], labels: Sequence[int], oracle: Oracle, place: Place, by: int, rule: str = ""
+    ) -> None:
         """Note each run of supervised tokens that ends with EOS, without the EOS; an answer without EOS does not count.
 
         An answer with an id outside the vocabulary has no text, and does not count either (ML520 reports it).
@@ -68,6 +72,7 @@ class AnswerBalance:
             oracle: Mistral's own tokenization.
             place: File and line.
             by: 1 for answers that should be trained on, -1 for answers that are.
+            rule: The rule that the line breaks, if it may lose answers.
         """
         start: int | None = None
         for index, (token, label) in enumerate(zip(ids, labels, strict=True)):
@@ -85,7 +90,7 @@ class AnswerBalance:
             if key not in self._texts and len(self._texts) >= MOST:
                 self._beyond += 1
                 continue
-            entry = self._texts.setdefault(key, _OpenText(0, place, tuple(text[:100])))
+            entry = self._texts.setdefault(key, _OpenText(0, place, tuple(text[:100]), rule))
             entry.balance += by
             if not entry.balance:
                 del self._texts[key]
@@ -111,7 +116,10 @@ class AnswerBalance:
         rest = f" ({self._beyond} more texts were not compared)" if self._beyond else ""
         if lost:
             found = f"{sum(text.balance for text in lost)} assistant texts are not trained on{rest}"
-            yield Finding("ML506", found, place, detail=_text_lines(lost, oracle))
+            # rows that lose them have a finding of their own; missing rows have none
+            rules = {text.rule for text in lost}
+            effect_of = "" if "" in rules else max(rules, key=[text.rule for text in lost].count)
+            yield Finding("ML506", found, place, detail=_text_lines(lost, oracle), effect_of=effect_of)
         if more:
             times = -sum(text.balance for text in more)
             found = f"{times} texts are trained on that no assistant says, or not so often{rest}"

@@ -439,14 +439,10 @@ class LineJudge:
         follows = new and labels is not None and labels.is_other and bool(labels.fits)
         balance = self._state.following if follows else self._state.balance
         # The answers of a sound row are on both sides, and a row with another fault is reported for that fault.
-        if (
-            is_trained
-            and comparison.comparable
-            and self.counts_texts
-            and (not new or LOSES.intersection(finding.rule for finding in of_tokens))
-        ):
+        losing = next((finding.rule for finding in of_tokens if finding.rule in LOSES), "")
+        if is_trained and comparison.comparable and self.counts_texts and (losing or not new):
             for encoded in expected if new else ():
-                balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
+                balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1, losing)
             balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
         findings += of_tokens
         if not is_trained:

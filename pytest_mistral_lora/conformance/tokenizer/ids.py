@@ -365,11 +365,16 @@ def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator
         if value is None:
             values = []
         given[key] = [item if isinstance(item, int) else repr(item) for item in values]
-    bos = oracle.bos_id if oracle else target.tokenizer.fast.bos_token_id
+    fast: Any = target.tokenizer.fast if target.tokenizer.has_fast else None
+    tokens = 0 if fast is None else len(fast)
+    bos = oracle.bos_id if oracle else fast.bos_token_id
     for key, ids in given.items():
         for token in ids:
             if not (isinstance(token, int) and 0 <= token < sizes[key]):
-                yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {sizes[key]}")
+                # of a token that was added to the tokenizer, the embeddings have too few rows
+                cause = "ML215" if token in range(known, tokens) else ""
+                found = f"{key}_token_id {token} is not in the vocabulary"
+                yield Finding("ML217", found, place, f"below {sizes[key]}", effect_of=cause)
     if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
         yield Finding("ML204", f"pad_token_id {given['pad'][0]} is an EOS", place, "another token")
     for token in row_markers(oracle).intersection(given["pad"]):
@@ -381,7 +386,9 @@ def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator
     if eos and other:
         yield Finding("ML217", f"eos_token_id {other[0]} is not EOS", place, ", ".join(map(str, sorted(eos))))
     if bos is not None and given["bos"] and given["bos"] != [bos]:
-        yield Finding("ML217", f"bos_token_id {given['bos'][0]} is not BOS", place, str(bos))
+        # transformers writes the ids of the tokenizer there
+        cause = "ML203" if fast is not None and given["bos"] == [fast.bos_token_id] else ""
+        yield Finding("ML217", f"bos_token_id {given['bos'][0]} is not BOS", place, str(bos), effect_of=cause)
 
 
 def _declared_rows(target: Target) -> Any:
