@@ -128,6 +128,23 @@ def test_a_collator_of_the_users_is_called_by_the_run_alone(base: Path, rows: Ro
     assert not isinstance(reader.collate_fn, BatchSources)
 
 
+def test_messages_that_a_collator_takes_out_of_the_rows_are_known(base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    rows = encoded(oracle, chat_rows(8), messages=True)
+    rows[5]["messages"] = [{"role": "system", "content": "Be brief."}, *rows[5]["messages"]]
+    trainer = make_trainer(base, rows, tmp_path, max_steps=2, remove_unused_columns=False)
+    pads = trainer.data_collator
+
+    def collate(items: list[Any]) -> Any:
+        for item in items:
+            del item["messages"]
+        return pads(items)
+
+    trainer.data_collator = collate
+    callback = guard(trainer, on_finding="warn")
+    trainer.train()
+    assert errors_of(callback.verdict) == {("ML525", "train_dataset[5]")}
+
+
 def test_random_states_and_the_order_stay_as_they_were(base: Path, rows: Rows, tmp_path: Path) -> None:
     trainer = make_trainer(base, rows, tmp_path, accelerator_config={"use_seedable_sampler": False})
     loader = trainer.get_train_dataloader()
