@@ -505,7 +505,7 @@ def verdict_of(
     """
     for _ in session.run():
         pass
-    lines = [*(earlier._notes if earlier else ()), *notes(session)]
+    lines = [*(earlier._notes if earlier is not None else ()), *notes(session)]
     if earlier is not None:
         session.go_on_from(earlier._outcomes)
     outcomes = session.outcomes
@@ -517,7 +517,7 @@ def verdict_of(
         facts={outcome.name: outcome.facts for outcome in outcomes if outcome.facts},
         _text="\n".join([*session.opening_lines, *session.cause_texts(width), *session.summary_lines(width, lines)]),
         _report=session.report(command, Path.cwd()),
-        _rows=(*(earlier._rows if earlier else ()), *session.failed_rows()),
+        _rows=(*(earlier._rows if earlier is not None else ()), *session.failed_rows()),
         _outcomes=outcomes,
         _notes=lines,
     )

@@ -61,7 +61,7 @@ def source_of(loaded: Any) -> CheckpointTokenizer | None:
     Args:
         loaded: A tokenizer of transformers, loaded from a folder or from the Hub's cache, or made in memory.
     """
-    place = _place_of(loaded)
+    place = place_of(loaded)
     if place is None:
         return None
     source = CheckpointTokenizer(place)
@@ -329,8 +329,8 @@ def recognition_of(tokenizer: CheckpointTokenizer) -> Recognition:
     return Recognition(oracle, str(tokenizer.path), oracle.vocab_size, declared=True)
 
 
-def _place_of(loaded: Any) -> Path | None:
-    """Return the file or folder that a tokenizer was loaded from; None if it is not on this machine."""
+def place_of(loaded: Any) -> Path | None:
+    """Return the file or folder that a tokenizer or a configuration was loaded from; None if it is not here."""
     own = attribute_of(loaded, "_tokenizer_path")  # MistralCommonBackend: the file itself
     if own is not None and Path(own).is_file():
         return Path(own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -237,6 +237,11 @@ _LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\.(?
 _WRAPPERS = re.compile(r"(?:^module\.|_fsdp_wrapped_module\.|_orig_mod\.)")
 
 
+def without_wrappers(name: str) -> str:
+    """Return the name of a module or a parameter without those of the wrappers around and within a model."""
+    return _WRAPPERS.sub("", name)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainerTarget(Target):
     """The model and the tokenizer of a trainer, in memory: it has no path.
@@ -249,6 +254,7 @@ class TrainerTarget(Target):
         has_images: Whether the batches have images.
         trains_eos: Whether a label of the batches is EOS.
         has_eos: Whether EOS is trained on in the dataset, before the collator.
+        ids: The ids of the batches.
         left_out: Reasons why a part of the run is not judged, by the case of a check.
         fixes: The fix of each rule in the words of the trainer.
     """
@@ -260,6 +266,7 @@ class TrainerTarget(Target):
     has_images: bool = False
     trains_eos: bool = False
     has_eos: bool = False
+    ids: Collection[int] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     fixes: Mapping[str, str] = field(default_factory=dict)
 
@@ -359,7 +366,29 @@ class TrainerTarget(Target):
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The model's parameters by name, without the names of wrappers."""
-        return {_WRAPPERS.sub("", name): parameter for name, parameter in self.model.named_parameters()}
+        return {without_wrappers(name): parameter for name, parameter in self.model.named_parameters()}
+
+    @cached_property
+    def modules(self) -> Mapping[str, Any]:
+        """The model's modules by name, without the names of wrappers."""
+        return {without_wrappers(name): module for name, module in self.model.named_modules()}
+
+    @cached_property
+    def lora_configs(self) -> Mapping[str, Any]:
+        """The configuration of each LoRA adapter, by the adapter's name."""
+        configs = getattr(self.model, "peft_config", None) or {}
+        return {name: config for name, config in configs.items() if getattr(config, "peft_type", "") == "LORA"}
+
+    @cached_property
+    def lora_layers(self) -> Mapping[str, Any]:
+        """The layers with a LoRA adapter, by name; empty for adapters that are made without PEFT."""
+        if not self.lora_configs:
+            return {}
+        return {
+            name: module
+            for name, module in self.modules.items()
+            if hasattr(module, "lora_A") and hasattr(module, "scaling")
+        }
 
     @cached_property
     def adapter_tensors(self) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.adapter.configuration import layer_findings
 from pytest_mistral_lora.conformance.adapter.weights import TOWER
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.loaded_model import as_configured, as_stored, new_rows
 from pytest_mistral_lora.conformance.model_targets import MODEL_PLACE, TOKENIZER_PLACE, TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.errors import and_more
@@ -27,6 +28,9 @@ def checks(target: TrainerTarget, settings: Settings) -> Iterator[Check]:
     yield Check(target, "tokenizer", "oracle", partial(_oracle, target))
     yield Check(target, "tokenizer", "bos-eos-unk", partial(_named_tokens, target))
     yield Check(target, "tokenizer", "model-config", partial(_model_config, target))
+    yield Check(target, "train", "loaded-as-configured", partial(as_configured, target))
+    yield Check(target, "train", "loaded-as-stored", partial(as_stored, target))
+    yield Check(target, "train", "new-rows", partial(new_rows, target))
     yield Check(target, "adapter", "template-of-base", partial(_template, target))
     yield Check(target, "adapter", "placement", partial(_placement, target))
     yield Check(target, "train", "frozen-adapter-is-refused", partial(_frozen, target))
@@ -84,12 +88,20 @@ def _embeddings(target: TrainerTarget) -> Iterator[Finding]:
         ("input embeddings", target.model.get_input_embeddings()),
         ("output embeddings", target.model.get_output_embeddings()),
     ):
-        weight = getattr(module, "weight", None)
-        # a weight that DeepSpeed shards has its whole shape beside it; one of FSDP may be empty here
-        shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
-        if len(shape) == 2 and 0 < shape[0] < tokens:
-            found = f"the {name} have {shape[0]:,} rows, and the tokenizer has {tokens:,} tokens"
+        count = next(iter(embedding_shape(module)), 0)
+        beyond = [token for token in target.ids if token >= count > 0]
+        without = f", and the batches have the id {min(beyond)}{and_more(1, len(beyond))}" if beyond else ""
+        if 0 < count < tokens:
+            found = f"the {name} have {count:,} rows, and the tokenizer has {tokens:,} tokens{without}"
             yield Finding("ML215", found, MODEL_PLACE, "a row for each token")
+
+
+def embedding_shape(module: Any) -> Sequence[int]:
+    """Return the rows and columns of an embedding or a head; nothing if they cannot be told here."""
+    weight = getattr(module, "weight", None)
+    # a weight that DeepSpeed shards has its whole shape beside it; one of FSDP may be empty here
+    shape: Sequence[int] = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
+    return shape if len(shape) == 2 else ()
 
 
 def _template(target: TrainerTarget) -> Result:

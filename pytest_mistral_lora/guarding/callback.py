@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.errors import GuardError, InputError
 from pytest_mistral_lora.guarding.batches import RaisedError, without_new_loaders
 from pytest_mistral_lora.guarding.loop import LoopWatch
+from pytest_mistral_lora.guarding.loss import moves_in_backward
 from pytest_mistral_lora.guarding.processes import log_crash
 from pytest_mistral_lora.guarding.run_judge import RunJudge
 from pytest_mistral_lora.guarding.settings import GuardSettings, OnFinding
@@ -96,13 +97,17 @@ class MistralGuard(TrainerCallback):
             The verdict.
 
         Raises:
-            InputError: If the guard knows no trainer: `guard(trainer)` does.
+            InputError: If the guard knows no trainer, as `guard(trainer)` does, or the optimizer of the trainer moves
+                weights in the backward pass, such as LOMO.
             GuardError: As for `on_train_begin`.
             Exception: As for `on_train_begin`.
         """
         trainer = self._trainer
         if trainer is None:
             raise InputError("no trainer", place="MistralGuard", expected="guard(trainer).check()")
+        if optimizer := moves_in_backward(trainer.args):
+            found = f"optim={optimizer!r}, which moves weights in the backward pass"
+            raise InputError(found, place="check()", expected="another optimizer; train() is guarded with this one")
         with without_new_loaders(trainer):
             loader = trainer.get_train_dataloader()
         self._judge = RunJudge(self._settings, trainer.args, trainer.model, trainer.processing_class, loader)
@@ -143,7 +148,7 @@ class MistralGuard(TrainerCallback):
             if self._judge is not None:
                 self._judge.begin_step(state.global_step)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Judge what a step trains for: its gradients are there, and no weight has moved.
 
         Raises:
@@ -152,6 +157,17 @@ class MistralGuard(TrainerCallback):
         with _survived():
             if self._judge is not None:
                 self._judge.judge_step()
+                self._judge.look_at_step(optimizer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Judge what the first steps have moved.
+
+        Raises:
+            GuardError: As for `on_train_begin`.
+        """
+        with _survived():
+            if self._judge is not None:
+                self._judge.judge_learning(optimizer)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what the run has given, if it had fewer batches than the guard judges.

@@ -149,10 +149,23 @@ class LossSettings:
         )
 
 
+def moves_in_backward(args: Any) -> str:
+    """Return the name of an optimizer that moves weights in the backward pass; empty for another one.
+
+    Args:
+        args: The `TrainingArguments`; None if there are none.
+    """
+    optimizer = getattr(args, "optim", "")
+    name = str(getattr(optimizer, "value", optimizer))
+    return name if "lomo" in name or "layerwise" in name else ""
+
+
 def _unread(trainer: Any, model: Any) -> str:
     """Return why the decoder's output does not show the loss of each token of a batch; empty if it does."""
     if isinstance(getattr(trainer, "model_wrapped", None), torch.nn.DataParallel):
         return "DataParallel divides the batch among copies of the model"
+    if optimizer := moves_in_backward(getattr(trainer, "args", None)):
+        return f"the optimizer {optimizer} moves weights in the backward pass"
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "cut_cross_entropy" in getattr(base.forward, "__module__", ""):
         return "cut-cross-entropy drops the gradient of sure tokens"
@@ -209,10 +222,11 @@ def judge_loss(call: LossCall, settings: LossSettings) -> Result:
         settings: What the trainer declares.
     """
     call = call.with_answers(settings.answers)
-    reason = _not_comparable(call, settings)
-    if reason:
+    if reason := _not_comparable(call, settings):
         return Result(not_checked=reason)
-    return _Comparison(call, settings).result()
+    comparison = _Comparison(call, settings)
+    reason = why_no_directions(settings.head)
+    return comparison.of_positions(reason) if reason else comparison.result()
 
 
 def _not_comparable(call: LossCall, settings: LossSettings) -> str:
@@ -238,7 +252,7 @@ def _not_comparable(call: LossCall, settings: LossSettings) -> str:
     gradient = call.gradients[0]
     if gradient is not None and not bool(gradient.isfinite().all()):
         return f"the gradient of {settings.step} is not finite"
-    return why_no_directions(settings.head)
+    return ""
 
 
 def _ahead(values: torch.Tensor, by: int, fill: int = 0) -> torch.Tensor:
@@ -409,6 +423,25 @@ class _Comparison:
     def _others(self) -> _Positions:
         """Those of them whose gradient has the direction of another token than the next one, with this token."""
         return self._other_targets(self._following.where(~self._proven(self._following)))
+
+    def of_positions(self, reason: str) -> Result:
+        """Return what the positions with a gradient show by themselves.
+
+        Args:
+            reason: Why the tokens that they are trained to produce cannot be told.
+        """
+        outside = ~self._has_label & self._is_trained
+        for weights in self._weights():
+            outside &= weights == 0
+        findings = []
+        if count := int(outside.sum()):
+            row, place = outside.nonzero()[0].tolist()
+            first = self._token(row, place, int(_ahead(self._ids, 1)[row, place]))
+            text = f"a loss reaches {counted(count, 'position')} {self._outside}: the first is {first}"
+            expected = "no gradient there, or a column of weights"
+            findings.append(Finding("ML327", text, Place.of(self.settings.place), expected))
+        facts = (("labels", int(self._has_label.sum())), ("positions with a gradient", int(self._is_trained.sum())))
+        return Result(tuple(findings), not_checked="" if findings else f"tokens: {reason}", facts=facts)
 
     def result(self) -> Result:
         """Return the findings, or why nothing can be said."""

@@ -28,6 +28,7 @@ from pytest_mistral_lora.guarding.batches import (
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.evaluation import first_eval_rows
 from pytest_mistral_lora.guarding.first_batch import shown_tokens
+from pytest_mistral_lora.guarding.learning import LearningWatch
 from pytest_mistral_lora.guarding.pace import Pace
 from pytest_mistral_lora.guarding.processes import from_each_process, log_crash, raise_together, say
 from pytest_mistral_lora.guarding.rows import FirstRows, GuardedRow, RowFigures
@@ -79,6 +80,8 @@ class RunJudge:
         padder = tokenizer_of(getattr(loader, "collate_fn", None))
         self._run = GuardedRun(args, model, processing_class, settings.tokenizer, padder)
         self._watch: TrainerWatch | None = None
+        self._learning: LearningWatch | None = None
+        self._learned: str | None = None
         self._ahead = NextBatches()
         self._sources: BatchSources | None = None
         self._rows: list[list[GuardedRow]] = []
@@ -90,7 +93,7 @@ class RunJudge:
         self._late: list[GuardedRow] | None = None
         self._late_steps: list[str] = []
         self._said: set[str] = set()
-        self._are_rows_judged = self._is_step_judged = self._is_left = False
+        self._are_rows_judged = self._is_step_judged = self._is_learning_judged = self._is_left = False
         self._started = self._seconds = 0.0
         self._line: Callable[[Verdict], str] | None = None
 
@@ -109,6 +112,11 @@ class RunJudge:
         dataset = self._loader.dataset if trainer is None else getattr(trainer, "train_dataset", None)
         raised: RaisedError | None = None
         with self._apart():
+            try:
+                self._learning = LearningWatch(self._args, self._run.model, trainer, state)
+                self._first_step = {**self._first_step, **self._learning.results()}
+            except Exception as error:
+                log_crash(error)
             try:
                 self._ahead = next_batches(
                     self._loader, dataset, self._settings.batches, **_place_in_epoch(self._args, state, self._loader)
@@ -197,9 +205,11 @@ class RunJudge:
         failure = ""
         with self._apart():
             try:
-                if self._watch is not None:
-                    self._first_step = self._watch.results()
-                findings = [finding for result in self._first_step.values() for finding in result.findings]
+                found = {} if self._watch is None else self._watch.results()
+                self._first_step = {**self._first_step, **found}
+                # what was known before is in the verdict, if there is one
+                results_now = self._first_step if self.verdict is None else found
+                findings = [finding for result in results_now.values() for finding in result.findings]
                 is_error = any(finding.severity == "error" for finding in findings)
                 # rows that are judged later have these results with them
                 if self.verdict is not None or is_error:
@@ -214,7 +224,57 @@ class RunJudge:
         self._stop_or_warn("before a weight moves", failures, is_last=True)
         if failures:
             self._line = None
+
+    def look_at_step(self, optimizer: Any) -> None:
+        """Look at the gradients of one of the first steps, before the optimizer moves a weight."""
+        if self._learning is not None and not self._learning.is_done:
+            with self._apart():
+                self._learning.before_step(optimizer)
+
+    def judge_learning(self, optimizer: Any = None, *, is_last: bool = False) -> None:
+        """Judge what the first steps have moved, once they have in each process; then stop or warn.
+
+        Args:
+            optimizer: The optimizer, after a step.
+            is_last: Whether the run has no more steps.
+
+        Raises:
+            GuardError: As for `begin`.
+        """
+        if self._is_learning_judged or self._is_left:
+            return
+        with self._apart():
+            watch = self._learning
+            if watch is not None and is_last:
+                watch.leave()
+            elif watch is not None:
+                watch.after_step(optimizer)
+            # even if this process watches nothing, the others wait for it
+            if self._learned is None and (watch is None or watch.is_done):
+                self._learned = self._with_learning({} if watch is None else watch.moved())
+        learned = from_each_process(self._learned)
+        if None in learned:
+            return
+        self._is_learning_judged = True
+        failures = [(rank, text) for rank, text in enumerate(learned) if text]
+        self._stop_or_warn("after the first steps", failures, is_last=True)
+        if failures:
+            self._line = None
         self._print_line()
+
+    def _with_learning(self, results: Mapping[str, Result]) -> str:
+        """Add what the first steps have moved to the verdict, and return it if that is an error."""
+        try:
+            self._first_step = {**self._first_step, **results}
+            findings = [finding for result in results.values() for finding in result.findings]
+            is_error = any(finding.severity == "error" for finding in findings)
+            # rows that are judged later have these results with them
+            if self.verdict is not None or is_error:
+                self.verdict = with_results(self.verdict, "trainer", of_step(results), self._settings.rules)
+        except Exception as error:
+            log_crash(error)
+            return ""
+        return str(self.verdict) if is_error else ""
 
     def _shown(self) -> Iterator[TokenRow]:
         """Yield the rows of the first batch for the page of tokens."""
@@ -239,6 +299,7 @@ class RunJudge:
                 if batches:
                     trainer.training_step(trainer.model, batches[0], items)
                 self.judge_step()
+            self.judge_learning(is_last=True)
             self._judge_remaining("before a weight moves")
         finally:
             self.leave()
@@ -251,6 +312,7 @@ class RunJudge:
             GuardError: As for `begin`.
         """
         try:
+            self.judge_learning(is_last=True)
             if self._watch is not None:
                 self._judge_remaining("at its end")
         finally:
@@ -276,6 +338,8 @@ class RunJudge:
         if self._sources is not None:
             self._sources.leave()
             self._sources = None
+        if self._learning is not None:
+            self._learning.leave()
 
     def _take(self, data: Any) -> None:
         """Judge one of the first batches, unless it is one that was judged before the first step."""
@@ -373,7 +437,7 @@ class RunJudge:
             seconds = time.perf_counter() - self._started
             why = epoch.reason
             self._line = lambda verdict: green_line(verdict, read, judged, seconds, evaluation, why_not_all=why)
-            if self._is_step_judged:
+            if self._is_learning_judged:
                 self._print_line()
 
     @property

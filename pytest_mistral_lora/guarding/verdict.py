@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,12 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import Subject
 from pytest_mistral_lora.conformance.collection import require_objectives
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget, WatchedTarget
 from pytest_mistral_lora.conformance.rule_set import RuleSet
 from pytest_mistral_lora.conformance.session import opened_session
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
+from pytest_mistral_lora.conformance.trainer import embedding_shape
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
@@ -171,6 +173,7 @@ def judge_run(
         has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
         trains_eos=oracle is not None and oracle.eos_id in read.labels,
         has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
+        ids={token for row in rows for ids, _ in row.sequences() for token in ids},
         left_out=read.left_out,
         fixes=fixes,
     )
@@ -205,7 +208,11 @@ def _of_trainer(
     """
     of_preferences = any("input_ids" not in row.record for row in read.rows)
     declared = run.declared(read.sample, of_preferences=of_preferences)
-    return run.fixes(read.sample, of_preferences=of_preferences), Declaration.agreed(objective, declared)
+    fixes = dict(run.fixes(read.sample, of_preferences=of_preferences))
+    with suppress(Exception):  # of a model of another kind
+        for rows in embedding_shape(run.model.get_input_embeddings())[:1]:
+            fixes["ML520"] = f"The embeddings have {rows:,} rows. {fixes.get('ML520', RULES['ML520'].fix_text)}"
+    return fixes, Declaration.agreed(objective, declared)
 
 
 def with_later_step(

@@ -467,6 +467,10 @@ CAUSES: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, tuple[str, str]
         lambda a, b: _alone({**a, "input_ids": [1, *(token + 40_000 for token in a["input_ids"][1:])]}),
         {"ML520": ("id 40003", "own tokenizer")},
     ),
+    "one id beyond the vocabulary": (
+        lambda a, b: _alone(_with_ids(a, lambda values: [*values[:4], 40_000, *values[5:]])),
+        {"ML520": ("id 40000", "own tokenizer")},
+    ),
 }
 
 
@@ -478,6 +482,7 @@ def test_the_words_and_the_fix_are_those_of_the_cause(name: str, pair: tuple[dic
     for finding in findings:
         found, fix = expected[finding.rule]
         assert (found in finding.found, fix in finding.next_step) == (True, True), finding.text()
+        assert "\N{REPLACEMENT CHARACTER}" not in finding.text()
     assert [finding.expected for finding in findings if finding.rule == "ML560"] in ([], ["<s>"])
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from guarded_runs import chat_rows, encoded, losses_of, make_trainer
+from guarded_runs import chat_rows, decay_everything, encoded, losses_of, make_trainer
 from torch.nn.functional import cross_entropy
 
 from pytest_mistral_lora import GuardError, guard
@@ -42,6 +42,8 @@ def main(base: Path, output: Path, how: str) -> None:
     trainer = make_trainer(base, rows, output, **settings)
     if how == "stop at the loss":
         trainer.compute_loss_func = _shifted_twice
+    if how == "stop at the weights" and os.environ["RANK"] == "1":
+        decay_everything(trainer)
     if how == "stop at a later step":
         _masks_late(trainer)
     on_finding = cast(OnFinding, how.partition(" ")[0])

@@ -11,6 +11,7 @@ from datasets import Dataset
 from guarded_runs import chat_rows, encoded, losses_of, make_trainer
 from test_first_loss import _shifted_twice
 from test_trainings import Stream
+from transformers.training_args import OptimizerNames
 
 from pytest_mistral_lora import GuardError, MistralGuard, guard
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -94,6 +95,15 @@ def test_the_rows_and_those_of_the_evaluation_are_judged(base: Path, rows: Rows,
         with pytest.raises(GuardError) as caught:
             guard(trainer).check()
         assert f"ML546 {place}" in str(caught.value)
+
+
+def test_an_optimizer_that_moves_weights_in_the_backward_pass_is_refused(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    trainer.args.optim = OptimizerNames.ADALOMO
+    with pytest.raises(InputError, match="optim='adalomo'"):
+        guard(trainer).check()
 
 
 def test_a_guard_without_a_trainer_says_how_to_get_one() -> None:

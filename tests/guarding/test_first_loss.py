@@ -20,12 +20,14 @@ from guarded_runs import first_loss as _result
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.training_args import OptimizerNames
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.guarding.loss import LossSettings
 from pytest_mistral_lora.guarding.run_judge import REPORTS
 from pytest_mistral_lora.guarding.steps import LOSS, TrainerWatch
 
@@ -569,6 +571,27 @@ def test_what_cannot_be_compared_is_not_checked(
     result = _result(trainer)
     assert result.findings == ()
     assert reason in result.not_checked
+
+
+def test_an_optimizer_that_moves_weights_in_the_backward_pass_is_not_checked(
+    base: Path, rows: Rows, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    for name, is_read in (("adamw_torch", True), ("lomo", False), ("galore_adamw_layerwise", False)):
+        trainer.args.optim = OptimizerNames(name)
+        unread = LossSettings.of(trainer, trainer.model, "the first step").unread
+        assert unread == ("" if is_read else f"the optimizer {name} moves weights in the backward pass")
+
+
+def test_positions_are_judged_where_tokens_cannot_be_told(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    _with_a_dropping_head(trainer)
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: trainer.model.loss_function(
+        outputs.logits, labels.clamp(min=0), vocab_size=outputs.logits.shape[-1]
+    )
+    [finding] = _result(trainer).findings
+    assert (finding.rule, finding.severity, str(finding.place)) == ("ML327", "note", "compute_loss_func")
+    assert "without a label: the first is" in finding.found
 
 
 def _head_alone(base: Path, kind: str) -> Any:

@@ -235,6 +235,19 @@ def test_a_fault_of_the_model_is_found(
     assert all(finding.next_step == fixes.get(finding.rule, finding.next_step) for finding in verdict.findings)
 
 
+@pytest.mark.parametrize("messages", [True, False])
+def test_an_id_without_a_row_is_found_with_the_number_of_rows(
+    messages: bool, base: Path, oracle: Oracle, tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = encoded(oracle, chat_rows(4), messages=messages)
+    rows[1]["input_ids"][6] = 40_000
+    verdict = begin(make_trainer(base, rows, tmp_path, tokenizer=tokenizer), on_finding="warn").verdict
+    assert errors_of(verdict) == {("ML520", "train_dataset[1]")}
+    assert verdict is not None
+    assert ("40000" in verdict.findings[0].found, "32,768 rows" in verdict.findings[0].next_step) == (True, True)
+    assert "\N{REPLACEMENT CHARACTER}" not in str(verdict)
+
+
 def test_an_adapter_on_the_model_of_images_needs_images(oracle: Oracle, rows: Rows, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
 

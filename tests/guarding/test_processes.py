@@ -68,6 +68,15 @@ def test_each_process_judges_the_loss_of_its_own_first_step(base: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_a_frozen_tensor_that_moves_in_one_process_stops_both(base: Path, tmp_path: Path) -> None:
+    first, second = _run(base, tmp_path / "weights", "stop at the weights")
+    assert (first["ok"], second["ok"]) == (True, False)
+    assert first["stopped"] == second["stopped"]
+    assert "after the first steps (process 1 of 2)" in first["stopped"]
+    assert "ML302 model" in first["stopped"]
+
+
+@pytest.mark.slow
 def test_a_fault_of_one_process_at_a_later_step_stops_both(base: Path, tmp_path: Path) -> None:
     first, second = _run(base, tmp_path / "late", "stop at a later step")
     assert first["stopped"] == second["stopped"]

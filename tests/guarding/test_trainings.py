@@ -169,7 +169,7 @@ def test_a_training_that_is_interrupted_leaves_no_watch_to_the_next(
 def test_a_green_guard_prints_one_line(
     base: Path, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = make_trainer(base, encoded(oracle, chat_rows(12)), tmp_path, **STEP)
+    trainer = make_trainer(base, encoded(oracle, chat_rows(12)), tmp_path, **STEP | {"max_steps": 2})
     guard(trainer, batches=2)
     trainer.train()
     [line] = _lines(capsys.readouterr().out)

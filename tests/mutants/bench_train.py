@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gallery import Artifact
-from guarded_step import first_step_findings
+from guarded_step import guarded_findings
 from trained_run import SOUND, judged, pristine, run_folder
 
 from pytest_mistral_lora.conformance.finding import Finding
@@ -31,15 +31,17 @@ class TrainBench:
             "base_tensors": dict(clean.base_tensors),
             "losses": list(clean.evidence["losses"]),
             "compute_loss_func": None,
+            "guarded": None,
             **SOUND,
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Run every check of the subject on it."""
-        if artifact["compute_loss_func"] is None:
+        loss, guarded = artifact["compute_loss_func"], artifact["guarded"]
+        if loss is None and guarded is None:
             return judged(artifact)
-        # the loss of another trainer: the run of this package's trainer does not have it
-        return first_step_findings(artifact["folder"] / "base", artifact["compute_loss_func"])
+        # of another trainer: the run of this package's trainer does not have it
+        return guarded_findings(artifact["folder"] / "base", loss, **guarded or {})
 
 
 BENCH = TrainBench()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import mutants_train_layers as layers
+import mutants_train_loaded as loaded
 import mutants_train_loss as loss
 import mutants_train_rows as rows
 import mutants_train_saved as saved
 import mutants_train_seeds as seeds
 from gallery import Artifact, Example
+from guarded_runs import grown_model
 from torch.nn.functional import cross_entropy
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -199,3 +202,17 @@ class ML327(Example):
             return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
         artifact["compute_loss_func"] = compute_loss
+
+
+class ML328(Example):
+    mutant = loaded.theta_that_is_changed_later
+
+    def sound(self, artifact: Artifact) -> None:
+        loaded.with_theta(artifact, 10_000.0)
+
+
+class ML329(Example):
+    mutant = loaded.rows_that_nobody_trains
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["guarded"] = {"model": partial(grown_model, modules_to_save=["embed_tokens"])}

@@ -80,6 +80,17 @@ def lora_model(base: Path, *, adapter: bool = True, seed: int = 0, **settings: A
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
 
 
+def grown_model(base: Path, **settings: Any) -> Any:
+    """Return a model of 29,000 tokens, whose embeddings were resized for the tokenizer, with an adapter."""
+    model = MistralForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(29_000)
+    model.save_pretrained(base.parent / "small")
+    model = MistralForCausalLM.from_pretrained(base.parent / "small")
+    model.resize_token_embeddings(32_768)
+    config = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
+
+
 def make_trainer(
     base: Path,
     dataset: Any,
@@ -163,3 +174,41 @@ def errors_of(verdict: Verdict | None) -> set[tuple[str, str]]:
     """Return rule and place of each error of a verdict."""
     assert verdict is not None
     return {(finding.rule, str(finding.place)) for finding in verdict.findings if finding.severity == "error"}
+
+
+def scale_layers(model: Any, factor: float) -> None:
+    """Multiply the change of each adapted layer, as PEFT offers it."""
+    for module in model.modules():
+        if hasattr(module, "scale_layer"):
+            module.scale_layer(factor)
+
+
+def detach_last_layer(model: Any) -> None:
+    """Cut the last adapted layer off from the loss."""
+    [*_, layer] = [module for name, module in model.named_modules() if name.endswith("lora_B.default")]
+    own = layer.forward
+    layer.forward = lambda *given: own(*given).detach()
+
+
+class DecaysEverything(torch.optim.AdamW):
+    """An optimizer that decays each tensor of a model, and not only its own."""
+
+    model: Any
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.mul_(0.99)
+        return super().step(closure)
+
+
+def decay_everything(trainer: Trainer) -> None:
+    """Give a trainer an optimizer that moves the frozen tensors, too."""
+    trainer.optimizer = DecaysEverything([one for one in trainer.model.parameters() if one.requires_grad], lr=1e-4)
+    trainer.optimizer.model = trainer.model
+
+
+def optimize_base(trainer: Trainer) -> None:
+    """Give a trainer the optimizer of the base, as one that is made before the adapter."""
+    base = [parameter for name, parameter in trainer.model.named_parameters() if "lora_" not in name]
+    trainer.optimizer = torch.optim.AdamW(base, lr=1e-4)

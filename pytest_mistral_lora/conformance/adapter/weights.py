@@ -141,14 +141,25 @@ def fit_findings(folder: AdapterFolder, base: BaseFolder, changed: Iterable[str]
     elif model.config_file.is_file() and model.model_files:
         found = "the base has an adapter in its folder, which transformers puts on it when it loads it"
         yield Finding("ML419", found, Place.of(model.config_file), "a base without adapter")
-    if not base.is_tied or folder.config.get("ensure_weight_tying"):
-        return
-    # the base has one tensor for both: PEFT would change or save a copy, and the original would not change
+    if base.is_tied and not folder.config.get("ensure_weight_tying"):
+        yield from tied_findings(changed, Place.of(folder.config_file))
+
+
+def tied_findings(changed: Iterable[str], place: Place) -> Iterator[Finding]:
+    """Yield ML420 for each of the embeddings of a tied base that an adapter changes.
+
+    The base has one tensor for both: PEFT would change or save a copy, and the original would not change.
+
+    Args:
+        changed: The names of the tensors that PEFT saves of the adapter.
+        place: The place of the adapter's configuration.
+    """
+    names = [*changed]
     for key, part in (("target_modules", "lora_"), ("modules_to_save", "weight")):
-        touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in changed_name for changed_name in changed)]
+        touched = [name for name in EMBEDDINGS if any(f".{name}.{part}" in changed_name for changed_name in names)]
         if touched:
             found = f"{key} has {' and '.join(touched)}, which the base keeps as one"
-            yield Finding("ML420", found, Place.of(folder.config_file), "neither, or ensure_weight_tying")
+            yield Finding("ML420", found, place, "neither, or ensure_weight_tying")
 
 
 def reason_not_to_load(base: BaseFolder) -> str:

@@ -244,7 +244,8 @@ class MergedChecks:
         """Check the configuration against the weights, and against the base's."""
         place = Place.of(self._given.path / "config.json")
         try:
-            findings = list(structure.own_findings(self._config, self._weights, place))
+            shapes = {name: info.shape for name, info in self._weights.infos.items()}
+            findings = list(structure.own_findings(self._config, shapes, place))
             findings += self._configuration_findings(place)
         except InputError:
             return Result(not_checked=_UNREADABLE)

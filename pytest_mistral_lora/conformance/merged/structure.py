@@ -62,16 +62,19 @@ _FREE = {
 }
 """Keys that may differ, or that are not compared by their value."""
 
-_HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
+HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
 
 
-def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+def difference_findings(
+    merged: Mapping[str, Any], base: Mapping[str, Any], place: Place, source: str = "the base's"
+) -> Iterator[Finding]:
     """Yield ML435 for each value that affects the computation and differs from the base's, in any spelling.
 
     Args:
         merged: `config.json` of the merged model.
         base: `config.json` of the base.
         place: The merged model's file.
+        source: Where the values of the base are, in words behind `as`.
     """
     names = []
     for config in (merged, base):
@@ -81,7 +84,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         is_renamed = name == "MistralForCausalLM" and text.get("layer_types")
         names.append("MinistralForCausalLM" if is_renamed else name)
     if names[0] != names[1]:
-        yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as the base's")
+        yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as {source}")
     values = [_numbers(config) for config in (merged, base)]
     if not any(text_part(config).get("layer_types") for config in (merged, base)):
         for numbers in values:
@@ -98,7 +101,7 @@ def difference_findings(merged: Mapping[str, Any], base: Mapping[str, Any], plac
         state = "is missing" if found is _MISSING else f"is {found!r}"
         is_default = found is not _MISSING and not key.startswith("rope.") and key not in own
         default = ", the default: the key is missing" if is_default else ""
-        yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
+        yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as {source}")
 
 
 _GENERATION = "generation_config.json"
@@ -226,15 +229,21 @@ def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any
     return {"rope_theta": theta, "rope.type": kind, **named}
 
 
-def own_findings(config: Mapping[str, Any], merged: Weights, place: Place) -> Iterator[Finding]:
-    """Yield ML435 for each value that contradicts the weights or another key."""
+def own_findings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: Place) -> Iterator[Finding]:
+    """Yield ML435 for each value that contradicts the weights or another key.
+
+    Args:
+        config: `config.json` of the model.
+        shapes: The shape of each tensor of the model, by name.
+        place: The file.
+    """
     text = text_part(config)
     rope = text.get("rope_parameters")
     theta = rope.get("rope_theta") if isinstance(rope, dict) else None
     if None not in (theta, text.get("rope_theta")) and theta != text["rope_theta"]:
         yield Finding("ML435", f"rope_theta is {text['rope_theta']!r}", place, f"{theta!r}, as in rope_parameters")
     values = _numbers(config)
-    sizes = {key: value for key in (*_HEADS, "head_dim") if isinstance(value := values.get(key), int)}
+    sizes = {key: value for key in (*HEADS, "head_dim") if isinstance(value := values.get(key), int)}
     sizes |= {"vocab_size": text["vocab_size"]} if isinstance(text.get("vocab_size"), int) else {}
     heads, pairs, width = (sizes.get(key, 0) for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     # rows of each matrix, as transformers builds it
@@ -243,18 +252,19 @@ def own_findings(config: Mapping[str, Any], merged: Weights, place: Place) -> It
         "lm_head": ("vocab_size", sizes.get("vocab_size")),
         "self_attn.q_proj": ("num_attention_heads * head_dim", heads * width),
         "self_attn.k_proj": ("num_key_value_heads * head_dim", pairs * width),
+        "self_attn.v_proj": ("num_key_value_heads * head_dim", pairs * width),
         "self_attn.o_proj": ("hidden_size", sizes.get("hidden_size")),
         "mlp.up_proj": ("intermediate_size", sizes.get("intermediate_size")),
     }
     told = set()
-    for name, info in merged.infos.items():
+    for name, shape in shapes.items():
         kind = next((part for part in rows if name.endswith(f"{part}.weight") and "vision" not in name), None)
-        if kind is None or kind in told or not info.shape or not rows[kind][1]:
+        if kind is None or rows[kind][0] in told or not shape or not rows[kind][1]:
             continue
-        if info.shape[0] != rows[kind][1]:
-            told.add(kind)
+        if shape[0] != rows[kind][1]:
+            told.add(rows[kind][0])
             found = f"{rows[kind][0]} is {rows[kind][1]}"
-            yield Finding("ML435", found, place, f"{info.shape[0]}, the rows of {name}")
+            yield Finding("ML435", found, place, f"{shape[0]}, the rows of {name}")
 
 
 def tie_findings(config: Mapping[str, Any], merged: Weights, place: Place) -> Iterator[Finding]:
