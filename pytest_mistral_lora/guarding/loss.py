@@ -566,10 +566,13 @@ class _Comparison:
     def _avoided(self) -> _Positions:
         """Return the positions that are trained to avoid their label, with the weight of the others.
 
-        Another term of the loss may push a label down, but not each of them alike.
+        Another term of the loss may push a label down, but not each of them alike. An answer without an exact token has
+        no sign that is known.
         """
         is_avoided = self._labelled.shown.cosines <= -self._bound(EXACT)
-        if not len(self._exact) and (self.call.sides is not None or not bool(is_avoided.all())):
+        if self.call.sides is not None:
+            is_avoided &= torch.isin(self._labelled.at[:, 0], self._exact.at[:, 0])
+        elif not len(self._exact) and not bool(is_avoided.all()):
             is_avoided = torch.zeros_like(is_avoided)
         return self._with_weight(self._labelled.where(is_avoided))
 

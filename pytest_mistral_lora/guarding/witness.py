@@ -17,8 +17,11 @@ import torch
 EXACT = {torch.float64: 0.999, torch.float32: 0.999, torch.float16: 0.99, torch.bfloat16: 0.99}
 """The least cosine of a gradient and the direction of the token that it trains for, by the dtype of the gradient."""
 
-SURE = {torch.float64: 2**-13, torch.float32: 2**-13, torch.float16: 2**-5, torch.bfloat16: 2**-4}
-"""The least `1 - p` of a token whose direction is judged: below it, rounding moves p by a large share of `1 - p`."""
+SURE = {torch.float64: 2**-10, torch.float32: 2**-10, torch.float16: 2**-5, torch.bfloat16: 2**-4}
+"""The least `1 - p` of a token whose direction is judged: below it, rounding moves p by a large share of `1 - p`.
+
+In float32, p is the exponential of a difference of numbers that may be 100 and more: rounded by 6e-6.
+"""
 
 CERTAIN = 2**-20
 """The most `1 - p` of a label that may have no gradient: in float32, p rounds to 1."""

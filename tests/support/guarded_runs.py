@@ -162,7 +162,8 @@ def first_loss(trainer: Any) -> Result:
     watch.begin_step(is_judged=True)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     batches = [next(iter(trainer.get_train_dataloader()))]
-    trainer.training_step(trainer.model, batches[0], trainer._get_num_items_in_batch(batches, torch.device("cpu")))
+    model = trainer.accelerator.prepare_model(trainer.model)  # which casts, as in `train`
+    trainer.training_step(model, batches[0], trainer._get_num_items_in_batch(batches, torch.device("cpu")))
     result = watch.results()[LOSS]
     watch.leave()
     assert "compute_loss" not in vars(trainer)
