@@ -15,6 +15,7 @@ from forked import run_forked
 from guarded_runs import chat_rows, encoded, errors_of, fast_tokenizer, lora_model
 from test_guard_examples import EXAMPLES, saved_base
 from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import DataCollatorForSeq2Seq
 
 from pytest_mistral_lora import GuardError, guard
@@ -105,8 +106,12 @@ def test_a_sound_loop_is_judged_and_not_changed(
 def test_a_wrong_loss_raises_before_a_weight_moves(
     steps_within: bool, base: Path, batches: list[dict[str, Any]]
 ) -> None:
+    steps: list[Any] = []
+    hook = register_optimizer_step_post_hook(lambda *given: steps.append(given))
     with pytest.raises(GuardError, match="the run is stopped at step 1\n") as stopped:
         run(base, batches, [shifted_twice], steps_within=steps_within)
+    hook.remove()
+    assert steps == []
     assert errors_of(stopped.value.verdict) == {("ML326", "loss")}
     assert "the first step trains on labels that are shifted twice" in str(stopped.value)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
@@ -148,6 +153,23 @@ def test_what_a_loop_does_not_show_is_not_checked(base: Path, batches: list[dict
         pass
     assert compiled.verdict is not None
     assert "a compiled model is not watched" in compiled.verdict.not_checked[f"trainer::train::{LOSS}"]
+
+
+class Wrapped(torch.nn.Module):
+    """Calls a model, as the wrappers of PyTorch for several devices do."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, **named: Any) -> Any:
+        return self.module(**named)
+
+
+def test_the_model_in_a_wrapper_is_watched(base: Path, batches: list[dict[str, Any]]) -> None:
+    model = Wrapped(lora_model(base)).train()
+    with pytest.raises(GuardError, match="ML326 loss"), guard.watch(model, tokenizer="spm-v3"):
+        shifted_twice(model, batches[0]).backward()
 
 
 def test_an_error_in_the_block_is_the_users_own(base: Path, batches: list[dict[str, Any]]) -> None:

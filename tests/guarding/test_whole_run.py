@@ -113,6 +113,7 @@ def test_a_later_batch_stops_the_run_at_its_step(of: str, base: Path, rows: Rows
     if of == "a collator":
         _masks_late(trainer, rows)
     guard(trainer, batches=2, every=5)
+    (tmp_path / "checkpoint-99").mkdir()  # of an earlier run
     with pytest.raises(GuardError) as stopped:
         trainer.train()
     place = f"train_dataset[{FAULTY}]" if of == "a collator" else "batches[20][1]"
