@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, trainer_utils
+
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, MistralLoraError, counted, one_line
@@ -292,7 +294,8 @@ class RunJudge:
             RaisedError: As for `begin`.
         """
         try:
-            self.begin(trainer.state, trainer)
+            with _aligned(trainer):
+                self.begin(trainer.state, trainer)
             with undisturbed(trainer.args.device), _without_gradients(trainer.model), _checkpointed(trainer):
                 trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
                 batches, items = trainer.get_batch_samples(iter(self._loader), 1, trainer.args.device)
@@ -526,6 +529,26 @@ def _without_gradients(model: Any) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _aligned(trainer: Any) -> Iterator[None]:
+    """Give the configurations of a model the special tokens of the tokenizer, as `train` does before its first step."""
+    config = getattr(trainer.model, "config", None)
+    text = None if config is None or not hasattr(config, "get_text_config") else config.get_text_config()
+    configs = [one for one in (config, text, getattr(trainer.model, "generation_config", None)) if one is not None]
+    kept = [(one, dict(vars(one))) for one in configs]
+    align = getattr(trainer, "_align_special_tokens", None)  # before transformers 5
+    if align is None and (function := getattr(trainer_utils, "align_special_tokens", None)) is not None:
+        align = partial(function, trainer.model, trainer.processing_class)
+    if align is not None and isinstance(trainer.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
+        align()
+    try:
+        yield
+    finally:
+        for one, attributes in kept:
+            vars(one).clear()
+            vars(one).update(attributes)
 
 
 @contextmanager

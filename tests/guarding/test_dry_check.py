@@ -97,6 +97,16 @@ def test_the_rows_and_those_of_the_evaluation_are_judged(base: Path, rows: Rows,
         assert f"ML546 {place}" in str(caught.value)
 
 
+def test_the_configuration_is_judged_as_the_run_will_have_it(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    trainer.model.config.eos_token_id = 7  # `train` takes that of the tokenizer
+    assert guard(trainer).check().ok
+    assert trainer.model.config.eos_token_id == 7
+    trainer.processing_class = None
+    with pytest.raises(GuardError, match=r"ML217 model\.config"):
+        guard(trainer, tokenizer="spm-v3").check()
+
+
 def test_an_optimizer_that_moves_weights_in_the_backward_pass_is_refused(
     base: Path, rows: Rows, tmp_path: Path
 ) -> None:

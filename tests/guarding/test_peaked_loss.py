@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import sampled
 from torch.nn.functional import cross_entropy, kl_div, logsigmoid
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -64,8 +65,10 @@ def learned() -> dict[int, Any]:
 
 @pytest.fixture(
     scope="module",
-    params=[(40, torch.float32), (40, torch.bfloat16), (100, torch.float32), (100, torch.bfloat16)],
-    ids=str,
+    params=sampled(
+        [(40, torch.float32), (40, torch.bfloat16), (100, torch.float32), (100, torch.bfloat16)],
+        ["(40, torch.bfloat16)", "(100, torch.float32)"],
+    ),
 )
 def peaked(request: pytest.FixtureRequest, learned: dict[int, Any]) -> Any:
     steps, dtype = request.param
