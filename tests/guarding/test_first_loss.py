@@ -18,6 +18,7 @@ from guarded_runs import chat_rows, encoded, lora_model, losses_of, make_trainer
 from guarded_runs import first_loss as _result
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from planned_runs import OwnTrainer, mean_loss
+from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.training_args import OptimizerNames
@@ -234,6 +235,23 @@ def test_positions_are_judged_where_tokens_cannot_be_told(base: Path, rows: Rows
     [finding] = _result(trainer).findings
     assert (finding.rule, finding.severity, str(finding.place)) == ("ML327", "note", "compute_loss_func")
     assert "without a label: the first is" in finding.found
+
+
+def test_positions_of_declared_weights_are_no_note(base: Path, rows: Rows, tmp_path: Path) -> None:
+    trainer = make_trainer(base, rows, tmp_path)
+    _with_a_dropping_head(trainer)
+    pads = trainer.data_collator
+    trainer.data_collator = lambda items: (batch := pads(items)) | {"loss_weights": 1 + batch["input_ids"] % 3}
+
+    def compute_loss(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        losses = cross_entropy(logits[:, :-1].transpose(1, 2), inputs["input_ids"][:, 1:], reduction="none")
+        return (losses * inputs["loss_weights"][:, 1:]).mean()
+
+    trainer.compute_loss = compute_loss
+    result = _result(trainer)
+    assert (result.findings, result.not_checked) == ((), "tokens: the head has dropout")
+    assert dict(result.facts)["positions with a gradient"] > dict(result.facts)["labels"]
 
 
 def _head_alone(base: Path, kind: str) -> Any:
