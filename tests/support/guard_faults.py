@@ -763,7 +763,7 @@ def row_of_the_second_process(plan: Plan) -> None:
     plan.rows[2]["labels"][-1] = -100
 
 
-@fault("ML326", "compute_loss_func", "labels that are shifted twice", "row 0, token", processes=2)
+@fault("ML326", "compute_loss_func", "labels that are shifted twice", "row 0", processes=2)
 def loss_of_the_second_process(plan: Plan) -> None:
     """Of two processes, the second one shifts the labels twice"""
     if os.environ["RANK"] == "1":
