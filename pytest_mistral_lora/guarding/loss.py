@@ -464,7 +464,7 @@ class _Comparison:
             count = counted(compared, f"compared {self._noun}")
             return f"the gradient of {unclear} of {count} is not that of one token, as in a distillation"
         if len(self._labelled) and not compared:
-            return f"tokens: the model is sure of each {self._noun}, and its gradient is too small to tell it"
+            return f"tokens: the model is too sure of each {self._noun} for its direction to be told"
         return self.settings.no_signs
 
     @property
