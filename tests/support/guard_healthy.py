@@ -76,7 +76,7 @@ def loss_of_transformers(plan: Plan) -> None:
     """the loss of transformers"""
 
 
-@of_loss(unchecked_if_sure="the model is sure of each label")
+@of_loss(unchecked_if_sure="the model is too sure of each label")
 def label_smoothing(plan: Plan) -> None:
     """`label_smoothing_factor`"""
     plan.settings["label_smoothing_factor"] = 0.1
@@ -361,21 +361,21 @@ def head_of_the_users(plan: Plan) -> None:
 # -- the settings
 
 
-@of_loss(unchecked_if_sure="the model is sure of each label")
+@of_loss(unchecked_if_sure="the model is too sure of each label")
 def model_in_bfloat16(plan: Plan) -> None:
     """a model in bfloat16"""
     plan.lora = None
     plan.before = lambda model: model.to(torch.bfloat16)
 
 
-@of_loss(unchecked_if_sure="the model is sure of each label")
+@of_loss(unchecked_if_sure="the model is too sure of each label")
 def loss_in_bfloat16(plan: Plan) -> None:
     """a loss of logits in bfloat16"""
     model_in_bfloat16.set_up(plan)
     plan.own_loss = lambda logits, batch: cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
-@of_loss(unchecked_if_sure="the model is sure of each label")
+@of_loss(unchecked_if_sure="the model is too sure of each label")
 def autocast_to_bfloat16(plan: Plan) -> None:
     """`bf16=True`"""
     plan.settings["bf16"] = True
