@@ -340,7 +340,7 @@ def encoder_of(tokenizer: AnyTokenizer, oracle: AnyPath | None = None) -> Target
 
     given, declared = tokenizer_or_path(tokenizer), _oracle_name(oracle)
     if isinstance(given, Path):
-        path, declared = _there(tokenizer_path(str(given)), declared)
+        path, declared = present_tokenizer(tokenizer_path(str(given)), declared)
         encoder = Target(name_of(path), path, oracle_name=declared)
     else:
         loaded = given_tokenizer(given, oracle=declared)
@@ -401,7 +401,7 @@ def plan_check(
         expected = "the folder of the tokenizer: the tiny train loads its files"
         raise InputError("a tokenizer in memory is not trained with", place=option("train"), expected=expected)
     if isinstance(tokenizer, Path) and not is_shipped(tokenizer):
-        tokenizer, oracle = _there(tokenizer, oracle)
+        tokenizer, oracle = present_tokenizer(tokenizer, oracle)
     found = tuple(recognised(path, base, kind) for path in paths)
     kinds = {path.kind for path in found}
     if tokenizer is not None and not kinds & {"rows", "encoded", "gguf"}:
@@ -440,7 +440,7 @@ def _tokenizer_of_rows(given: Any, template: str | None, oracle: str | None) -> 
     return named if is_shipped(named) else tokenizer_path(str(named))
 
 
-def _there(path: Path, oracle: str | None) -> tuple[Path, str | None]:
+def present_tokenizer(path: Path, oracle: str | None) -> tuple[Path, str | None]:
     """Return the tokenizer that a path or a recipe names, and its oracle.
 
     Raises:
@@ -466,7 +466,7 @@ def _in_memory(given: Any, template: str | None, oracle: str | None) -> Checkpoi
 
     text = require_template(template)
     if isinstance(given, Path):
-        path, oracle = _there(tokenizer_path(str(given)), oracle)
+        path, oracle = present_tokenizer(tokenizer_path(str(given)), oracle)
         given = CheckpointTokenizer(path, oracle)
     return given_tokenizer(given, text, oracle)
 

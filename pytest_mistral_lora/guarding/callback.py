@@ -47,7 +47,7 @@ class MistralGuard(TrainerCallback):
         rules: As for `judge`.
 
     Raises:
-        InputError: If an argument has another value.
+        InputError: If an argument has another value, or the tokenizer is not there.
 
     Example:
         >>> from pytest_mistral_lora import MistralGuard

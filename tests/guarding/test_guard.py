@@ -225,15 +225,22 @@ def test_an_error_of_the_guard_stops_and_is_logged_by_a_warning(
     base: Path, rows: Rows, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(base, rows, tmp_path, tokenizer=tokenizer)
-    with pytest.raises(GuardError, match="nowhere"):
-        begin(trainer, tokenizer="nowhere")
-    assert begin(trainer, tokenizer="nowhere", on_finding="warn").verdict is None
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(GuardError, match="empty"):
+        begin(trainer, tokenizer=empty)
+    assert begin(trainer, tokenizer=empty, on_finding="warn").verdict is None
     assert "the guard could not judge the run" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"batches": 0}, "batches=: 0"), ({"on_finding": "ask"}, "on_finding=: 'ask'")],
+    [
+        ({"batches": 0}, "batches=: 0"),
+        ({"on_finding": "ask"}, "on_finding=: 'ask'"),
+        ({"tokenizer": "spm-v33"}, r"spm-v33: no such file or folder \(did you mean 'spm-v3'\?\)"),
+        ({"tokenizer": "models/dmo"}, "models/dmo: no such file or folder"),
+    ],
 )
 def test_a_wrong_argument_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
