@@ -25,8 +25,11 @@ follow_imports = silent
 """Other packages are left out: following torch takes a minute, and no public name has a type of another package."""
 
 ROOT = Path(__file__).parents[1]
-GIVEN = dict.fromkeys(["README.md", "guard.md"], "from typing import Any\ntrainer: Any = None\n")
-"""What the examples of a page take as given, by its name: the trainer of the reader."""
+GIVEN = dict.fromkeys(
+    ["README.md", "guard.md"],
+    "from typing import Any\ntrainer: Any = None\nmodel = tokenizer = loader = optimizer = trainer\n",
+)
+"""What the examples of a page take as given, by its name: the trainer of the reader, or the parts of a loop."""
 
 IMPORTS = """\
 from collections.abc import Iterator, Mapping
