@@ -124,6 +124,16 @@ def test_a_later_batch_stops_the_run_at_its_step(of: str, base: Path, rows: Rows
     assert len(losses_of(trainer)) == 20
 
 
+def test_the_first_of_the_batches_of_a_step_is_judged(base: Path, rows: Rows, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "gradient_accumulation_steps": 2, "max_steps": 12}
+    trainer = make_trainer(base, rows, tmp_path, **settings, train_sampling_strategy="sequential")
+    _masks_late(trainer, rows)
+    guard(trainer, batches=2, every=5)
+    with pytest.raises(GuardError, match="at step 11, ") as stopped:
+        trainer.train()
+    assert errors_of(stopped.value.verdict) == {("ML546", f"train_dataset[{FAULTY}]")}
+
+
 def test_a_loss_that_becomes_wrong_is_named_with_its_step(
     base: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
