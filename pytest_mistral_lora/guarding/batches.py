@@ -33,6 +33,9 @@ _PARTS = ("batch_sampler", "sampler", "data_source", "dataset", "collate_fn", "d
 _LIBRARIES = frozenset(("accelerate", "datasets", "numpy", "peft", "pytest_mistral_lora", "torch", "transformers"))
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _SHOWN = 3
+_DRAWN = 64
+"""Batches whose order is drawn at the same time: each time, the random states are kept and put back."""
+
 TRAIN_DATASET = Place(NamedSource("train_dataset", is_value=True))
 """The place of the rows of a run."""
 
@@ -149,12 +152,23 @@ class RaisedError(Exception):
 
 
 class EpochOrder:
-    """The indices of the rows of each batch of an epoch, from the next batch on: a look may move random states."""
+    """The indices of the rows of each batch of an epoch, from the next batch on."""
 
     def __init__(self, batches: Iterable[Sequence[int]] = ()) -> None:
         """Take the batches; they are asked for as late as possible."""
         self._left = iter(batches)
         self._known: list[Sequence[int]] = []
+        self._is_spent = False
+
+    def draw(self, count: int) -> None:
+        """Ask for more batches, as the run does: this may move random states.
+
+        Args:
+            count: The number of batches.
+        """
+        drawn = list(islice(self._left, count))
+        self._known += drawn
+        self._is_spent = len(drawn) < count
 
     def of(self, number: int) -> Sequence[int] | None:
         """Return the indices of a batch; None behind the last one, and if the order is not known.
@@ -162,7 +176,9 @@ class EpochOrder:
         Args:
             number: The number of the batch, from 0.
         """
-        self._known += islice(self._left, max(number + 1 - len(self._known), 0))
+        if number >= len(self._known) and not self._is_spent:
+            with undisturbed(None):
+                self.draw(number + _DRAWN - len(self._known))
         return self._known[number] if number < len(self._known) else None
 
 
@@ -211,7 +227,7 @@ def next_batches(loader: Any, dataset: Any, count: int, *, epoch: int = 0, skipp
     collator = getattr(loader, "collate_fn", None)
     if not (reason := _why_no_order(loader)):
         order = EpochOrder(_orders(loader, epoch, skipped))
-        order.of(count - 1)  # drawn before the first row is read
+        order.draw(count)  # before the first row is read
         reason = _why_not_read(loader.dataset) or _why_not_called(collator)
     if not reason:
         made = _made(loader, dataset, order)
@@ -394,8 +410,7 @@ class BatchSources:
         """Collate rows as the loader's own collator does, and keep them for `of`."""
         if not isinstance(items, Sequence):
             return self._own(items)
-        with undisturbed(None):
-            indices = self._order.of(self._number)
+        indices = self._order.of(self._number)
         self._number += 1
         # a collator may take columns out of them
         rows = [dict(item) if type(item) is dict else item for item in items]

@@ -20,7 +20,7 @@ from pytest_mistral_lora.guarding.first_batch import shown_tokens
 from pytest_mistral_lora.guarding.loss import LossSettings
 from pytest_mistral_lora.guarding.pace import Pace
 from pytest_mistral_lora.guarding.packing import arguments_of
-from pytest_mistral_lora.guarding.processes import from_each_process, is_first_process, log_crash, raise_together, say
+from pytest_mistral_lora.guarding.processes import failures_of_each, is_first_process, log_crash, raise_together, say
 from pytest_mistral_lora.guarding.rows import FirstRows
 from pytest_mistral_lora.guarding.settings import GuardSettings
 from pytest_mistral_lora.guarding.steps import LOSS, StepWatch
@@ -149,10 +149,8 @@ class LoopWatch:
             log_crash(error)
         seconds = time.perf_counter() - started
         self._seconds += seconds
-        outcomes = from_each_process((failure, self._pace.measured(seconds)))
-        if self._pace.is_to_be_set(self._step):
-            self._pace.every = outcomes[0][1]
-        failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+        self._pace.end_step(self._step, seconds)
+        failures = failures_of_each(failure)
         if failures and self._settings.on_finding == "stop":
             raise_together(f"at {self._name}", failures, self.verdict)
         for rank, text in failures:

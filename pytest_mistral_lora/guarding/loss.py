@@ -1,4 +1,4 @@
-"""The loss of the first step: whether it trains for the labels of its batch, each shifted once, and for nothing else.
+"""The loss of a step: whether it trains for the labels of its batch, each shifted once, and for nothing else.
 
 The labels of a batch of DPO or KTO are the tokens of its answers. Each answer has a weight of its own, and a sign.
 
@@ -27,6 +27,7 @@ from pytest_mistral_lora.guarding.witness import (
     Directions,
     directions,
     likeliest_targets,
+    trained_positions,
     why_no_directions,
 )
 from pytest_mistral_lora.places import Place
@@ -215,7 +216,7 @@ def columns_of(batch: Any) -> dict[str, torch.Tensor]:
 
 
 def judge_loss(call: LossCall, settings: LossSettings) -> Result:
-    """Compare what the first step trains for with the labels of its batch.
+    """Compare what a step trains for with the labels of its batch.
 
     Args:
         call: The call, after its backward pass.
@@ -245,9 +246,9 @@ def _not_comparable(call: LossCall, settings: LossSettings) -> str:
     if len(call.hidden) != 1:
         number = len(call.hidden) or "no"
         return f"{settings.place} made {number} calls of the model's decoder with a gradient, not one"
-    if call.hidden[0].shape[:2] != labels.shape and settings.prompt:
-        return f"{settings.prompt} adds tokens that are not in the batch"
     if call.hidden[0].shape[:2] != labels.shape:
+        if settings.prompt:
+            return f"{settings.prompt} adds tokens that are not in the batch"
         return f"the decoder's output is {tuple(call.hidden[0].shape[:2])} tokens, and the labels {tuple(labels.shape)}"
     gradient = call.gradients[0]
     if gradient is not None and not bool(gradient.isfinite().all()):
@@ -308,7 +309,7 @@ class _Comparison:
     @cached_property
     def _is_trained(self) -> torch.Tensor:
         """Where the step has a loss that is compared, `(batch, length)` bool."""
-        is_trained = (self._gradient != 0).any(-1).cpu()
+        is_trained = trained_positions(self._gradient)
         return is_trained if self.call.left_out is None else is_trained & ~self.call.left_out
 
     @property

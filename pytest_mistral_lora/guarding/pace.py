@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 
+from pytest_mistral_lora.guarding.processes import from_each_process
+
 SHARE = 0.005
 """The most of the time of a run that later steps may take to judge."""
 
@@ -35,10 +37,9 @@ class Pace:
 
     def is_judged(self, step: int) -> bool:
         """Return whether a step behind the first one is judged."""
-        after = step - self._first
-        if self._is_measured:
-            after -= TRIAL
-            return after == 0 or (after > 0 and self.every is not None and after % self.every == 0)
+        if self._is_timed(step):
+            return True
+        after = step - self._first - (TRIAL if self._is_measured else 0)
         return self.every is not None and after > 0 and after % self.every == 0
 
     def begin_step(self, step: int, guard_seconds: float) -> None:
@@ -54,8 +55,19 @@ class Pace:
         elif step - self._first == TRIAL:
             self._seconds = (clock - self._clock) / (TRIAL - 1)
 
-    def is_to_be_set(self, step: int) -> bool:
-        """Return whether this step was the one whose judgement is timed: then `set_every` is to be called."""
+    def end_step(self, step: int, judging: float) -> None:
+        """Set `every` if the judgement of this step is the one that is timed: each process must call it.
+
+        The first process measures, and the others get its number.
+
+        Args:
+            step: The number of the step.
+            judging: The seconds that its judgement has taken.
+        """
+        if self._is_timed(step):
+            self.every = from_each_process(self.measured(judging))[0]
+
+    def _is_timed(self, step: int) -> bool:
         return self._is_measured and step - self._first == TRIAL
 
     def measured(self, judging: float) -> int:

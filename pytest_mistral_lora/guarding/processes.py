@@ -37,6 +37,15 @@ def from_each_process(value: Any) -> list[Any]:
     return found
 
 
+def failures_of_each(failure: str) -> list[tuple[int, str]]:
+    """Return the rank and the failure of each process that has one; every process must call it.
+
+    Args:
+        failure: That of this process; empty for none.
+    """
+    return [(rank, text) for rank, text in enumerate(from_each_process(failure)) if text]
+
+
 def raise_together(moment: str, failures: Sequence[tuple[int, str]], verdict: Verdict | None) -> NoReturn:
     """Stop the run, in each process with the failure of the first one that has one.
 

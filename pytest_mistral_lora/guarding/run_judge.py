@@ -1,4 +1,4 @@
-"""A run, judged as it goes on: before its first step, at each of its first batches, and by its first gradient."""
+"""A run, judged as it goes on: before its first step, at its first batches and steps, and at some later steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pytest_mistral_lora.guarding.evaluation import first_eval_rows
 from pytest_mistral_lora.guarding.first_batch import shown_tokens
 from pytest_mistral_lora.guarding.learning import LearningWatch
 from pytest_mistral_lora.guarding.pace import Pace
-from pytest_mistral_lora.guarding.processes import from_each_process, log_crash, raise_together, say
+from pytest_mistral_lora.guarding.processes import failures_of_each, from_each_process, log_crash, raise_together, say
 from pytest_mistral_lora.guarding.rows import FirstRows, GuardedRow, RowFigures
 from pytest_mistral_lora.guarding.settings import GuardSettings
 from pytest_mistral_lora.guarding.steps import LOSS, WAITING, TrainerWatch
@@ -169,18 +169,10 @@ class RunJudge:
 
     def _judge_later_step(self) -> None:
         """Judge the gradient of a later step and its first batch, unless that was judged before."""
-        failure, seconds = "", self._seconds
-        name = f"step {self._step + 1}"
-        with self._apart():
-            try:
-                failure = self._failure_of(name)
-            except Exception as error:
-                log_crash(error)
-        every = self._pace.measured(self._seconds - seconds)
-        outcomes = from_each_process((failure, every))
-        if self._pace.is_to_be_set(self._step):
-            self._pace.every = outcomes[0][1]
-        failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+        name, seconds = f"step {self._step + 1}", self._seconds
+        failure = self._attempted(partial(self._failure_of, name))
+        self._pace.end_step(self._step, self._seconds - seconds)
+        failures = failures_of_each(failure)
         before = f"judged before it: {self._late_steps[-1] if self._late_steps else 'the first step'}"
         moment = f"at {name}, before its weights move; {before}; {_last_checkpoint(self._args, self._step)}"
         self._late_steps.append(name)
@@ -204,28 +196,17 @@ class RunJudge:
     def _judge_first_step(self) -> None:
         """Add what the first step has shown to the verdict."""
         self._is_step_judged = True
-        failure = ""
-        with self._apart():
-            try:
-                found = {} if self._watch is None else self._watch.results()
-                self._first_step = {**self._first_step, **found}
-                # what was known before is in the verdict, if there is one
-                results_now = self._first_step if self.verdict is None else found
-                findings = [finding for result in results_now.values() for finding in result.findings]
-                is_error = any(finding.severity == "error" for finding in findings)
-                # rows that are judged later have these results with them
-                if self.verdict is not None or is_error:
-                    results = of_step(self._first_step)
-                    verdict = with_results(self.verdict, "trainer", results, self._settings.rules)
-                    self.verdict = with_tokens(verdict, self._shown())
-                if is_error:
-                    failure = str(self.verdict)
-            except Exception as error:
-                log_crash(error)
-        failures = [(rank, text) for rank, text in enumerate(from_each_process(failure)) if text]
+        failures = failures_of_each(self._attempted(self._failure_of_first))
         self._stop_or_warn("before a weight moves", failures, is_last=True)
         if failures:
             self._line = None
+
+    def _failure_of_first(self) -> str:
+        """Add what the first step has shown to the verdict; return the verdict if that is an error."""
+        failure = self._with_results({} if self._watch is None else self._watch.results())
+        if self.verdict is not None:
+            self.verdict = with_tokens(self.verdict, self._shown())
+        return failure
 
     def look_at_step(self, optimizer: Any) -> None:
         """Look at the gradients of one of the first steps, before the optimizer moves a weight."""
@@ -245,15 +226,15 @@ class RunJudge:
         """
         if self._is_learning_judged or self._is_left:
             return
+        watch = self._learning
         with self._apart():
-            watch = self._learning
             if watch is not None and is_last:
                 watch.leave()
             elif watch is not None:
                 watch.after_step(optimizer)
-            # even if this process watches nothing, the others wait for it
-            if self._learned is None and (watch is None or watch.is_done):
-                self._learned = self._with_learning({} if watch is None else watch.moved())
+        # even if this process watches nothing, the others wait for it
+        if self._learned is None and (watch is None or watch.is_done):
+            self._learned = self._attempted(lambda: self._with_results({} if watch is None else watch.moved()))
         learned = from_each_process(self._learned)
         if None in learned:
             return
@@ -264,19 +245,26 @@ class RunJudge:
             self._line = None
         self._print_line()
 
-    def _with_learning(self, results: Mapping[str, Result]) -> str:
-        """Add what the first steps have moved to the verdict, and return it if that is an error."""
-        try:
-            self._first_step = {**self._first_step, **results}
-            findings = [finding for result in results.values() for finding in result.findings]
-            is_error = any(finding.severity == "error" for finding in findings)
-            # rows that are judged later have these results with them
-            if self.verdict is not None or is_error:
-                self.verdict = with_results(self.verdict, "trainer", of_step(results), self._settings.rules)
-        except Exception as error:
-            log_crash(error)
+    def _with_results(self, found: Mapping[str, Result]) -> str:
+        """Add results of steps to the verdict, and return it if one of them is an error."""
+        self._first_step = {**self._first_step, **found}
+        # what was known before is in the verdict, if there is one
+        new = self._first_step if self.verdict is None else found
+        is_error = any(finding.severity == "error" for result in new.values() for finding in result.findings)
+        # rows that are judged later have these results with them
+        if not new or (self.verdict is None and not is_error):
             return ""
+        self.verdict = with_results(self.verdict, "trainer", of_step(new), self._settings.rules)
         return str(self.verdict) if is_error else ""
+
+    def _attempted(self, judge: Callable[[], str]) -> str:
+        """Return what a judgement returns, apart from the run; empty after an error of the guard itself."""
+        with self._apart():
+            try:
+                return judge()
+            except Exception as error:
+                log_crash(error)
+        return ""
 
     def _shown(self) -> Iterator[TokenRow]:
         """Yield the rows of the first batch for the page of tokens."""

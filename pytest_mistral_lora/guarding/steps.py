@@ -20,6 +20,7 @@ from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.guarding.loss import LossCall, LossSettings, columns_of, judge_loss
 from pytest_mistral_lora.guarding.packing import arguments_of, judge_call
 from pytest_mistral_lora.guarding.preferences import BatchSides
+from pytest_mistral_lora.guarding.witness import trained_positions
 
 _PARAMETERS = ("model", "inputs", "return_outputs", "num_items_in_batch")
 """The parameters of `Trainer.compute_loss`."""
@@ -159,7 +160,7 @@ class StepWatch:
             return Result(not_checked=f"the batch is a {type(self._batch).__name__}, not a mapping")
         gradients = [self._gradients.get(number) for number in range(len(self._hidden))]
         if len(gradients) == 1 and gradients[0] is not None and "labels" in self._columns:
-            trained = (gradients[0] != 0).any(-1).cpu()
+            trained = trained_positions(gradients[0])
             self.seen = (self._columns, trained) if trained.shape == self._columns["labels"].shape else None
         settings = self._settings(self._name)
         if isinstance(settings.head, torch.nn.Module):

@@ -69,6 +69,15 @@ class Directions:
         return Directions(*(getattr(self, name)[mask] for name in self.__slots__))
 
 
+def trained_positions(gradient: torch.Tensor) -> torch.Tensor:
+    """Return where a step has a loss, `(batch, length)` bool on the CPU.
+
+    Args:
+        gradient: The gradient at the decoder's output, `(batch, length, hidden)`.
+    """
+    return (gradient != 0).any(-1).cpu()
+
+
 def directions(
     head: torch.nn.Module, hidden: torch.Tensor, gradient: torch.Tensor, tokens: torch.Tensor, smoothing: float = 0.0
 ) -> Directions:

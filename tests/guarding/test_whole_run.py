@@ -185,7 +185,9 @@ def test_the_pace_is_a_function_of_the_number_of_the_step() -> None:
     assert [step for step in range(90, 200) if measured.is_judged(step)] == [100 + TRIAL]
     for step in range(100, 100 + TRIAL + 1):
         measured.begin_step(step, 0.0)
-        assert measured.is_to_be_set(step) is (step == 100 + TRIAL)
+        assert measured.every is None
+        measured.end_step(step, 3600.0)
+        assert (measured.every is not None) is (step == 100 + TRIAL)
     assert measured.measured(0.0) == LEAST
     assert measured.measured(3600.0) > 1000 * LEAST
     measured.every = 50
