@@ -22,20 +22,10 @@ from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora import GuardError
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.guarding.run_judge import REPORTS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "guard"
 PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def saved_base(base: Path) -> Path:
-    """The tiny base with the files that AutoTokenizer loads, as every checkpoint has them."""
-    BaseFolder(base).tokenizer().fast.save_pretrained(base.parent / "tokenizer")
-    for file in (base.parent / "tokenizer").iterdir():
-        (base / file.name).write_bytes(file.read_bytes())
-    return base
 
 
 @pytest.mark.parametrize("name", ["transformers_guard.py", "trl_guard.py"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked import run_forked
 from guarded_runs import chat_rows, encoded, errors_of, fast_tokenizer, lora_model
-from test_guard_examples import EXAMPLES, saved_base
+from test_guard_examples import EXAMPLES
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import DataCollatorForSeq2Seq
@@ -24,7 +24,6 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.guarding.loop import LoopWatch
 from pytest_mistral_lora.guarding.steps import LOSS
 
-__all__ = ["saved_base"]  # a fixture
 # PEFT and transformers warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
 

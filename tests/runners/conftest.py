@@ -11,6 +11,8 @@ from converted import converted_tokenizer
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.runners import HARNESS, TRAINERS
 
 
@@ -19,6 +21,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "spm-v3"
     converted_tokenizer("spm-v3").fast.save_pretrained(folder)
     shutil.copy(shipped_tokenizer("spm-v3"), folder / "tokenizer.model.v3")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base with the files that AutoTokenizer loads."""
+    folder = write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer("spm-v3"))
+    BaseFolder(folder).tokenizer().fast.save_pretrained(folder)
     return folder
 
 

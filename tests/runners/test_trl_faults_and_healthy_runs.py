@@ -12,22 +12,12 @@ from guarded_runs import losses_of
 from trl_runs import trainer_of
 
 from pytest_mistral_lora import GuardError, guard
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.guarding.steps import LOSS, PACKING
 
 pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 
 # TRL, PEFT and Trainer warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer("spm-v3"))
-    BaseFolder(folder).tokenizer().fast.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in trl_faults()])

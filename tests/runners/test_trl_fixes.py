@@ -33,9 +33,6 @@ from trl_runs import (
 )
 
 from pytest_mistral_lora import GuardError, guard, training_template
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.guarding.forms import fixes_of
@@ -48,13 +45,6 @@ trl = pytest.importorskip("trl", reason="TRL is not installed here; tox run -e r
 
 # TRL, PEFT and Trainer warn of one another
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_tiny_base(tmp_path_factory.mktemp("trl") / "base", shipped_tokenizer("spm-v3"))
-    BaseFolder(folder).tokenizer().fast.save_pretrained(folder)
-    return folder
 
 
 def findings_of(run: Run, base: Path, output: Path) -> list[Any]:
