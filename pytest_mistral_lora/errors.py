@@ -99,6 +99,23 @@ class RowError(InputError):
     several_lines = False
 
 
+class UncheckedRowError(RowError):
+    """A row that is not judged here, and may be sound: something in it becomes tokens that are not known.
+
+    Args:
+        found: What it is.
+        reason: The same without values of the row, in a word or two, by which rows are counted; `found` if it has none.
+        fields: The other fields of a `MistralLoraError`.
+
+    Attributes:
+        reason: As above.
+    """
+
+    def __init__(self, found: str, *, reason: str = "", **fields: Any) -> None:
+        self.reason: str = reason or found
+        super().__init__(found, **fields)
+
+
 class OracleRejection(RowError):
     """A row of the right shape that mistral-common's validation refuses."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.foreign_fields import MEDIA, MEDIA_PARTS
 from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import RowError, UncheckedRowError
 from pytest_mistral_lora.places import Place
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -39,6 +39,23 @@ def error_at(place: Place, found: str, expected: str = "", next_step: str = "") 
     return RowError(found, place=place, expected=expected, next_step=next_step)
 
 
+def unchecked_medium(name: str, found: str, place: Place) -> UncheckedRowError:
+    """Return the error of a row with a medium whose tokens are not known.
+
+    Args:
+        name: The key or the type of the medium.
+        found: What has it.
+        place: The place of the medium.
+    """
+    return UncheckedRowError(
+        found, reason=_medium_of(name), place=place, expected="text only", next_step=media_step(place)
+    )
+
+
+def _medium_of(name: str) -> str:
+    return next((medium for medium in ("image", "audio", "video") if medium in name), name)
+
+
 def refuse_near_misses(data: Mapping[str, Any], place: Place) -> None:
     """Refuse a key of a row that looks like a misspelt one of ours.
 
@@ -59,15 +76,15 @@ def refuse_keys(data: Mapping[str, Any], place: Place) -> None:
     """Refuse media beside the messages, and settings that make mistral-common leave out a part of the row.
 
     Raises:
-        RowError: If the row has one of them.
+        UncheckedRowError: If the row has media.
+        RowError: If it has such a setting.
     """
     for key, effect in REFUSED_KEYS.items():
         if data.get(key):
             raise error_at(place / key, f"{data[key]!r}, which {effect}", "false, or no such key")
     for key in MEDIA:
         if data.get(key):
-            found = f"a row with {key}: {data[key]!r}"[:200]
-            raise error_at(place / key, found, "text only", media_step(place))
+            raise unchecked_medium(key, f"a row with {key}: {data[key]!r}"[:200], place / key)
 
 
 def is_plain(message: Any) -> bool:
@@ -104,6 +121,8 @@ def check_message(message: Any, place: Place) -> None:
         raise error_at(place / "role", found, "one of " + ", ".join(ROLES), role_step(role, place, ROLES))
     for key, value in message.items():
         if _is_unknown(key, value, _MESSAGE_KEYS[role]):
+            if key in MEDIA_PARTS:
+                raise unchecked_medium(key, f"a message with {key}", place / key)
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))
             step = field_step(key, place, _MESSAGE_KEYS[role])
             raise error_at(place / str(key), f"unknown field of a message with role {role!r}", f"one of {known}", step)
@@ -139,8 +158,7 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
             raise error_at(here, f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
         kind = chunk.get("type")
         if isinstance(kind, str) and kind in MEDIA_PARTS:
-            medium = next((name for name in ("image", "audio", "video") if name in kind), kind)
-            raise error_at(here, f"{medium} chunk (type {kind!r})", "text only", media_step(place))
+            raise unchecked_medium(kind, f"{_medium_of(kind)} chunk (type {kind!r})", here)
         types = chunk_types()
         if not isinstance(kind, str) or kind not in types:
             expected = " or ".join(repr(name) for name, chunk_type in types.items() if role in chunk_type.roles)

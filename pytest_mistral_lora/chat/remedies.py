@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.container import ARRAY, PARQUET, VALUES, Container
-from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THOUGHTS
+from pytest_mistral_lora.chat.foreign_fields import CALL, CONTENT, FLAGS, OTHER_ROLES, THOUGHTS
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place, file_of
 
@@ -82,8 +82,6 @@ def field_step(name: Any, origin: Place, known: Collection[str]) -> str:
         return f"To turn it into {ours}: {import_command(origin)}"
     if name == "weight":
         return "Only answers have a weight: leave it out."
-    if name in MEDIA_PARTS:
-        return media_step(origin)
     if not isinstance(name, str) or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8):
         return ""
     kind = "names" if name == "name" else "message-keys"

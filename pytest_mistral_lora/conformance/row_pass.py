@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_table import JudgedTable, packed_place, unpacked_place
+from pytest_mistral_lora.conformance.unchecked_rows import UncheckedRows
 from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
@@ -293,6 +294,7 @@ class RowPass:
         converted: Numbers of records by what was converted to read them, in words.
         states: The states of the observers.
         findings: The findings, rule by rule.
+        unchecked: The rows that are not judged.
     """
 
     file: int = 0
@@ -302,6 +304,7 @@ class RowPass:
     converted: Counter[str] = field(default_factory=Counter)
     states: ObserverStates = field(default_factory=ObserverStates)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
+    unchecked: UncheckedRows = field(default_factory=UncheckedRows)
 
     def look_at(self, file: int, place: Place) -> None:
         """Take the record to which the next findings belong.
@@ -320,6 +323,7 @@ class RowPass:
         self.converted.update(other.converted)
         self.states.extend(other.states)
         self.findings.extend(other.findings)
+        self.unchecked.extend(other.unchecked)
 
     def put_in_order(self) -> None:
         """Put the rows into the order of the files, regardless of the order of adding parts."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import check_tools, error_at, kind_of, refuse_near_misses
+from pytest_mistral_lora.chat.fields import check_tools, error_at, kind_of, refuse_near_misses, unchecked_medium
 from pytest_mistral_lora.chat.foreign_fields import MEDIA
 from pytest_mistral_lora.chat.kinds.records import shown_kind
 from pytest_mistral_lora.chat.remedies import import_command
@@ -150,6 +150,8 @@ def convert_as_given(
     for change in changes:
         if change.is_loss:
             lost_part = LOSSES[change.kind] + (f" ({change.detail})" if change.detail else "")
+            if change.kind == "media":
+                raise unchecked_medium(change.detail, f"a row with {lost_part}", change.place or place)
             step = f"To leave it out: {import_command(place, '--lossy', change.kind)}"
             raise RowError(f"a row cannot keep {lost_part}", place=change.place or place, next_step=step)
     rest = {key: value for key, value in data.items() if key not in own}

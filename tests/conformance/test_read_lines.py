@@ -93,7 +93,15 @@ def test_nothing_is_green_if_no_row_can_be_read(tmp_path: Path, oracle: Oracle) 
     [unread, _] = audit.verdicts()
     assert (unread.state, [finding.rule for finding in unread.findings]) == ("not judged", ["ML560"])
     assert "--dataset rows.jsonl" in unread.findings[0].detail
-    assert set(audit.not_checked) == {"labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS}
+    assert set(audit.not_checked) == {
+        "rows-complete",
+        "labels",
+        "packing",
+        "supervised-text",
+        "answers",
+        "decoding",
+        *OF_CHAT_ROWS,
+    }
 
 
 def marked_lines(oracle: Oracle, *marked: bool) -> list[Data]:

@@ -112,9 +112,10 @@ def test_a_file_with_ids_of_images_is_not_checked(seeing: Oracle, tmp_path: Path
     assert verdict.findings == ()
     facts = verdict.facts["rows::encoded::ids"]
     assert facts["judged"] == 3
-    assert "images in 1 row" in facts["encoded rows of"]
+    assert "image in 1 row" in facts["encoded rows of"]
+    assert verdict.not_checked["rows::encoded::file"] == "image in 1 row: rows[1]"
     file = tmp_path / "images.jsonl"
     file.write_text(json.dumps(rows[1]) + "\n")
     alone = audit(file, tokenizer="spm-v7m1")
     assert alone.findings == ()
-    assert alone.not_checked["images.jsonl::encoded::ids"].startswith("images: ")
+    assert alone.not_checked["images.jsonl::encoded::file"].startswith("image in 1 row: ")

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.rows import RecordKind, Row, imported
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import RowError, UncheckedRowError
 from pytest_mistral_lora.places import NOWHERE, Place
 
 
@@ -50,13 +50,14 @@ def parse_as(kind: RecordKind, data: Any, place: Place = NOWHERE) -> tuple[Row, 
     try:
         return kind.parse(data, place)
     except RowError as error:
-        if not kind.conversion or not isinstance(data, Mapping):
+        if isinstance(error, UncheckedRowError) or not kind.conversion or not isinstance(data, Mapping):
             raise
         try:
             converted, changes = imported(kind.conversion)(data, kind.keys, place)
         except RowError as refusal:
             # of one field, the check of our form says more
-            raise (error if refusal.place in (error.place, place) else refusal) from None
+            says_more = not isinstance(refusal, UncheckedRowError) and refusal.place in (error.place, place)
+            raise (error if says_more else refusal) from None
         return tuple(replace(row, converted=changes) for row in kind.parse(converted, place))
 
 

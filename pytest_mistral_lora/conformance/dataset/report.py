@@ -148,6 +148,7 @@ def report(
         "statistics": _statistics(found, files, plan),
     }
     not_checked = {
+        "rows-are-valid": found.unchecked.words,
         "backends-agree": no_comparison,
         "no-near-leakage": repeats_of(found.states).no_near_rows,
         "answers-are-read-back": answers.not_read_back.reason,

@@ -34,7 +34,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
 from pytest_mistral_lora.conformance.row_table import unpacked_place
-from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError
+from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError, UncheckedRowError
 from pytest_mistral_lora.formats.declared_keys import declared_values
 from pytest_mistral_lora.formats.recognition import unread_columns
 from pytest_mistral_lora.places import Place
@@ -226,6 +226,9 @@ class RowJudge:
         """Add the rows, counts and findings of a record to a part of a pass."""
         self.rules.begin_record()
         errors: list[tuple[RowError, Row | None]] = [] if record.error is None else [(record.error, None)]
+        if isinstance(record.error, UncheckedRowError):
+            part.unchecked.take(record.error.reason, part.findings.at, record.error.place)
+            return
         empty = [finding for row in record.rows if (finding := empty_side(row)) is not None]
         judged: list[EncodedRow] = []
         kept: list[EncodedRow] = []

@@ -70,7 +70,6 @@ _OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding"
 CASES = ("file", "rows-complete", *_OF_ROWS)
 """Every check of the subject: a rule names its check in `rules/encoded.toml` or `rules/dataset.toml`."""
 NOTHING_JUDGED = "no row of the file can be judged"
-_IMAGES_ALONE = "images: each row has ids of images, and no messages"
 _NOT_TRAINED_ON = "the answers of an evaluation are not trained on"
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
@@ -271,7 +270,7 @@ class Audit:
 
     def _take(self, part: AuditPart) -> None:
         """Add what the lines of a part add up to."""
-        self.source.unreadable += len(part.unreadable)
+        self.source.unreadable += len(part.unreadable) + part.state.rows.unchecked.counts.total()
         # a file of another format has an error in each of its lines: memory stays bounded
         self.errors += part.unreadable[: MOST_ERRORS - len(self.errors)]
         self.totals.extend(part.state)
@@ -377,10 +376,9 @@ class Audit:
         """The reason of each check without findings that had nothing to judge, by its name in `CASES`."""
         reasons, figures = dict[str, str](), self.totals.figures
         if self.judged == 0:
-            has_images = 0 < figures.images == self.states.total()
-            reasons = dict.fromkeys(_OF_ROWS, _IMAGES_ALONE if has_images else NOTHING_JUDGED)
-        elif not self.source.is_known:
-            reasons = {"rows-complete": "no rows are given to compare with: mistral-lora check --dataset ROWS"}
+            reasons = dict.fromkeys(_OF_ROWS, NOTHING_JUDGED)
+        if not self.source.is_known:
+            reasons["rows-complete"] = "no rows are given to compare with: mistral-lora check --dataset ROWS"
         if figures.other_kinds and not figures.conversations:
             reason = f"no sound row is a conversation: each is {' or '.join(sorted(figures.other_kinds))}"
             reasons |= dict.fromkeys(("answers", "decoding"), reason)
@@ -405,7 +403,9 @@ class Audit:
             reason = f"rows are encoded by a chat template that is not mistral-common's: see {self.cause.finding.rule}"
             reasons |= dict.fromkeys(("supervised-text", "answers", "decoding", *OF_CHAT_ROWS), reason)
         found = {case_of(rule) for rule, count in self.counts.items() if count}
-        return {case: why for case, why in reasons.items() if case not in found}
+        reasons = {case: why for case, why in reasons.items() if case not in found}
+        # a finding about other rows judges none of these
+        return reasons | ({"file": unchecked} if (unchecked := self.totals.rows.unchecked.words) else {})
 
     @property
     def explained(self) -> str:
@@ -426,7 +426,7 @@ class Audit:
         more = f"{figures.words}; {sides}" if sides else figures.words
         converted = conversion_words(self.totals.rows.converted)
         more += f"; converted as by import: {converted}" if converted else ""
-        more += f"; not checked: images in {counted(figures.images, 'row')} without messages" if figures.images else ""
+        more += f"; not checked: {unchecked}" if (unchecked := self.totals.rows.unchecked.words) else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{more}"
 
     def summary(self) -> dict[str, Any]:
@@ -586,7 +586,7 @@ def _run_check(audited: Callable[[], AuditReport], case: str) -> Result:
     report = audited()
     findings = tuple(finding for rule in rules_of(case) for finding in report.findings_of(rule))
     if reason := report.audit.not_checked.get(case, ""):
-        return Result(not_checked=reason)
+        return Result(findings, not_checked=reason)
     facts: dict[str, Any] = {
         "rows": report.audit.states.total(),
         "judged": report.audit.judged,

@@ -27,7 +27,6 @@ class LineFigures:
         columns: Number of lines by each column that says what is trained on.
         read_back: Lines without messages, whose conversations are read back from their ids.
         without_labels: Answers of these lines without a label, which are read as answers of weight 0.
-        images: Lines without messages whose ids have an image, which mistral-common encodes from its pixels alone.
         conversations: Conversations that the rules on rows have seen.
         other_kinds: Rows of other kinds that they have seen, by the kind in words.
         has_labels: Whether a row has labels.
@@ -43,7 +42,6 @@ class LineFigures:
     columns: Counter[str] = field(default_factory=Counter)
     read_back: int = 0
     without_labels: int = 0
-    images: int = 0
     conversations: int = 0
     other_kinds: Counter[str] = field(default_factory=Counter)
     has_labels: bool = False

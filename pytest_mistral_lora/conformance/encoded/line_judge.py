@@ -32,7 +32,7 @@ from pytest_mistral_lora.conformance.encoded.side_faults import SideJudge
 from pytest_mistral_lora.conformance.encoded.template_cause import TemplateCause
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.conformance.row_pass import GivenIds, JudgedRecord, Origin
-from pytest_mistral_lora.errors import OracleRejection, RowError
+from pytest_mistral_lora.errors import OracleRejection, RowError, UncheckedRowError
 from pytest_mistral_lora.places import NamedSource, Place
 
 State = Literal["sound", "wrong", "not judged"]
@@ -230,6 +230,9 @@ class LineJudge:
                 continue
             try:
                 verdict = self._take_item(item)
+            except UncheckedRowError as error:
+                self._note_unchecked(error.reason, error.place)
+                verdict = LineVerdict(None, error.place, "not judged")
             except RowError as error:
                 unreadable.append(error)
                 finding = Finding("ML501", error.found, error.place, error.expected, error.next_step)
@@ -238,6 +241,10 @@ class LineJudge:
                 self._agreed &= verdict.labels.fits
             verdicts.append(verdict)
         return AuditPart(verdicts, later.taken, unreadable, self._state)
+
+    def _note_unchecked(self, reason: str, place: Place) -> None:
+        self._state.rows.look_at(self._files[place.source, place.split], place.row)
+        self._state.rows.unchecked.take(reason, self._state.rows.findings.at, place)
 
     def _take_item(self, item: EncodedLine | RowError) -> LineVerdict:
         """Return the verdict on a line.
@@ -366,7 +373,7 @@ class LineJudge:
                 return LineVerdict(line.index, line.place, "wrong", tuple(findings))
         if not (line.rows or line.error or self._has_dataset):
             if not self._oracle.image_ids.isdisjoint(line.input_ids):
-                self._state.figures.images += 1
+                self._note_unchecked("image", line.place)
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
             read = self._read(line)
             if read.findings and (explained := self._explained(line, read.findings)) is not None:
