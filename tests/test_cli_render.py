@@ -254,11 +254,24 @@ def test_rows_are_read_as_check_reads_them(render: Render, tmp_path: Path) -> No
     wanted = render("--tokenizer", "spm-v3", "--row", "1")[1].splitlines()[1:]
     for name in ("folder", "talks.jsonl.gz", "qa.csv"):
         code, out, err = render("--tokenizer", "spm-v3", "--row", "1", rows=name)
-        assert (code, err, out.splitlines()[1:]) == (0, "", wanted)
+        *shown, conversion = out.splitlines()[1:]
+        assert (code, err, shown, f"import {name}" in conversion) == (0, "", wanted, True)
     code, _, err = render("--tokenizer", "spm-v3", rows="rows.json")
     assert (code, err.startswith("error: rows.json: "), "(did you mean 'rows.jsonl'?)" in err) == (2, True, True)
     code, _, err = render("--tokenizer", "spm-v3", rows="spm-v3")
     assert (code, "spm-v3" in err, "expected rows" in err) == (2, True, True)
+
+
+def test_a_converted_row_is_said_with_the_command_that_writes_it(render: Render, tmp_path: Path) -> None:
+    foreign = {"messages": [{"role": "human", "content": QUESTION}, {"role": "gpt", "content": ANSWER}]}
+    (tmp_path / "foreign.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in (messages(QUESTION), foreign)))
+    code, out, _ = render("--tokenizer", "spm-v3", rows="foreign.jsonl")
+    last = out.splitlines()[-1]
+    assert (code, "(1 row)" in last, "foreign.jsonl:2" in last) == (0, True, True)
+    assert last.endswith("mistral-lora import foreign.jsonl --to rows.jsonl")
+    code, out, err = render("--tokenizer", "spm-v3", "--json", rows="foreign.jsonl")
+    assert (len(out.splitlines()), err.strip()) == (2, last)
+    assert "import" not in render("--tokenizer", "spm-v3", "--row", "1", rows="foreign.jsonl")[1]
 
 
 def test_encoded_rows_are_shown_as_stored_and_beside_the_ids_of_their_messages(render: Render, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +31,14 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.conformance.named_tokenizer import named_tokenizer, recipe_at
 from pytest_mistral_lora.conformance.path_kinds import RecognisedPath, recognised
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError, counted
+from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.places import NOWHERE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.diff import TokenSide
     from pytest_mistral_lora.chat.encoded import EncodedRow
     from pytest_mistral_lora.chat.objective import Objective
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
@@ -109,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RowsError: If rows cannot be encoded, after the other rows are shown.
     """
+    from pytest_mistral_lora.formats.report import conversion_parts
+    from pytest_mistral_lora.formats.sources import ConvertedSource
     from pytest_mistral_lora.report.tokens import print_tokens
 
     found = recognised(args.rows)
@@ -121,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
     errors: list[RowError] = []
     page: list[TokenRow] = []
     different = False
-    for item in _chosen_rows(args, _items(found, view)):
+    converted, first = Counter[str](), NOWHERE
+    files = [] if found.kind == "encoded" else _files(found, view)
+    for item in _chosen_rows(args, _items(found, files)):
         # one bad row must not hide the others: show or report each row
         try:
             if isinstance(item, RowError):
@@ -131,6 +138,10 @@ def run(args: argparse.Namespace) -> int:
         except RowError as error:
             errors.append(error)
             continue
+        head = rows[0]
+        if isinstance(head, Row) and head.converted:
+            converted.update(head.converted)
+            first = first or head.place
         shown = view.shown(rows, sides)
         different = different or (len(sides[0]) > 1 and any(row.wrong for row in shown))
         if args.html:
@@ -143,6 +154,9 @@ def run(args: argparse.Namespace) -> int:
                 print_tokens(row, ids=not args.no_ids)
     if args.html:
         _write_page(args, page, errors, view.objectives)
+    reports = [file.source.report for file in files if isinstance(file.source, ConvertedSource)]
+    if parts := conversion_parts(reports, converted, first):
+        (sys.stderr if args.json else sys.stdout).write(f"{printable('; '.join(parts), lines=False)}\n")
     if errors:
         raise RowsError(errors, place=str(args.rows))
     return EXIT_FINDING if different else EXIT_OK
@@ -294,20 +308,23 @@ def _objective_of(args: argparse.Namespace, recipe: Recipe | None) -> Objective:
     return args.objective or ANSWERS
 
 
-def _items(found: RecognisedPath, view: _View) -> Iterator[tuple[Row, ...] | EncodedLine | RowError]:
+def _files(found: RecognisedPath, view: _View) -> list[DataFile]:
+    """Return the files of rows of a path, as `check` reads them."""
+    from pytest_mistral_lora.formats.sources import row_files
+
+    if view.recipe is not None:
+        return view.recipe.files()
+    return [replace(file, objective=view.objective) for file in row_files(found.path)]
+
+
+def _items(found: RecognisedPath, files: Sequence[DataFile]) -> Iterator[tuple[Row, ...] | EncodedLine | RowError]:
     """Yield the rows of each record of a path, or its error, by the readers of `check`."""
     from pytest_mistral_lora.chat.row_files import scan_records
     from pytest_mistral_lora.conformance.encoded.lines import scan_lines
     from pytest_mistral_lora.formats.row_sources import FileRows
-    from pytest_mistral_lora.formats.sources import row_files
 
     if found.kind == "encoded":
         yield from scan_lines(FileRows(found.path))
-        return
-    if view.recipe is not None:
-        files = view.recipe.files()
-    else:
-        files = [replace(file, objective=view.objective) for file in row_files(found.path)]
     for file in files:
         yield from scan_records(file)
 

@@ -129,6 +129,7 @@ def _print_inputs(plan: StartPlan) -> None:
     for data in plan.rows:
         bad = f", {data.bad} of which cannot be used" if data.bad else ""
         lines.append(f"rows: {shown_path(data.name)}: {data.title}; {counted(data.count + data.bad, 'row')}{bad}")
+        lines += [f"  {shown_path(data.conversion)}"] if data.conversion else []
     sys.stdout.write("\n".join([*lines, ""]) + "\n")
 
 

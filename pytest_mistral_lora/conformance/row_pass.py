@@ -292,6 +292,7 @@ class RowPass:
         table: The rows.
         counts: Numbers of records by file and by what became of them: `judged`, and what a subclass adds.
         converted: Numbers of records by what was converted to read them, in words.
+        first_converted: The position and the place of the first of them, or None.
         states: The states of the observers.
         findings: The findings, rule by rule.
         unchecked: The rows that are not judged.
@@ -302,6 +303,7 @@ class RowPass:
     table: JudgedTable = field(default_factory=JudgedTable)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     converted: Counter[str] = field(default_factory=Counter)
+    first_converted: tuple[int, Place] | None = None
     states: ObserverStates = field(default_factory=ObserverStates)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
     unchecked: UncheckedRows = field(default_factory=UncheckedRows)
@@ -321,9 +323,25 @@ class RowPass:
         self.table.extend(other.table)
         self.counts.update(other.counts)
         self.converted.update(other.converted)
+        self._note_first_converted(other.first_converted)
         self.states.extend(other.states)
         self.findings.extend(other.findings)
         self.unchecked.extend(other.unchecked)
+
+    def note_converted(self, words: Sequence[str]) -> None:
+        """Count what was converted to read the record that is judged."""
+        self.converted.update(words)
+        self._note_first_converted((packed_place(self.file, self.place.record or 0), self.place))
+
+    def _note_first_converted(self, record: tuple[int, Place] | None) -> None:
+        known = self.first_converted
+        if known is None or (record is not None and record[0] < known[0]):
+            self.first_converted = record
+
+    @property
+    def place_of_converted(self) -> Place:
+        """The place of the first record that was converted; `NOWHERE` if none was."""
+        return self.first_converted[1] if self.first_converted else NOWHERE
 
     def put_in_order(self) -> None:
         """Put the rows into the order of the files, regardless of the order of adding parts."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.errors import InputError, RowError, counted
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -134,13 +135,31 @@ def lost(kind: str, detail: str = "", place: Place = NOWHERE) -> Change:
     return Change(kind, detail, is_loss=True, place=place)
 
 
-def conversion_words(counts: Counter[str]) -> str:
+def conversion_words(counts: Counter[str], first: Place = NOWHERE) -> str:
     """Return how many rows were converted while they were read, by what was converted; empty if none was.
 
     Args:
         counts: Numbers of rows by `Row.converted`.
+        first: The place of the first of these rows, if it is known.
     """
-    return "; ".join(f"{words} ({counted(rows, 'row')})" for words, rows in counts.most_common())
+    words = [f"{words} ({counted(rows, 'row')})" for words, rows in counts.most_common()]
+    return "; ".join([*words, *([f"first {first}"] if words and first else [])])
+
+
+def conversion_parts(reports: Iterable[Report], counts: Counter[str], first: Place) -> list[str]:
+    """Return what was converted to read the rows of some files, with the command that writes them; empty if nothing.
+
+    Args:
+        reports: The reports of the files that are converted as declared.
+        counts: Numbers of the other rows by `Row.converted`.
+        first: The place of the first of these.
+    """
+    reports = list(reports)
+    parts = [words for report in reports if (words := report.change_words)]
+    changed = next((place for report in reports if (place := report.first_changed)), first)
+    if words := conversion_words(counts, first):
+        parts.append(f"converted as by import: {words}")
+    return [*parts, f"to write them: {import_command(changed)}"] if parts else []
 
 
 @dataclass
@@ -204,6 +223,16 @@ class Report:
             lines.append(f"{tally.first[0]}: {text}{more}")
         left = self.refused - sum(tally.count for tally in self.faults.values())
         return lines + ([f"… and {left} more"] if left else [])
+
+    @property
+    def change_words(self) -> str:
+        """Each kind of change with its number of rows and the first of them; empty if no row is changed."""
+        return "; ".join(tally.text(CHANGES[kind]) for kind, tally in sorted(self.changes.items()))
+
+    @property
+    def first_changed(self) -> Place:
+        """The place of a row that is changed; `NOWHERE` if none is."""
+        return next((tally.first[0] for tally in self.changes.values()), NOWHERE)
 
     def lines(self) -> list[str]:
         """Return the report as text."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.fields import error_at, kind_of
 from pytest_mistral_lora.chat.reading import loads_strict
+from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.formats.report import Change, changed, lost
 from pytest_mistral_lora.places import Place
 
@@ -75,6 +76,10 @@ def has_foreign_ids(messages: Iterable[Mapping[str, Any]]) -> bool:
     return not all(isinstance(call_id, str) and _CALL_ID.fullmatch(call_id) for call_id in given)
 
 
+class ResultIdError(RowError):
+    """A result of a tool whose id is of no call that waits for one."""
+
+
 class ToolCalls:
     """The tool calls of one row: a short id for each, and the calls that wait for a result.
 
@@ -89,6 +94,7 @@ class ToolCalls:
         self._padded = padded
         self._ids: dict[str, str] = {}
         self._taken: set[str] = set()
+        self._answered: set[str] = set()
 
     def reserve_ids(self, items: Sequence[Any]) -> None:
         """Reserve the ids that stay unchanged, so that no other id is converted to one of them."""
@@ -174,14 +180,21 @@ class ToolCalls:
 
         Raises:
             RowError: If a result without an id finds no waiting call.
+            ResultIdError: If its id is of no call, or of one that is answered, and the record's ids are replaced: a
+                later check would name ids that the file does not have.
         """
         if given is not None and given != "":
+            asked = {name for name in self._ids if self._ids[name] not in self._answered}
             call_id = self._short_id(given, changes)
+            if str(given) not in asked and any(name != short for name, short in self._ids.items()):
+                found = f"the id {str(given)!r} is of no call of the turn before, or was answered already"
+                raise ResultIdError(found, place=place / "tool_call_id", expected=", ".join(map(repr, sorted(asked))))
         elif not self.open:
             raise error_at(place, "a result of a tool that no call asked for", "a tool call before it")
         else:
             call_id = next((call for call, called in self.open if called == name), self.open[0][0])
         self.open = [call for call in self.open if call[0] != call_id]
+        self._answered.add(call_id)
         return call_id
 
 

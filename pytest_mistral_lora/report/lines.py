@@ -74,6 +74,8 @@ def _look_at(sign: FoundCause) -> str:
     return printable(f"{finding.rule} {place}: {' '.join(finding.words.split())}{more}", lines=False)
 
 
+_CONVERSION = "rows of "
+"""The beginning of the line on rows that were converted, which is never left out."""
 _MOST_BRIEF = 6
 """Lines of a run without an error, beside its verdict, the next command, and two lines on the paths: ten in all."""
 
@@ -100,7 +102,8 @@ def brief_lines(
         why = f": {next(iter(reasons))}" if len(reasons) == 1 else f", for {len(reasons)} reasons: -v lists them"
         unchecked.append(f"not checked: {counted(reasons.total(), 'check')}{why}")
     # the oracle, and how many rows were judged
-    basis = [line for line in basis_lines(outcomes) if not line.startswith("layers of ")][:3]
+    basis = [line for line in basis_lines(outcomes) if not line.startswith(("layers of ", _CONVERSION))][:3]
+    others = [*(line for line in basis_lines(outcomes) if line.startswith(_CONVERSION)), *others]
     targets, faults, shown = _target_lines(outcomes), [*known], [*signs]
 
     def room() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from pytest_mistral_lora.chat.row_files import scan_rows
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
 from pytest_mistral_lora.formats.recognition import FORMATS
+from pytest_mistral_lora.formats.report import Report, conversion_parts
 from pytest_mistral_lora.formats.tool_calls import has_foreign_ids
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.starter.names import require_plain, yaml_text
 
 if TYPE_CHECKING:
@@ -168,6 +170,7 @@ class SeenRows:
         errors: The first of their errors.
         samples: A few rows: the first of each shape, and more if there are few shapes.
         foreign_ids: Number of good rows with a tool-call id that Mistral's tokenizers refuse.
+        conversion: What was converted to read the rows, with the command that writes them; empty if nothing was.
     """
 
     name: str
@@ -179,6 +182,7 @@ class SeenRows:
     errors: tuple[RowError, ...]
     samples: tuple[Row, ...]
     foreign_ids: int = 0
+    conversion: str = ""
 
     @property
     def entry(self) -> str | Mapping[str, str]:
@@ -242,6 +246,8 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
     errors: list[RowError] = []
     samples: dict[tuple[Any, ...], Row] = {}
     firsts: list[Row] = []
+    reports: list[Report] = []
+    changes, first = Counter[str](), NOWHERE
     for file in files:
         for row in scan_rows(file):
             if isinstance(row, RowError):
@@ -252,9 +258,12 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
                 foreign += has_foreign_ids(row.messages)
                 samples.setdefault(_shape(row), row)
                 firsts += [row] if count <= _ENOUGH_SAMPLES else []
+                changes.update(row.converted)
+                first = first or (row.place if row.converted else NOWHERE)
         source: Any = file.source
         if source is not None:
             converted = True
+            reports.append(source.report)
             layout = next(iter(source.report.layouts), None)
             # a format with the user's own keys is recognised again by its records
             is_plain = layout is not None and layout.format in FORMATS and not layout.keys
@@ -262,7 +271,8 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
     # rows of one shape still differ in their words: a few are better than one
     kept = {row.canonical(): row for row in (*samples.values(), *firsts)}
     chosen = tuple(kept.values())[: max(len(samples), _ENOUGH_SAMPLES)][:_MOST_SAMPLES]
-    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen, foreign)
+    conversion = "; ".join(conversion_parts(reports, changes, first))
+    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen, foreign, conversion)
 
 
 def _shape(row: Row) -> tuple[Any, ...]:

@@ -316,3 +316,28 @@ def test_a_dataset_whose_rows_are_all_dropped_has_none_left(tmp_path: Path) -> N
     assert [case for case, result in results.items() if result.findings] == ["split-has-rows", "nothing-is-cut"]
     not_checked = [case for case in CASES if results[case].not_checked]
     assert not_checked == ["no-duplicates", "no-leakage", "no-near-leakage", "statistics"]
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected"), [(["call_2"], "'call_1'"), (["call_1", "call_1"], ""), (["abcdefgh1"], "'call_1'")]
+)
+def test_a_finding_on_a_converted_row_quotes_the_file(answered: list[str], expected: str, tmp_path: Path) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    results = [{"role": "tool", "tool_call_id": name, "content": "1"} for name in answered]
+    asked = [{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": [call]}, *results]
+    row = {
+        "messages": [*asked, {"role": "assistant", "content": "a"}],
+        "tools": [{"type": "function", "function": function}],
+    }
+    foreign = {"messages": [{"role": "human", "content": "u"}, {"role": "gpt", "content": "a"}]}
+    entry = {"path": "rows.jsonl", "format": "messages"}
+    target = make_target(tmp_path, [*SOUND, foreign, row], data={"train": [entry]})
+    judged = dataset_results(target)
+    [finding] = found(judged, "ML601", "ML621")
+    place = finding.place
+    assert (finding.rule, place.record, place.part[1], finding.expected) == ("ML621", 5, 1 + len(answered), expected)
+    assert repr(answered[-1]) in finding.found
+    words = facts(judged)["rows of"]
+    assert f"1 row ({tmp_path}/rows.jsonl:4)" in words
+    assert f"mistral-lora import {tmp_path}/rows.jsonl --to" in words

@@ -80,10 +80,11 @@ def test_a_result_of_no_call_stays_one(answered: str, rules: set[str], tmp_path:
     use = {"type": "tool_use", "id": "uvw1x2y3z", "name": "f", "input": {"x": 1}}
     given = {"type": "tool_result", "tool_use_id": answered, "content": "one"}
     record = chat(USER, answer([use]), user([given]), answer("Done."), tools=[TOOL])
-    [row], _ = converted(tmp_path, record)
-    # only ids without nine letters and digits are replaced, and never by the id of a call
-    assert (row["messages"][2]["tool_call_id"] == answered) == (answered != "toolu_9")
-    for name, rows in (("before", record), ("after", row)):
+    rows, report = converted(tmp_path, record)
+    # an id without nine letters and digits would be replaced: the import refuses the record with its own id
+    assert [row["messages"][2]["tool_call_id"] for row in rows] == [answered] * (answered != "toolu_9")
+    assert report.bad == (answered == "toolu_9")
+    for name, rows in (("before", record), *(("after", row) for row in rows)):
         path = tmp_path / f"{name}.jsonl"
         path.write_text(json.dumps(rows), "utf-8")
         findings = judge(path, tokenizer="spm-v2").findings

@@ -178,6 +178,8 @@ def test_messages_of_another_service_are_converted(
     [seen] = plan.rows
     assert (seen.converted, seen.bad) == (is_converted, int("speaker" in answer))
     assert seen.entry == ({"path": "rows.jsonl", "format": "messages"} if is_converted else "rows.jsonl")
+    changes = is_converted or "reasoning_content" in answer
+    assert ("rows.jsonl:2" in seen.conversion, "mistral-lora import" in seen.conversion) == (changes, changes)
 
 
 def test_a_golden_row_that_cannot_be_recorded_is_left_to_do_with_its_remedy(

@@ -199,7 +199,7 @@ def _basis(
 ) -> Iterator[tuple[str, str]]:
     """Yield, for summaries, the tokenizer that judged rows without a recipe, and what was converted."""
     from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-    from pytest_mistral_lora.formats.report import conversion_words
+    from pytest_mistral_lora.formats.report import conversion_parts
     from pytest_mistral_lora.formats.sources import ConvertedSource
 
     # a recipe's base, and a tokenizer that is a target, have their own checks
@@ -215,7 +215,7 @@ def _basis(
         f"{source['container']}, {source['format']}" for report in reports for source in report.sources
     )
     parts = [f"converted from {'; '.join(formats)}"] if formats else []
-    parts += [f"converted as by import: {words}"] if (words := conversion_words(found.converted)) else []
+    parts += conversion_parts(reports, found.converted, found.place_of_converted)
     if parts:
         yield "rows of", "; ".join(parts)
 

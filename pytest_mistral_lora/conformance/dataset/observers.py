@@ -109,7 +109,7 @@ class RowRules:
             spells: Whether its texts may spell control tokens: they are letters for this backend.
         """
         if row.converted and row.kind.starts_record(row):
-            found.converted.update(row.converted)
+            found.note_converted(row.converted)
         if spells and (literals := self.spelled(row)):
             self.note(found, Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place), row)
         texts = list(text_findings(row, layout))

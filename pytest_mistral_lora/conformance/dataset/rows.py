@@ -37,6 +37,7 @@ from pytest_mistral_lora.conformance.row_table import unpacked_place
 from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError, UncheckedRowError
 from pytest_mistral_lora.formats.declared_keys import declared_values
 from pytest_mistral_lora.formats.recognition import unread_columns
+from pytest_mistral_lora.formats.tool_calls import ResultIdError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import is_held_out
 
@@ -248,9 +249,7 @@ class RowJudge:
             part.findings.add(finding)
         # no tokenizer encodes an empty answer: the finding of the side says more
         for error, refused in () if empty else errors:
-            # the row is valid, but not for this backend: mistral-common could train on it
-            rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
-            finding = Finding(rule, error.found, error.place, error.expected, error.next_step)
+            finding = Finding(_rule_of(error), error.found, error.place, error.expected, error.next_step)
             self.rules.note(part, finding, refused)
         if errors or empty:
             part.counts[chunk.file, "refused"] += 1
@@ -385,3 +384,9 @@ class RowJudge:
 
 class _LiteralError(RowError):
     """A row whose text the chat template would encode as control tokens."""
+
+
+def _rule_of(error: RowError) -> str:
+    if isinstance(error, _LiteralError):
+        return "ML613"  # the row is valid, but not for this backend: mistral-common could train on it
+    return "ML621" if isinstance(error, ResultIdError) else "ML601"
