@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.errors import PinError
 from pytest_mistral_lora.places import NOWHERE, Place
 
@@ -88,8 +89,6 @@ _DEFAULT_WINDOW = 4096
 
 TARGET_GROUPS = ("attention", "attention+mlp", "all-linear")
 """Names for groups of a decoder layer's linear layers, to use in place of the layers' names."""
-
-TIE = "tie_word_embeddings"
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Last names of the modules that a base may keep as one tensor."""
@@ -191,19 +190,13 @@ class Architecture:
         return tuple(dict.fromkeys(found))
 
 
-def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a configuration that describes the text model: its `text_config`, or all of it."""
-    part = config.get("text_config")
-    return part if isinstance(part, dict) else config
-
-
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """Return the class that transformers' AutoModel loads for a `config.json`, if this project knows it.
 
     Raises:
         ValueError: If the class is not known, or `architectures` and `model_type` differ, with what was found.
     """
-    names = config.get("architectures")
+    names, facts = config.get("architectures"), ModelFacts(config)
     if not (names is None or (isinstance(names, list) and all(isinstance(item, str) for item in names))):
         raise ValueError(f"of architectures {names!r}"[:200])
     kind = config.get("model_type")
@@ -211,7 +204,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         kind = next((model.model_type for model in TEXT_MODELS.values() if names == [model.name]), None)
     name = ", ".join(names) if names else ""
     if kind == _WRAPPER_TYPE and name in ("", WRAPPER):
-        inner = text_part(config).get("model_type", _IN_WRAPPER) if text_part(config) is not config else _IN_WRAPPER
+        inner = facts.text.get("model_type", _IN_WRAPPER) if facts.is_wrapped else _IN_WRAPPER
         text = TEXT_MODELS.get(inner) if isinstance(inner, str) else None
         if text is None or not text.has_oracle:
             raise ValueError(f"{WRAPPER} around a text model of type {inner!r}"[:200])
@@ -223,7 +216,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         raise ValueError(f"{name or kind}"[:200] + (f": {_NOT_TRAINED[name]}" if name in _NOT_TRAINED else ""))
     # AutoModel goes by `model_type`, not by `architectures`; with `layer_types` it takes a Mistral for a Ministral:
     # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
-    types = config.get("layer_types")
+    types = facts.layer_types
     if text.model_type != "mistral" or types is None:
         return Architecture(text)
     if not isinstance(types, list):
@@ -257,10 +250,3 @@ def spelled_name(name: str, names: Iterable[str]) -> str:
         return name.removeprefix("model.")
     wrapped = name == "lm_head.weight" and any("language_model." in other for other in names)
     return f"language_model.{name}" if wrapped else name
-
-
-def tie_flags(config: Mapping[str, Any]) -> dict[str, bool]:
-    """Return each flag about tied embeddings that a `config.json` has, by its key: at the top and in `text_config`."""
-    levels = {"": config, "text_config.": config.get("text_config")}
-    flags = {f"{level}{TIE}": part.get(TIE) for level, part in levels.items() if isinstance(part, dict)}
-    return {key: value for key, value in flags.items() if isinstance(value, bool)}

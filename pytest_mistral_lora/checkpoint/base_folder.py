@@ -15,12 +15,11 @@ from pytest_mistral_lora.checkpoint.architectures import (
     ALL,
     Architecture,
     architecture_of,
-    text_part,
-    tie_flags,
 )
-from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, is_fp8, quantization_facts
+from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, quantization_facts
 from pytest_mistral_lora.checkpoint.hashes import sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles, read_regular
 from pytest_mistral_lora.checkpoint.weights import INDEX, TensorInfo, Weights, read_header, read_index, weight_files
 from pytest_mistral_lora.errors import (
@@ -112,6 +111,15 @@ class BaseFolder:
             raise PinError("is not a JSON object", place=str(self.config_file), expected="a checkpoint folder")
         return data
 
+    @property
+    def facts(self) -> ModelFacts:
+        """The facts of `config.json`.
+
+        Raises:
+            PinError: As for `config`.
+        """
+        return ModelFacts(self.config)
+
     @KeptProperty
     def architecture(self) -> Architecture:
         """The class of the model.
@@ -137,7 +145,7 @@ class BaseFolder:
         """
         from transformers import MistralConfig
 
-        declared = text_part(self.config).get("vocab_size")
+        declared = self.facts.vocabulary
         return declared if isinstance(declared, int) else int(MistralConfig().vocab_size)
 
     @KeptProperty
@@ -151,11 +159,10 @@ class BaseFolder:
             PinError: As for `config`.
             InputError: As for `read_header`.
         """
-        is_wrapper = text_part(self.config) is not self.config
-        files = sorted(self.path.glob("model*.safetensors")) if is_wrapper else []
+        files = sorted(self.path.glob("model*.safetensors")) if self.facts.is_wrapped else []
         if files:
             return not any(name.endswith("lm_head.weight") for file in files for name in self.header(file))
-        return any(tie_flags(self.config).values())
+        return any(self.facts.ties.values())
 
     def header(self, file: Path) -> Mapping[str, TensorInfo]:
         """Return the header of a safetensors file of the folder.
@@ -220,14 +227,11 @@ class BaseFolder:
             PinError: As for `stored_weights` and `fp8_layout`.
             InputError: As for `Weights`.
         """
-        config, stored = self.config, self.stored_weights
-        layout = fp8_layout(config, stored, Place.of(self.config_file))
+        stored = self.stored_weights
+        layout = fp8_layout(self.config, stored, Place.of(self.config_file))
         if layout is None:
             return stored
-        text = config.get("text_config")
-        parts = (config, text if isinstance(text, dict) else {})
-        named = [part[key] for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)]
-        return DequantizedWeights(stored, layout, named[0] if named else "bfloat16")
+        return DequantizedWeights(stored, layout, self.facts.dtype or "bfloat16")
 
     @KeptProperty
     def weights_sha256(self) -> str:
@@ -250,12 +254,12 @@ class BaseFolder:
             PinError: As for `config`, or if transformers cannot read the file.
         """
         place = Place.of(self.config_file)
-        layers = text_part(self.config).get("num_hidden_layers", 1)
+        layers = self.facts.text.get("num_hidden_layers", 1)
         if type(layers) is not int or not 0 < layers <= _MOST_MODULES:
             raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_MODULES}")
         try:
             found = _canonical(self._automatic_config())
-            if is_fp8(self.config):
+            if self.facts.is_fp8:
                 found["quantization"] = quantization_facts(self.config, place)
             # plain JSON, as in the manifest: a configuration may hold tuples
             plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
@@ -383,13 +387,6 @@ def _canonical(whole: Any) -> dict[str, Any]:
     found = {key: getattr(text, key) for key in _CANONICAL_KEYS if hasattr(text, key)}
     if found.get("head_dim") is None:
         found["head_dim"] = found["hidden_size"] // found["num_attention_heads"]
-    # transformers 5 has one mapping in place of two keys
-    rope = getattr(text, "rope_parameters", None) or {
-        "rope_theta": getattr(text, "rope_theta", None),
-        **(getattr(text, "rope_scaling", None) or {}),
-    }
-    kind = rope.get("rope_type", rope.get("type")) or "default"
-    values = {key: value for key, value in rope.items() if key != "type" and value is not None}
-    found["rope"] = values | {"rope_type": kind}
+    found["rope"] = ModelFacts(text).rope_values
     found["tie_word_embeddings"] = bool(whole.tie_word_embeddings)
     return found

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import in_utf8
-from pytest_mistral_lora.checkpoint.architectures import SUPPORTED, TEMPLATE_ALONE, architecture_of, text_part
+from pytest_mistral_lora.checkpoint.architectures import SUPPORTED, TEMPLATE_ALONE, architecture_of
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, quantization_facts
@@ -191,5 +191,5 @@ def _end_ids(base: BaseFolder) -> dict[str, Any]:
     ids = {}
     for key in _END_IDS:
         value = base.config.get(key)
-        ids[key] = text_part(base.config).get(key) if value is None else value
+        ids[key] = base.facts.text.get(key) if value is None else value
     return ids

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.model_facts import FP8, ModelFacts
 from pytest_mistral_lora.checkpoint.weights import DTYPES, TensorInfo, Weights
 from pytest_mistral_lora.errors import PinError
 from pytest_mistral_lora.places import Place
@@ -18,9 +19,6 @@ from pytest_mistral_lora.places import Place
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-METHOD = "fp8"
-"""`quant_method` of transformers' fine-grained FP8."""
 
 DEFAULT_BLOCK = (128, 128)
 """transformers' `weight_block_size` if the key is missing; null is one scale for each matrix."""
@@ -32,7 +30,7 @@ _LARGEST_WEIGHT = 1e4
 
 _E4M3_MAX = 448.0
 _EXPECTED = (
-    f"full weights, or FP8 as transformers writes it: quant_method {METHOD}, matrices in e4m3, and weight_scale_inv "
+    f"full weights, or FP8 as transformers writes it: quant_method {FP8}, matrices in e4m3, and weight_scale_inv "
     "beside each, one number or one for each block of weight_block_size"
 )
 _OTHER_COPY = "Use a copy of the checkpoint in bf16, or dequantise it with the tool that quantised it."
@@ -54,24 +52,11 @@ class Fp8Layout:
     dropped: frozenset[str]
 
 
-def declared_quantization(config: Mapping[str, Any]) -> Any:
-    """Return the `quantization_config` of a checkpoint, or that of its `text_config`; None if it is missing."""
-    # an empty object counts as declared, and transformers does not load it
-    declared, text = config.get("quantization_config"), config.get("text_config")
-    return text.get("quantization_config") if declared is None and isinstance(text, dict) else declared
-
-
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without its `quantization_config`, at every level."""
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     text = plain.get("text_config")
     return {**plain, "text_config": without_quantization(text)} if isinstance(text, dict) else plain
-
-
-def is_fp8(config: Mapping[str, Any]) -> bool:
-    """Report whether a configuration declares FP8 weights; nothing is checked."""
-    declared = declared_quantization(config)
-    return isinstance(declared, dict) and declared.get("quant_method") == METHOD
 
 
 def quantization_facts(config: Mapping[str, Any], place: Place) -> dict[str, Any] | None:
@@ -84,10 +69,11 @@ def quantization_facts(config: Mapping[str, Any], place: Place) -> dict[str, Any
     Raises:
         PinError: If the weights are quantised in another way, or a value does not fit the layout.
     """
-    declared = declared_quantization(config)
+    facts = ModelFacts(config)
+    declared = facts.quantization
     if declared is None:
         return None
-    if not is_fp8(config):
+    if facts.is_packed:
         keys = ("quant_method", "quant_algo", "format", "quant_type", "bits")
         given = declared if isinstance(declared, dict) else {"quantization_config": declared}
         shown = {key: value for key, value in given.items() if key in keys or not isinstance(declared, dict)}
@@ -103,10 +89,10 @@ def quantization_facts(config: Mapping[str, Any], place: Place) -> dict[str, Any
     sides = block if isinstance(block, list | tuple) else ()
     if block is not None and (len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides)):
         raise _refused(f"weight_block_size is {_short(block)}", place, "null, or two sizes of at least 1")
-    for key, known in (("scale_fmt", tuple(_SCALE_DTYPES)), ("fmt", ("e4m3",)), ("expert_dtype", (METHOD,))):
+    for key, known in (("scale_fmt", tuple(_SCALE_DTYPES)), ("fmt", ("e4m3",)), ("expert_dtype", (FP8,))):
         if declared.get(key, known[0]) not in known:
             raise _refused(f"{key} is {_short(declared[key])}", place, " or ".join(known))
-    return {"quant_method": METHOD, "weight_block_size": None if block is None else list(block), "scale_fmt": form}
+    return {"quant_method": FP8, "weight_block_size": None if block is None else list(block), "scale_fmt": form}
 
 
 def fp8_layout(config: Mapping[str, Any], weights: Weights, place: Place) -> Fp8Layout | None:
@@ -145,7 +131,7 @@ def fp8_layout(config: Mapping[str, Any], weights: Weights, place: Place) -> Fp8
         raise _refused(found, infos[alone[0]], "a matrix in F8_E4M3 beside each scale")
     if not pairs:
         raise PinError(
-            f"quantization_config declares {METHOD}, and no tensor is in FP8",
+            f"quantization_config declares {FP8}, and no tensor is in FP8",
             place=place,
             expected="matrices in F8_E4M3, each with its scale",
             next_step="If the weights are full ones, remove quantization_config from config.json.",
@@ -282,7 +268,7 @@ class DequantizedWeights(Weights):
         """
         block = self.layout.block
         return {
-            "method": METHOD,
+            "method": FP8,
             "scaling": "one scale a matrix" if block is None else f"blocks of {block[0]} x {block[1]}",
             "matrices": len(self.layout.scales),
             "stored_bytes": sum(file.stat().st_size for file in self.files),

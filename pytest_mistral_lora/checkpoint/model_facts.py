@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import text_part, tie_flags
 from pytest_mistral_lora.errors import InputError, shortened
 
 DEFAULT_THETA = 10_000.0
 """The base of the rotary embedding that all readers of a GGUF file, and transformers for most classes, take."""
 
-_ROPE = ("rope_parameters", "rope_scaling")
-"""The rotary embedding in `config.json`: transformers 5 writes the first and reads both, version 4 has the second."""
+FP8 = "fp8"
+"""`quant_method` of transformers' fine-grained FP8."""
+
+TIE = "tie_word_embeddings"
+
+_ROPE = ("rope_scaling", "rope_parameters")
+"""The rotary embedding in `config.json`: version 4 of transformers has the first, 5 writes the second and reads both.
+
+If a file has both, the first is read: convert_rope_params_to_dict of https://github.com/huggingface/transformers.
+"""
 
 _SCALE_BY_DEFAULT = ("ministral3", "mistral4")
 _OF_DEFAULT_THETA = ("mistral", "ministral", "llama")
@@ -32,8 +39,90 @@ ATTENTION_FACTOR, SCALING_TYPE = "the attention factor", "the type of scaling"
 LLAMA_4_BETA, LLAMA_4_LENGTH = "the scaling of queries by position", "the length from which queries are scaled"
 
 
+class ModelFacts:
+    """The facts of a model's configuration, whichever version of transformers wrote it. No other module reads them.
+
+    A fact has the type that the file gives it. It is None if the key is missing.
+
+    Attributes:
+        config: The configuration: a `config.json`, or that of a model in memory.
+        text: The part that describes the text model: its `text_config`, or all of it.
+        layers: Number of decoder layers.
+        heads: Number of heads of queries.
+        kv_heads: Number of heads of keys and values.
+        vocabulary: Number of ids.
+        window: Number of tokens that a token sees.
+        layer_types: The kind of each layer's attention.
+        context: Number of positions.
+        ropes: The rotary embedding that transformers reads: its mapping, or one for each type of layers.
+        rope: The mapping, if it is one for all layers; else an empty one.
+        rope_key: The key of `rope`; empty if it is empty.
+        rope_theta: Base of the rotary embedding.
+        rope_type: Kind of its scaling.
+        quantization: How the weights are quantised; an empty object counts, and transformers does not load it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+        part = self.config.get("text_config")
+        self.text = text = part if isinstance(part, dict) else self.config
+        self.layers = text.get("num_hidden_layers")
+        self.heads = text.get("num_attention_heads")
+        self.kv_heads = text.get("num_key_value_heads", self.heads)
+        self.vocabulary = text.get("vocab_size", self.config.get("vocab_size"))
+        self.window = text.get("sliding_window")
+        self.layer_types = text.get("layer_types")
+        self.context = text.get("max_position_embeddings")
+        key = next((key for key in _ROPE if isinstance(text.get(key), dict) and text[key]), "")
+        rope: Mapping[str, Any] = text.get(key, {})
+        by_layers: list[Mapping[str, Any]] = [part for part in rope.values() if isinstance(part, dict)]
+        self.ropes = by_layers or [rope] * bool(rope)
+        self.rope, self.rope_key = ({}, "") if by_layers else (rope, key)
+        self.rope_theta = self.rope.get("rope_theta", text.get("rope_theta"))
+        self.rope_type = self.rope.get("rope_type") or self.rope.get("type")
+        self.quantization = self.config.get("quantization_config", text.get("quantization_config"))
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether the text model is a part of a model of text and images."""
+        return self.text is not self.config
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the configuration declares FP8 weights as transformers writes them; nothing is checked."""
+        return isinstance(self.quantization, dict) and self.quantization.get("quant_method") == FP8
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the configuration declares weights that are quantised in another way."""
+        return self.quantization is not None and not self.is_fp8
+
+    @property
+    def levels(self) -> Mapping[str, Mapping[str, Any]]:
+        """The whole, and the part of the text model if it is one, by what stands before a key."""
+        return {"": self.config} | ({"text_config.": self.text} if self.is_wrapped else {})
+
+    @property
+    def ties(self) -> Mapping[str, bool]:
+        """Each flag about tied embeddings, by its key, at the top and in `text_config`."""
+        flags = {f"{level}{TIE}": part.get(TIE) for level, part in self.levels.items()}
+        return {key: value for key, value in flags.items() if isinstance(value, bool)}
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the dtype of the weights: transformers 4 named the key `torch_dtype`."""
+        named = (part.get(key) for part in self.levels.values() for key in ("dtype", "torch_dtype"))
+        return next((dtype for dtype in named if isinstance(dtype, str)), None)
+
+    @property
+    def rope_values(self) -> Mapping[str, Any]:
+        """The values of the rotary embedding in one form, with its base, and its kind as `rope_type`."""
+        values = {"rope_theta": self.rope_theta, **self.rope, "rope_type": self.rope_type or "default", "type": None}
+        return {key: value for key, value in values.items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True)
-class ModelFact:
+class FactKeys:
     """A fact about a model's numbers, by its names in the three formats.
 
     Attributes:
@@ -52,40 +141,40 @@ class ModelFact:
 
 
 FACTS = (
-    ModelFact("the number of layers", "num_hidden_layers", "n_layers", "block_count"),
-    ModelFact("the longest context", "max_position_embeddings", "", "context_length"),
-    ModelFact("the width", "hidden_size", "dim", "embedding_length"),
-    ModelFact(_MLP, "intermediate_size", "hidden_dim", "feed_forward_length", of_latent=False),
-    ModelFact("the number of heads", "num_attention_heads", "n_heads", "attention.head_count"),
-    ModelFact(
+    FactKeys("the number of layers", "num_hidden_layers", "n_layers", "block_count"),
+    FactKeys("the longest context", "max_position_embeddings", "", "context_length"),
+    FactKeys("the width", "hidden_size", "dim", "embedding_length"),
+    FactKeys(_MLP, "intermediate_size", "hidden_dim", "feed_forward_length", of_latent=False),
+    FactKeys("the number of heads", "num_attention_heads", "n_heads", "attention.head_count"),
+    FactKeys(
         "the number of heads of keys", "num_key_value_heads", "n_kv_heads", "attention.head_count_kv", of_latent=False
     ),
-    ModelFact("the width of a head", "head_dim", "head_dim", "attention.key_length", of_latent=False),
-    ModelFact("the width of a head's values", "head_dim", "", "attention.value_length", of_latent=False),
-    ModelFact("the epsilon of norms", "rms_norm_eps", "norm_eps", "attention.layer_norm_rms_epsilon"),
-    ModelFact("the size of the vocabulary", "vocab_size", "vocab_size", "vocab_size"),
-    ModelFact(_WINDOW, "sliding_window", "sliding_window", "attention.sliding_window"),
-    ModelFact(_TIE, "tie_word_embeddings", "tied_embeddings"),
-    ModelFact(_BASE, "rope_theta", "rope_theta", "rope.freq_base"),
-    ModelFact(SCALING_TYPE, "rope.rope_type", "yarn", "rope.scaling.type"),
-    ModelFact("the factor of scaling", "rope.factor", "yarn.factor", "rope.scaling.factor"),
-    ModelFact(
+    FactKeys("the width of a head", "head_dim", "head_dim", "attention.key_length", of_latent=False),
+    FactKeys("the width of a head's values", "head_dim", "", "attention.value_length", of_latent=False),
+    FactKeys("the epsilon of norms", "rms_norm_eps", "norm_eps", "attention.layer_norm_rms_epsilon"),
+    FactKeys("the size of the vocabulary", "vocab_size", "vocab_size", "vocab_size"),
+    FactKeys(_WINDOW, "sliding_window", "sliding_window", "attention.sliding_window"),
+    FactKeys(_TIE, "tie_word_embeddings", "tied_embeddings"),
+    FactKeys(_BASE, "rope_theta", "rope_theta", "rope.freq_base"),
+    FactKeys(SCALING_TYPE, "rope.rope_type", "yarn", "rope.scaling.type"),
+    FactKeys("the factor of scaling", "rope.factor", "yarn.factor", "rope.scaling.factor"),
+    FactKeys(
         "the length before scaling",
         "rope.original_max_position_embeddings",
         "yarn.original_max_position_embeddings",
         "rope.scaling.original_context_length",
     ),
-    ModelFact("YaRN's fast bound", "rope.beta_fast", "yarn.beta", "rope.scaling.yarn_beta_fast"),
-    ModelFact("YaRN's slow bound", "rope.beta_slow", "yarn.alpha", "rope.scaling.yarn_beta_slow"),
-    ModelFact(
+    FactKeys("YaRN's fast bound", "rope.beta_fast", "yarn.beta", "rope.scaling.yarn_beta_fast"),
+    FactKeys("YaRN's slow bound", "rope.beta_slow", "yarn.alpha", "rope.scaling.yarn_beta_slow"),
+    FactKeys(
         ATTENTION_FACTOR,
         "rope.mscale_all_dim",
         "yarn.apply_scale",
         "rope.scaling.yarn_log_multiplier",
         of_latent=False,
     ),
-    ModelFact(LLAMA_4_BETA, "rope.llama_4_scaling_beta", "llama_4_scaling.beta", "attention.temperature_scale"),
-    ModelFact(
+    FactKeys(LLAMA_4_BETA, "rope.llama_4_scaling_beta", "llama_4_scaling.beta", "attention.temperature_scale"),
+    FactKeys(
         LLAMA_4_LENGTH,
         "rope.original_max_position_embeddings",
         "llama_4_scaling.original_max_position_embeddings",
@@ -144,15 +233,15 @@ StatedFacts = Mapping[str, Stated]
 
 def facts_of_config(config: Mapping[str, Any]) -> StatedFacts:
     """Return what `config.json` states, whichever version of transformers wrote it."""
-    text = {**config, **text_part(config)}
-    rope, spelling = rope_part(text)
-    kind, model_type = rope.get("rope_type") or rope.get("type"), text.get("model_type")
+    facts = ModelFacts(config)
+    text = {**config, **facts.text}
+    rope, spelling, kind, model_type = facts.rope, facts.rope_key, facts.rope_type, text.get("model_type")
     if kind is None and not any(text.get(key) for key in _ROPE) and model_type not in _SCALE_BY_DEFAULT:
         kind = "default"
     found = {}
     for fact in FACTS:
         head, _, name = fact.config.rpartition(".")
-        key = f"{spelling or _ROPE[0]}.{name}" if head else name
+        key = f"{spelling or _ROPE[1]}.{name}" if head else name
         value = rope.get(name) if head else text.get(name)
         if value is not None:
             found[fact.title] = Stated(value, key)
@@ -162,12 +251,11 @@ def facts_of_config(config: Mapping[str, Any]) -> StatedFacts:
         found[_BASE] = Stated(theta, f"{spelling}.rope_theta")
     elif _BASE not in found and model_type in _OF_DEFAULT_THETA:
         found[_BASE] = Stated(DEFAULT_THETA, "rope_theta", "missing")
-    flags = tie_flags(config)
     found.pop(_TIE, None)
-    if len(set(flags.values())) == 1:  # flags that differ are the fault that another rule reports
-        key, value = next(iter(flags.items()))
+    if len(set(facts.ties.values())) == 1:  # flags that differ are the fault that another rule reports
+        key, value = next(iter(facts.ties.items()))
         found[_TIE] = Stated(value, key)
-    key = f"{spelling}.{'rope_type' if 'rope_type' in rope else 'type'}" if spelling else _ROPE[0]
+    key = f"{spelling}.{'rope_type' if 'rope_type' in rope else 'type'}" if spelling else _ROPE[1]
     _put_scaling(found, kind, key, "" if spelling else "missing")
     if kind == "yarn" and (factor := _factor_of_rope(rope)) is not None:
         is_given = rope.get("attention_factor") is not None
@@ -180,26 +268,16 @@ def facts_of_config(config: Mapping[str, Any]) -> StatedFacts:
     return _without_latent(found, text.get("kv_lora_rank"))
 
 
-def rope_part(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Return the mapping of the rotary embedding that transformers 5 reads, and its key; an empty one without a key."""
-    # https://github.com/huggingface/transformers, convert_rope_params_to_dict: the older name goes first
-    for key in reversed(_ROPE):
-        # a mapping for each type of layers is of no class that is known here
-        if isinstance(part := text.get(key), dict) and part and not any(isinstance(one, dict) for one in part.values()):
-            return part, key
-    return {}, ""
-
-
 def spelling_conflicts(config: Mapping[str, Any]) -> Iterator[tuple[Stated, Stated]]:
     """Yield each value that `config.json` has in both spellings of the rotary embedding, with two different values."""
-    text = {**config, **text_part(config)}
-    new, old = (text.get(key) for key in _ROPE)
+    text = {**config, **ModelFacts(config).text}
+    old, new = (text.get(key) for key in _ROPE)
     if not isinstance(new, dict) or not isinstance(old, dict):
         return
     values = [{("rope_type" if key == "type" else key): value for key, value in part.items()} for part in (new, old)]
     for key in sorted(values[0].keys() & values[1].keys()):
         if not _is_alike(values[0][key], values[1][key]):
-            first, second = (Stated(part[key], f"{name}.{key}") for name, part in zip(_ROPE, values, strict=True))
+            first, second = (Stated(part[key], f"{name}.{key}") for name, part in zip(_ROPE[::-1], values, strict=True))
             yield first, second
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
 from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES, Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPECIAL_TOKENS,
@@ -62,7 +63,7 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
     saved.files.refuse_hazards()
     base.files.refuse_hazards()
     if rows is None:
-        rows = base.files.json("config.json").get("vocab_size")
+        rows = ModelFacts(base.files.json("config.json")).vocabulary
     stored = (*ends_agree(saved.files), *_stored_findings(saved, base))
     return Result((*stored, *_loaded_findings(saved, base, rows)))
 

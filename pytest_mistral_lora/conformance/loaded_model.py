@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import TIE, architecture_of, text_part
+from pytest_mistral_lora.checkpoint.architectures import architecture_of
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import place_of
+from pytest_mistral_lora.checkpoint.model_facts import TIE, ModelFacts
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles
 from pytest_mistral_lora.conformance.adapter.weights import tied_findings
 from pytest_mistral_lora.conformance.finding import Finding, Result
@@ -84,8 +85,7 @@ def as_stored(target: TrainerTarget) -> Result:
 def new_rows(target: TrainerTarget) -> Result:
     """Look for rows of the embeddings that are newer than the checkpoint, used by the batches, and not trained."""
     folder = place_of(getattr(target.model, "config", None))
-    stored = {} if folder is None else text_part(TokenizerFiles(folder).json(MODEL_CONFIG))
-    known = stored.get("vocab_size")
+    known = None if folder is None else ModelFacts(TokenizerFiles(folder).json(MODEL_CONFIG)).vocabulary
     used = sorted(token for token in target.ids if token >= (target.oracle.vocab_size if known is None else known))
     if not used:
         return Result()
@@ -144,7 +144,7 @@ def _size_findings(target: TrainerTarget, config: Mapping[str, Any]) -> Iterator
             shapes[f"{name}.weight"] = shape
         blocks |= {match[1] for match in (_BLOCK.search(name),) if match and "vision" not in name}
     found = [*own_findings(config, shapes, _CONFIG_PLACE)]
-    layers = text_part(config).get("num_hidden_layers")
+    layers = ModelFacts(config).layers
     if blocks and layers != len(blocks):
         expected = f"{len(blocks)}, the layers of the model"
         found.append(Finding("ML321", f"num_hidden_layers is {layers}", _CONFIG_PLACE, expected))
@@ -255,9 +255,7 @@ def _rope_findings(target: TrainerTarget) -> Iterator[Finding]:
         apart = (own - made).abs() > _APART * made
         if apart.any():
             at = int(apart.nonzero()[0])
-            theta = (getattr(config, "rope_parameters", None) or {}).get(
-                "rope_theta", getattr(config, "rope_theta", None)
-            )
+            theta = ModelFacts(config).rope_theta
             expected = f"{made[at]:.3g}, as model.config gives with rope_theta {theta:,}"
             yield Finding("ML328", f"frequency {at} of the rotary embedding is {own[at]:.3g}", MODEL_PLACE, expected)
             return

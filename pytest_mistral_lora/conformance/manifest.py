@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import existing_path, read_json
-from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.tokenizer_folder import in_folder, template_places
@@ -319,15 +318,15 @@ class ManifestChecks:
             yield Finding("ML710", "it answers otherwise than base and adapter", place, "equal answers")
 
     def _base_findings(self, data: Mapping[str, Any], base: BaseFolder) -> Iterator[Finding]:
-        config, place = text_part(base.config), Place.of(base.config_file)
+        facts, place = base.facts, Place.of(base.config_file)
         # a configuration that differs from training is another finding
         wrong = {field.name for field in self._fields if field.state == "mismatch"}
         if "sliding_window" in data.get("training", {}) and "base_config.sliding_window" not in wrong:
-            recorded, window = data["training"]["sliding_window"], config.get("sliding_window")
+            recorded, window = data["training"]["sliding_window"], facts.window
             if recorded != window:
                 expected = f"{recorded}, as {self.folder.manifest_file} says"
                 yield Finding("ML709", f"sliding_window is {window}", place, expected)
-        size, rows = data.get("tokenizer", {}).get("vocab_size"), config.get("vocab_size")
+        size, rows = data.get("tokenizer", {}).get("vocab_size"), facts.vocabulary
         if isinstance(size, int) and isinstance(rows, int) and size > rows and "base_config.vocab_size" not in wrong:
             found = f"vocab_size is {rows}, and the tokenizer has {size} ids"
             yield Finding("ML709", found, place, "at least as many embeddings as ids")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
@@ -199,7 +198,7 @@ def _refuse_unequal_rows(recipe: Recipe, base: BaseFolder) -> None:
             found = f"{recipe.training.max_length}, and the base has rope_type {rope['rope_type']}: a row of more than "
             found += f"{most} tokens changes the positions of the rows beside it"
             raise RecipeError(found, place=NOWHERE.within("training", "max_length"), expected=f"at most {most}")
-    if recipe.training.share_prefix and (dropout := text_part(base.config).get("attention_dropout")):
+    if recipe.training.share_prefix and (dropout := base.facts.text.get("attention_dropout")):
         found = f"true, and the base has attention_dropout {dropout}: rows would share its mask"
         raise RecipeError(found, place=NOWHERE.within("training", "share_prefix"), expected="false")
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights
@@ -101,7 +100,9 @@ def run_facts(
             "seed": recipe.training.seed,
             **({} if prepared.start is None else {"start": start_facts(prepared, prepared.start, log)}),
         },
-        "training": training_facts(recipe, base.config, state, resumed_from=resumed_from, memory_changes=memory_changes)
+        "training": training_facts(
+            recipe, base.facts.window, state, resumed_from=resumed_from, memory_changes=memory_changes
+        )
         | ({"dequantized": dequantized} if (dequantized := dequantization(recipe.training, base)) else {})
         | ({} if unquantized is None else {"unquantized": round(unquantized, 4)}),
         "recipe": recipe.as_written(),
@@ -153,13 +154,13 @@ def _dataset(recipe: Recipe, data: RunData, retention: RunData | None) -> dict[s
 
 
 def training_facts(
-    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, memory_changes: Sequence[str]
+    recipe: Recipe, window: int | None, state: Any, *, resumed_from: int | None, memory_changes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the manifest's `training`.
 
     Args:
         recipe: The recipe.
-        config: The base's `config.json`.
+        window: Number of tokens that a token of the base sees; None for all tokens.
         state: The Trainer's state at the end.
         resumed_from: Step of the checkpoint that the run resumed from, or None.
         memory_changes: The settings that were changed because memory ran out.
@@ -187,7 +188,7 @@ def training_facts(
         "device": "cuda" if on_gpu(training) else "cpu",
         "activation_checkpointing": training.activation_checkpointing,
         "kernels": training.kernels,
-        "sliding_window": text_part(config).get("sliding_window"),
+        "sliding_window": window,
         "memory_relief": list(memory_changes),
         "resumed_from_step": resumed_from,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.checkpoint.model_facts import (
+    ModelFacts,
     contradictions,
     facts_of_config,
     facts_of_gguf,
@@ -248,3 +249,50 @@ def test_two_spellings_conflict_only_in_the_values_that_differ() -> None:
     [(new, old)] = spelling_conflicts(config)
     assert (new.as_found, old.as_found) == ("rope_parameters.factor is 4", "rope_scaling.factor is 8")
     assert not list(spelling_conflicts({"rope_scaling": {"factor": 8.0}, "rope_parameters": None}))
+
+
+PLAIN = {"rope_theta": 1e6, "rope_type": "default"}
+YARN = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "key"),
+    [
+        ({"rope_theta": 1e6}, PLAIN, ""),
+        ({"rope_theta": 1e6, "rope_scaling": None}, PLAIN, ""),
+        ({"rope_parameters": PLAIN}, PLAIN, "rope_parameters"),
+        ({"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}}, YARN, "rope_scaling"),
+        ({"text_config": {"rope_parameters": YARN}}, YARN, "rope_parameters"),
+        ({"rope_scaling": YARN, "rope_parameters": PLAIN}, YARN, "rope_scaling"),
+    ],
+)
+def test_each_spelling_of_a_rotary_embedding_has_one_form(
+    config: dict[str, Any], values: dict[str, Any], key: str
+) -> None:
+    facts = ModelFacts(config)
+    assert (facts.rope_values, facts.rope_key) == (values, key)
+
+
+@pytest.mark.parametrize("rope", [{"rope_theta": 1e6, "rope_scaling": None}, {"rope_scaling": YARN}])
+def test_transformers_makes_the_same_rotary_embedding(rope: dict[str, Any]) -> None:
+    from transformers import MistralConfig
+
+    loaded = ModelFacts(MistralConfig(**SMALL["config"], **rope)).rope_values
+    assert {key: loaded[key] for key in ModelFacts(rope).rope_values} == ModelFacts(rope).rope_values
+
+
+def test_a_rotary_embedding_for_each_type_of_layers_is_no_single_one() -> None:
+    facts = ModelFacts({"rope_parameters": {"full_attention": PLAIN, "sliding_attention": YARN}})
+    assert facts.ropes == [PLAIN, YARN]
+    assert (facts.rope, facts.rope_key, facts.rope_type) == ({}, "", None)
+
+
+def test_a_wrapper_s_facts_are_those_of_its_text_model() -> None:
+    fp8 = {"quant_method": "fp8"}
+    text = {"vocab_size": 10, "num_attention_heads": 4, "torch_dtype": "float16", "tie_word_embeddings": True}
+    facts = ModelFacts({"vocab_size": 20, "quantization_config": fp8, "text_config": text})
+    assert (facts.is_wrapped, facts.vocabulary, facts.kv_heads, facts.dtype) == (True, 10, 4, "float16")
+    assert facts.ties == {"text_config.tie_word_embeddings": True}
+    assert facts.is_fp8
+    assert not facts.is_packed
+    assert ModelFacts({"quantization_config": {}}).is_packed

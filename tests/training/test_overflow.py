@@ -64,7 +64,7 @@ def test_a_step_that_overflows_is_skipped_counted_and_said(
     said = [record.getMessage() for record in caplog.records if record.name.startswith("pytest_mistral_lora")]
     assert [re.findall(r"\d+", line) for line in said] == [["2", "16", "1024"], ["4", "16", "512"]]
     assert all("overflowed in fp16" in line for line in said)
-    facts = training_facts(recipe, {}, trainer.state, resumed_from=None, memory_changes=[])
+    facts = training_facts(recipe, None, trainer.state, resumed_from=None, memory_changes=[])
     assert facts["skipped_steps"] == 2
     assert facts["steps"] == 6
 

@@ -225,13 +225,13 @@ def combined_facts(folder: AdapterFolder) -> tuple[tuple[str, str], ...]:
 
 def dropped_findings(folder: AdapterFolder, base: BaseFolder) -> Iterator[Finding]:
     """Yield a finding if the base is a model with images, and the tensors have the names of a text model."""
-    config = base.config
+    is_wrapped = base.facts.is_wrapped
     try:
         tensors = folder.tensors
     except InputError:
         return
     names = [name for name in sorted(tensors) if _TEXT_ALONE.match(name)]
-    if names and isinstance(config.get("text_config"), dict):
+    if names and is_wrapped:
         found = f"{names[0]}{and_more(1, len(names))}: the layers of {base} are below language_model"
         right = names[0].replace("base_model.model.model.", "base_model.model.").replace(
             "base_model.model.", "base_model.model.model.language_model."

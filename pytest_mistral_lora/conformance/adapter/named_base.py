@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, text_part
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, short_json
@@ -65,8 +65,7 @@ def _compared(named: BaseFolder, base: BaseFolder, place: Place) -> Iterator[Fin
 def _by_name(name: str, base: BaseFolder, place: Place) -> Iterator[Finding]:
     last = re.split(r"[/\\]", name.lower().rstrip("/\\"))[-1]
     try:
-        text = text_part(base.config)
-        kind, size = str(text.get("model_type")), base.vocab_size
+        kind, size = str(base.facts.text.get("model_type")), base.vocab_size
     except MistralLoraError:
         return  # other checks report a base that cannot be read
     types = {model.model_type for model in TEXT_MODELS.values() if re.search(model.named, last)}

@@ -15,7 +15,6 @@ from pytest_mistral_lora.chat.reading import in_utf8
 from pytest_mistral_lora.checkpoint.architectures import EMBEDDINGS
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import LibraryError, MemoryShortageError, PinError, and_more, one_line
@@ -167,11 +166,10 @@ def reason_not_to_load(base: BaseFolder) -> str:
     import psutil
 
     try:
-        config = base.config
-        if declared_quantization(config) and not is_fp8(config):
+        if base.facts.is_packed:
             return f"{base} is quantised: give the base in full precision"
         # as float32; most bases have two bytes a number
-        size = (4 if is_fp8(config) else 2) * sum(file.stat().st_size for file in weight_files(base.path))
+        size = (4 if base.facts.is_fp8 else 2) * sum(file.stat().st_size for file in weight_files(base.path))
     except PinError as error:
         return str(error)
     free = int(psutil.virtual_memory().available)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.diff import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.read_back import OPENING
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles
 from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
@@ -256,18 +257,13 @@ class PositionScaling:
             return PLAIN_ROPE
         if fault := files.fault_of(MODEL_CONFIG):
             return cls(f"plain RoPE is assumed: {MODEL_CONFIG} cannot be read: {fault.found}")
-        data, source = files.json(MODEL_CONFIG), str(files.place(MODEL_CONFIG))
-        config = data.get("text_config", data)
-        config = config if isinstance(config, Mapping) else {}
-        model = TEXT_MODELS.get(str(config.get("model_type")))
+        facts, source = ModelFacts(files.json(MODEL_CONFIG)), str(files.place(MODEL_CONFIG))
+        model = TEXT_MODELS.get(str(facts.text.get("model_type")))
         default = model.scales_from if model is not None else 0
-        given = next((config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)), None)
-        if given is None and default:
+        if not facts.ropes and default:
             return cls(source, "llama_4_scaling_beta", default)
-        # one for all layers, or one for each type of layer
-        given = given if isinstance(given, Mapping) else {}
-        for rope in (given, *(part for part in given.values() if isinstance(part, Mapping))):
-            limit = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        for rope in facts.ropes:
+            limit = rope.get("original_max_position_embeddings") or facts.context
             limit = limit if type(limit) is int and limit > 0 else default or 1
             if rope.get("llama_4_scaling_beta"):
                 return cls(source, "llama_4_scaling_beta", limit)

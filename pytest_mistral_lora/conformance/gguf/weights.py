@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.model_facts import (
     contradictions,
@@ -247,9 +246,8 @@ def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]
 
 def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: AdapterFolder) -> Iterator[Finding]:
     if name.endswith(".lora_b") and (".attn_q." in name or ".attn_k." in name):
-        config = text_part(folder.located_base.require(folder.path).config)
-        heads = config.get("num_attention_heads")
-        want = interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
+        facts = folder.located_base.require(folder.path).facts
+        want = interleaved(want, facts.kv_heads if ".attn_k." in name else facts.heads, name)
     if file.tensors[name].shape != want.shape:
         yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", Place.of(file.path), str(want.shape))
         return

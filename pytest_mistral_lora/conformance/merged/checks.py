@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
-from pytest_mistral_lora.checkpoint.model_facts import read_params
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts, read_params
 from pytest_mistral_lora.checkpoint.tokenizer_folder import PARAMS
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
@@ -123,8 +122,7 @@ class MergedChecks:
                 return base.missing
             if base.folder.path.resolve() == self.folder.path.resolve():
                 return "the base is this folder itself: give the base before merging"
-            config = base.folder.config
-            if declared_quantization(config) and not is_fp8(config):
+            if base.folder.facts.is_packed:
                 return f"the base {base.folder} is quantised: give the one in full precision"
             return base.folder.weights
         except MistralLoraError as error:
@@ -146,8 +144,7 @@ class MergedChecks:
     def vocabulary(self) -> int | None:
         """`vocab_size` of the configuration: with more rows than the base's, the vocabulary was resized."""
         try:
-            part = self._config.get("text_config")
-            size = (part if isinstance(part, dict) else self._config).get("vocab_size")
+            size = ModelFacts(self._config).vocabulary
         except InputError:
             return None
         return size if isinstance(size, int) else None
@@ -202,7 +199,7 @@ class MergedChecks:
                 found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
                 findings.append(Finding("ML418", found, Place.of(file), "full weights and no adapter"))
         try:
-            if declared_quantization(self._config) is not None:
+            if ModelFacts(self._config).quantization is not None:
                 found, place = "the merged weights are quantised", Place.of(path / "config.json")
                 findings.append(Finding("ML421", found, place, "full precision"))
             findings += structure.index_findings(path, self._weights)

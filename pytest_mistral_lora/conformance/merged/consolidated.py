@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.checkpoint.weights import Weights, interleaved
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError
@@ -48,9 +48,8 @@ def consolidated_findings(
         InputError: If no tensor can be compared, or a tensor cannot be read.
     """
     names = {_plain(name): name for name in merged}
-    text = text_part(config)
-    heads = text.get("num_attention_heads")
-    by_part = {"attention.wq": heads, "attention.wk": text.get("num_key_value_heads", heads)}
+    facts = ModelFacts(config)
+    by_part = {"attention.wq": facts.heads, "attention.wk": facts.kv_heads}
     compared = 0
     for name in stored:
         match = _LAYER.fullmatch(name)

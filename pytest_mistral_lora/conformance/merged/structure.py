@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import TIE, spelled_name, text_part, tie_flags
+from pytest_mistral_lora.checkpoint.architectures import spelled_name
+from pytest_mistral_lora.checkpoint.model_facts import DEFAULT_THETA, TIE, ModelFacts
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.places import Place
@@ -78,19 +79,19 @@ def difference_findings(
     """
     names = []
     for config in (merged, base):
-        classes, text = config.get("architectures"), text_part(config)
+        classes = config.get("architectures")
         name = str(classes[0]) if isinstance(classes, list) and classes else str(config.get("model_type"))
         # AutoModel loads a Mistral configuration with layer_types as Ministral, and saves it under that name
-        is_renamed = name == "MistralForCausalLM" and text.get("layer_types")
+        is_renamed = name == "MistralForCausalLM" and ModelFacts(config).layer_types
         names.append("MinistralForCausalLM" if is_renamed else name)
     if names[0] != names[1]:
         yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as {source}")
     values = [_numbers(config) for config in (merged, base)]
-    if not any(text_part(config).get("layer_types") for config in (merged, base)):
+    if not any(ModelFacts(config).layer_types for config in (merged, base)):
         for numbers in values:
             del numbers["layer_types"]  # both follow from sliding_window, which is compared
-    text = text_part(merged)
-    own = {*merged, *text, *_rope_parts(text)}
+    facts = ModelFacts(merged)
+    own = {*merged, *facts.text, *facts.rope}
     for key in sorted(values[0].keys() | values[1].keys()):
         found, expected = (numbers.get(key, _MISSING) for numbers in values)
         # a key that only the merged model has, and that transformers does not know, is a tool's note
@@ -127,7 +128,7 @@ def _ends(folder: Path) -> list[Any]:
         InputError: If a file cannot be read.
     """
     files = [file for file in (folder / _GENERATION, folder / "config.json") if file.exists()]
-    configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
+    configs = [ModelFacts(data).text for data in map(read_json, files) if isinstance(data, dict)]
     given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
     return sorted(given, key=str) if isinstance(given, list) else [given]
 
@@ -177,56 +178,35 @@ def _defaults(model_type: Any) -> dict[str, Any]:
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that affect a model's computation, in one form for all versions of transformers."""
-    text = text_part(config)
-    defaults = _defaults(text.get("model_type"))
+    facts = ModelFacts(config)
+    text, defaults = facts.text, _defaults(facts.text.get("model_type"))
     # transformers reads no other keys of a class that it knows: they are a tool's notes
     given = {key: value for key, value in text.items() if key not in _FREE and (key in defaults or not defaults)}
     values = {key: value for key, value in defaults.items() if key not in _FREE} | given
-    heads = values.get("num_attention_heads")
+    heads, window, layers = (values.get(key) for key in ("num_attention_heads", "sliding_window", "num_hidden_layers"))
     if isinstance(heads, int) and heads and isinstance(values.get("hidden_size"), int):
         values["head_dim"] = text.get("head_dim") or values["hidden_size"] // heads
     if values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = heads
-    window = values.get("sliding_window")
-    layers = values.get("num_hidden_layers")
-    kinds = text.get("layer_types") or ["sliding_attention" if window else "full_attention"] * (
+    kinds = facts.layer_types or ["sliding_attention" if window else "full_attention"] * (
         layers if isinstance(layers, int) and 0 <= layers < 10_000 else 0
     )
     values["layer_types"] = kinds
     # with these, a server may make biases that the file lacks, even for a class that ignores them in transformers
     for key in ("attention_bias", "mlp_bias"):
         values.setdefault(key, bool(text.get(key)))
-    values |= _rope(text, defaults)
+    rope = dict(facts.rope_values)
+    values["rope_theta"] = rope.pop("rope_theta", None) or ModelFacts(defaults).rope_theta or DEFAULT_THETA
+    values |= {f"rope.{key.removeprefix('rope_')}": value for key, value in rope.items()}
     for key in ("bos_token_id", "eos_token_id"):
         ids = text.get(key, config.get(key))
         if ids is not None:
             values[key] = sorted(ids, key=str) if isinstance(ids, list) else [ids]
-    if text is not config:
+    if facts.is_wrapped:
         # the wrapper's own numbers, such as the layer to read from the vision tower
         plain = (pair for pair in config.items() if pair[1] is not None and not isinstance(pair[1], dict | list))
         values |= {f"top.{key}": value for key, value in plain if key not in _FREE}
     return {key: value for key, value in values.items() if not key.startswith("_")}
-
-
-def _rope_parts(text: Mapping[str, Any]) -> dict[str, Any]:
-    parts: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        part = text.get(key)
-        parts |= part if isinstance(part, dict) else {}
-    return parts
-
-
-def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return RoPE's values: transformers 4 has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`."""
-    parts = _rope_parts(text)
-    kind = parts.pop("rope_type", None) or parts.pop("type", None) or "default"
-    parts.pop("type", None)
-    inherited = defaults.get("rope_parameters")
-    theta = parts.pop("rope_theta", None) or text.get("rope_theta")
-    if theta is None:
-        theta = defaults.get("rope_theta") or (inherited or {}).get("rope_theta") or 10_000.0
-    named = {f"rope.{name}": value for name, value in parts.items() if value is not None}
-    return {"rope_theta": theta, "rope.type": kind, **named}
 
 
 def own_findings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: Place) -> Iterator[Finding]:
@@ -237,14 +217,13 @@ def own_findings(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         shapes: The shape of each tensor of the model, by name.
         place: The file.
     """
-    text = text_part(config)
-    rope = text.get("rope_parameters")
-    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
-    if None not in (theta, text.get("rope_theta")) and theta != text["rope_theta"]:
-        yield Finding("ML435", f"rope_theta is {text['rope_theta']!r}", place, f"{theta!r}, as in rope_parameters")
+    facts = ModelFacts(config)
+    theta = facts.text.get("rope_theta")
+    if theta is not None and theta != facts.rope_theta:
+        yield Finding("ML435", f"rope_theta is {theta!r}", place, f"{facts.rope_theta!r}, as in {facts.rope_key}")
     values = _numbers(config)
     sizes = {key: value for key in (*HEADS, "head_dim") if isinstance(value := values.get(key), int)}
-    sizes |= {"vocab_size": text["vocab_size"]} if isinstance(text.get("vocab_size"), int) else {}
+    sizes |= {"vocab_size": facts.vocabulary} if isinstance(facts.vocabulary, int) else {}
     heads, pairs, width = (sizes.get(key, 0) for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     # rows of each matrix, as transformers builds it
     rows = {
@@ -273,7 +252,7 @@ def tie_findings(config: Mapping[str, Any], merged: Weights, place: Place) -> It
 
     heads = [name for name in merged if name.endswith("lm_head.weight")]
     embeddings = [name for name in merged if name.endswith("embed_tokens.weight")]
-    given = tie_flags(config)
+    given = ModelFacts(config).ties
     if not embeddings:
         return
     if not heads:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, TextModel, architecture_of, is_known, text_part
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, TextModel, architecture_of, is_known
 from pytest_mistral_lora.checkpoint.model_facts import (
+    ModelFacts,
     contradictions,
     facts_of_config,
     facts_of_params,
-    rope_part,
     shown,
     spelling_conflicts,
 )
@@ -77,18 +77,16 @@ def _ignored_keys(config: Mapping[str, Any], place: Place) -> Iterator[Finding]:
 
 def _changing_keys(config: Mapping[str, Any], text: TextModel) -> Iterator[tuple[str, tuple[Any, str, str]]]:
     """Yield each key whose value changes a logit: its value, its place, and the name that a class reads it by."""
-    values = text_part(config)
-    level = "" if values is config else "text_config."
-    rope, spelling = rope_part(values)
-    beta, top = rope.get("llama_4_scaling_beta"), values.get("llama_4_scaling")
+    facts = ModelFacts(config)
+    level = [*facts.levels][-1]
+    beta, top = facts.rope.get("llama_4_scaling_beta"), facts.text.get("llama_4_scaling")
     if beta:
-        yield "llama_4_scaling_beta", (beta, f"{level}{spelling}.llama_4_scaling_beta", "llama_4_scaling_beta")
+        yield "llama_4_scaling_beta", (beta, f"{level}{facts.rope_key}.llama_4_scaling_beta", "llama_4_scaling_beta")
     elif isinstance(top, Mapping) and top.get("beta"):
         yield "llama_4_scaling", (top["beta"], f"{level}llama_4_scaling.beta", "llama_4_scaling_beta")
-    window, longest = values.get("sliding_window"), values.get("max_position_embeddings")
-    if type(window) is int and (type(longest) is not int or window < longest):
+    window, kinds = facts.window, facts.layer_types
+    if type(window) is int and (type(facts.context) is not int or window < facts.context):
         yield "sliding_window", (window, f"{level}sliding_window", "sliding_window")
-    kinds = values.get("layer_types")
     plain = "full_attention" if window is None else "sliding_attention"
     # for a class that has windows: the types of another class mean other things
     if text.has_window and isinstance(kinds, list) and any(kind != plain for kind in kinds):

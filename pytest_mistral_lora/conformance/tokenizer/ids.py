@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from pytest_mistral_lora.chat.diff import TokenDiff, equal_beginning
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.checkpoint.quick_conversion import quick_conversion
 from pytest_mistral_lora.checkpoint.recognition import PROBES, as_bytes, probe_differences
 from pytest_mistral_lora.checkpoint.shared_conversion import original_of
@@ -344,18 +345,18 @@ def model_config(target: Target) -> Iterator[Finding]:
     files = target.tokenizer.files
     for name in (MODEL_CONFIG, GENERATION_CONFIG):
         config = files.json(name)
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
-                yield from _named_ids(target, part, files.place(name))
+        for part in ModelFacts(config).levels.values():
+            yield from _named_ids(target, part, files.place(name))
     if GENERATION_CONFIG in files.names and GENERATION_CONFIG not in files.faults:
         place = files.place(GENERATION_CONFIG)
         yield from generation_findings(files.json(GENERATION_CONFIG), end_ids(target), place)
     yield from _embedding_findings(target)
 
 
-def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator[Finding]:
+def _named_ids(target: Target, config: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     oracle, eos = oracle_of(target), eos_ids(target)
-    known, rows = oracle.vocab_size if oracle else len(target.tokenizer.fast), _declared_rows(target)
+    rows = ModelFacts(target.tokenizer.files.json(MODEL_CONFIG)).vocabulary
+    known = oracle.vocab_size if oracle else len(target.tokenizer.fast)
     # a pad may be added, if the embeddings have a row for it
     sizes = {"bos": known, "eos": known, "pad": rows if isinstance(rows, int) else known}
     given: dict[str, list[Any]] = {}
@@ -391,16 +392,10 @@ def _named_ids(target: Target, config: dict[str, Any], place: Place) -> Iterator
         yield Finding("ML217", f"bos_token_id {given['bos'][0]} is not BOS", place, str(bos), effect_of=cause)
 
 
-def _declared_rows(target: Target) -> Any:
-    """Return the `vocab_size` of the model's configuration, which may have any type; None if it has none."""
-    config = target.tokenizer.files.json(MODEL_CONFIG)
-    part = config.get("text_config")
-    return (part if isinstance(part, dict) else config).get("vocab_size", config.get("vocab_size"))
-
-
 def _embedding_findings(target: Target) -> Iterator[Finding]:
     """Compare the vocabulary with `vocab_size`, and `vocab_size` with the rows of the embeddings."""
-    files, declared = target.tokenizer.files, _declared_rows(target)
+    files = target.tokenizer.files
+    declared = ModelFacts(files.json(MODEL_CONFIG)).vocabulary
     rows: dict[str, int] = {}
     for weights in files.weights:
         try:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.run_laws import refusal_text
@@ -39,8 +39,9 @@ def _changed_base(harness: TrainerHarness, name: str, *, text: Mapping[str, Any]
     folder = harness.scratch / name
     folder.mkdir(exist_ok=True)
     data = json.loads((harness.base / "config.json").read_text(encoding="utf-8"))
-    part = {**text_part(data), **(text or {})}
-    changed = {**(part if text_part(data) is data else {**data, "text_config": part}), **config}
+    facts = ModelFacts(data)
+    part = {**facts.text, **(text or {})}
+    changed = {**({**data, "text_config": part} if facts.is_wrapped else part), **config}
     (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8")
     return folder
 
@@ -188,7 +189,7 @@ def measure_window(harness: TrainerHarness) -> Figures:
         return {"not measured": f"{base.architecture.title} has no sliding window"}
     folders = {"as it is": base}
     # layers that require a window have one: a window that no row fills has no effect
-    wide = _WIDE if text_part(base.config).get("layer_types") else None
+    wide = _WIDE if base.facts.layer_types else None
     for name, tokens in ((str(_WINDOW), _WINDOW), ("none", wide)):
         folder = _changed_base(harness, f"window-{tokens}", text={"sliding_window": tokens})
         os.link(harness.base / "model.safetensors", folder / "model.safetensors")
@@ -199,7 +200,7 @@ def measure_window(harness: TrainerHarness) -> Figures:
         narrow, wide = (models[name](input_ids=ids).logits[0] for name in (str(_WINDOW), "none"))
     # position i sees positions i - 3 to i: the first four logits do not depend on the window, the later ones must
     apart = (narrow - wide).abs().amax(dim=-1)
-    configured = {name: text_part(folder.config).get("sliding_window") for name, folder in folders.items()}
+    configured = {name: folder.facts.window for name, folder in folders.items()}
     return {
         "windows": {
             name: [tokens, models[name].config.get_text_config().sliding_window] for name, tokens in configured.items()

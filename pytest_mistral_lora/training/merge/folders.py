@@ -17,9 +17,9 @@ import torch
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN, oracle_file
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import TIE
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, declared_quantization, is_fp8, without_quantization
+from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, without_quantization
+from pytest_mistral_lora.checkpoint.model_facts import TIE, ModelFacts
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL, TOKENIZER_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, convert
@@ -86,8 +86,8 @@ def refuse_quantized(base: BaseFolder) -> None:
     Raises:
         InputError: With the method of quantisation.
     """
-    quantization = declared_quantization(base.config)
-    if quantization and not is_fp8(base.config):
+    quantization = base.facts.quantization
+    if base.facts.is_packed:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"the base is quantised ({method}): an adapter cannot be added to packed weights",
@@ -145,7 +145,7 @@ def merge_dtype(base: BaseFolder, weights: Weights, dtype: str) -> str:
     found = {_DTYPE_NAMES[info.dtype] for info in weights.infos.values()}
     if len(found) == 1:
         return found.pop()
-    named = str(base.config.get("dtype") or base.config.get("torch_dtype"))
+    named = base.facts.dtype
     if named not in found:
         raise InputError(
             f"the base's weights are in {' and '.join(sorted(found))}",
@@ -201,14 +201,13 @@ def write_companions(folder: Path, weights: Weights, spec: ModelSpec, dtype: str
 def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Return a configuration whose flags about tied embeddings are true to the weights, at every level."""
     # a server may drop the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
-    key, text = TIE, config.get("text_config")
+    facts = ModelFacts(config)
     heads = [name for name in weights if name.endswith("lm_head.weight")]
     embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
-    declares_tie = any(part.get(key) for part in (config, text if isinstance(text, dict) else {}))
     equal = bool(heads and embeddings) and torch.equal(weights[heads[0]], weights[embeddings[0]])
-    tied = not heads or (declares_tie and equal)
-    nested = {"text_config": {**text, key: tied}} if isinstance(text, dict) else {}
-    return {**config, **nested, key: tied}
+    tied = not heads or (any(facts.ties.values()) and equal)
+    nested = {"text_config": {**facts.text, TIE: tied}} if facts.is_wrapped else {}
+    return {**config, **nested, TIE: tied}
 
 
 def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:

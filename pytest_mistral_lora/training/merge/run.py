@@ -13,7 +13,6 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
-from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.errors import InputError, counted, one_line
@@ -119,7 +118,7 @@ def merge(
     spec = merge_source(adapter, named, device=device)
     _check_output(output, adapter, spec.base.path)  # again: the base is known now
     # FP8 weights are dequantised wherever they are read: there is more to do only if training rounded them to 4 bits
-    dequantize = dequantize and (spec.quantization is not None or not is_fp8(spec.base.config))
+    dequantize = dequantize and (spec.quantization is not None or not spec.base.facts.is_fp8)
     with (
         sole_writer(output),
         explain_disk_errors(output, _MAKE_ROOM),
@@ -175,7 +174,7 @@ def dequantized(spec: ModelSpec, output: Path, *, wanted: bool) -> Iterator[Base
     temporary = unfinished_path(output)
     temporary.mkdir()
     try:
-        packed = declared_quantization(base.config) is not None and not is_fp8(base.config)
+        packed = base.facts.is_packed
         if not packed and spec.quantization is None:
             raise InputError(
                 "neither the base nor its training was quantised: its weights are full ones",

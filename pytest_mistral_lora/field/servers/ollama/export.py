@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.field.servers.llamacpp.export import LlamaCppExport
@@ -38,7 +37,7 @@ class OllamaExport(LlamaCppExport):
         made = super().write(served, folder)
         lines = ["FROM ./model.gguf", *(["ADAPTER ./adapter.gguf"] if served.has_adapter else [])]
         # Ollama's own penalty of repetition is 1.1, which changes greedy answers, and its own context is short
-        longest = text_part(BaseFolder(served.base).config).get("max_position_embeddings")
+        longest = BaseFolder(served.base).facts.context
         context = min(longest, _MOST_CONTEXT) if type(longest) is int and longest > 0 else _MOST_CONTEXT
         lost = [_NO_THOUGHTS] if served.oracle.facts.thinking and "[THINK]" in served.oracle.control_ids else []
         lines += [f"# {remark}" for remark in lost]
