@@ -176,7 +176,7 @@ def assert_encoded_rows_sound(
         rules: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML584).
+        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML583).
         InputError: If the file is missing, the objective is wrong for the tokenizer, or the rows or the tokenizer have
             another type; RowsError if lines cannot be read as encoded rows.
         TokenizerError: If the tokenizer cannot be loaded, or no Mistral tokenizer applies.

@@ -28,6 +28,7 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import require_writable
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.row_source import RowSource
     from pytest_mistral_lora.chat.token_rows import TokenRow
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
@@ -152,6 +153,7 @@ def judge(
     rules: str | None = None,
     fail_on: str | None = None,
     write_xfails: AnyPath | None = None,
+    rows: Any = None,
 ) -> Verdict:
     """Judge artifacts, as `mistral-lora check` does, in this process.
 
@@ -178,10 +180,13 @@ def judge(
         fail_on: What makes the verdict not ok beside errors: `note`, `not-checked`, or both, joined by a comma; None
             for errors alone.
         write_xfails: A new file for the list of all findings, to be filled in and given as `xfails`.
+        rows: Rows in memory, in place of paths: a list of mappings or a `datasets.Dataset`, in any form that a file may
+            have: messages, pairs, another format, or `input_ids` and `labels`. The place of a finding is `rows[N]`,
+            counted from 0.
 
     Raises:
-        InputError: If a path is missing or is not recognised, an argument has another type, an option does not apply to
-            any path, a file of known deviations cannot be read, or the version of the rules is not recorded.
+        InputError: If a path is missing or is not recognised, paths and `rows` are given, an argument has another type,
+            an option does not apply to any path, a file of known deviations cannot be read, or the version of the rules is not recorded.
         TokenizerError: If the oracle is unknown, or no Mistral tokenizer applies to a tokenizer in memory.
         PinError: If the files of a tokenizer at the Hub are not available.
 
@@ -195,6 +200,7 @@ def judge(
 
     declared, given = _oracle_name(oracle), [*_one_by_one(paths)]
     base = None if base is None else path_of(base, "the folder of a checkpoint", place=Place.of("base="))
+    held = None if rows is None else _rows_in_memory(rows, given, tokenizer)
     named = [_judged_path(path) for path in given if not is_tokenizer(path)]
     loaded = [path for path in given if is_tokenizer(path)]
     if template is not None:
@@ -214,6 +220,7 @@ def judge(
         oracle=declared,
         objective=Declaration.given(objective),
         train=train,
+        held=held,
         option="{}=".format,
     )
     if type(examples) is not int or examples < 1:
@@ -234,9 +241,27 @@ def judge(
     )
     with opened_session(plan.targets, options) as session:
         shown = [type(path).__name__ if is_tokenizer(path) else repr(str(path)) for path in given]
-        verdict = verdict_of(session, f"judge({', '.join(shown)})")
+        verdict = verdict_of(session, f"judge({', '.join(shown) if held is None else 'rows=rows'})")
         session.write_xfails()
         return verdict
+
+
+def _rows_in_memory(rows: Any, paths: Sequence[Any], tokenizer: Any) -> RowSource:
+    """Return the argument `rows` of `judge` as records that can be read twice.
+
+    Raises:
+        InputError: If paths are given, too, no tokenizer is, or the rows have another type.
+    """
+    if paths:
+        expected = "either: judge(rows=rows, tokenizer=...)"
+        raise InputError("paths and rows in memory together", place="judge()", expected=expected)
+    if isinstance(rows, str | Path):
+        expected = f"rows in memory; a file is judged by its path: judge({str(rows)!r}, tokenizer=...)"
+        raise InputError(repr(str(rows)), place="rows=", expected=expected)
+    if tokenizer is None:
+        expected = 'the tokenizer that encodes them, such as tokenizer="spm-v3"'
+        raise InputError("rows in memory, and no tokenizer is given", place="judge()", expected=expected)
+    return rows_source(list(rows) if isinstance(rows, Iterator) else rows)
 
 
 def _one_by_one(paths: Sequence[Any]) -> Iterator[Any]:
@@ -259,7 +284,7 @@ def _judged_path(path: Any) -> Path:
             f"no path{in_brackets(path)}: {type(path).__name__}",
             place="judge()",
             expected="paths, names of shipped tokenizers, or tokenizers in memory",
-            next_step="For rows with input_ids and labels in memory: audit(rows, tokenizer=...).",
+            next_step="For rows in memory: judge(rows=rows, tokenizer=...).",
         )
     return path_of(path, "something to judge")
 
@@ -374,6 +399,7 @@ def plan_check(
     oracle: str | None,
     objective: Declaration | None = None,
     train: bool | None,
+    held: RowSource | None = None,
     option: Callable[[str], str],
 ) -> CheckPlan:
     """Return the targets of some paths, as the options of `check` declare them.
@@ -387,6 +413,7 @@ def plan_check(
         oracle: The declared oracle, or None.
         objective: The declared objective of rows and encoded rows, or None.
         train: Whether a tiny model is trained; None to train only if no path is given.
+        held: Rows in memory, or None.
         option: Spells the name of an option as the caller's user does.
 
     Raises:
@@ -404,6 +431,8 @@ def plan_check(
         tokenizer, oracle = present_tokenizer(tokenizer, oracle)
     found = tuple(recognised(path, base, kind) for path in paths)
     kinds = {path.kind for path in found}
+    if held is not None:
+        kinds.add("rows")
     if tokenizer is not None and not kinds & {"rows", "encoded", "gguf"}:
         text = f"{option('tokenizer')} is for rows and GGUF files, and no path is one"
         raise InputError(text, expected="a tokenizer to check as a path")
@@ -416,9 +445,9 @@ def plan_check(
         raise InputError(text, expected="a folder with adapter_model.safetensors, or with a merged model.safetensors")
     return CheckPlan(
         paths=found,
-        targets=targets_of(found, base, oracle, tokenizer, loaded, objective),
+        targets=targets_of(found, base, oracle, tokenizer, loaded, objective, held),
         # the embedded default has the tiny train, like the plugin's; for a user's own tokenizers it takes minutes
-        train=not paths and not loaded if train is None else train,
+        train=not paths and not loaded and held is None if train is None else train,
     )
 
 

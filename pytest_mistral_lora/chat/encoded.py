@@ -197,6 +197,17 @@ def encoded_text(encoded: EncodedRow, piece: Callable[[int], str]) -> str:
     return "\n".join([*lines, f"  {trained}"])
 
 
+def why_without_loss(row: Row) -> str:
+    """Return why no token of a row is trained on, though its encoding is whole."""
+    reason = "every assistant message has weight 0"
+    if not row.objective.is_default:
+        reason = f"the objective is {row.objective}"
+    elif any(row.trained_weights()):
+        # v2 leaves out tool calls before the last user message, and the blocks of a template may be empty
+        reason = "the encoding has no token of an answer of weight 1"
+    return f"no token is trained on: {reason}"
+
+
 Truncation = Literal["error", "drop", "right"]
 Unsupervised = Literal["error", "drop", "warn"]
 PolicyFault = Literal["no-labels", "nothing-supervised", "too-long"]
@@ -247,14 +258,9 @@ class Policy:
                 ),
             )
         elif self.unsupervised == "error" and not dropped_as_long and not self._shortened(encoded).supervised_tokens:
-            found = "no token is trained on: every assistant message has weight 0"
-            if encoded.supervised_tokens:
-                found = f"no token is trained on in the first {self.max_length} of {length}"
-            elif not row.objective.is_default:
-                found = f"no token is trained on: the objective is {row.objective}"
-            elif any(row.trained_weights()):
-                # v2 leaves out tool calls before the last user message, and the blocks of a template may be empty
-                found = "no token is trained on: the encoding has no token of an answer of weight 1"
+            found = f"no token is trained on in the first {self.max_length} of {length}"
+            if not encoded.supervised_tokens:
+                found = why_without_loss(row)
             yield "nothing-supervised", RowError(found, place=row.place)
         if self.truncation == "error" and length > self.max_length:
             limit = f"at most training.max_length = {self.max_length}: a cut row would not teach the model to stop"

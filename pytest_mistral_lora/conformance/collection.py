@@ -42,6 +42,7 @@ from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.records.asking_limits import AskingLimits
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.row_source import RowSource
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.kept_results import KeptResults
@@ -55,6 +56,7 @@ def targets_of(
     tokenizer: Path | CheckpointTokenizer | None = None,
     loaded: Sequence[CheckpointTokenizer] = (),
     objective: Declaration | None = None,
+    held: RowSource | None = None,
 ) -> list[Target]:
     """Return a target for each path; with no path, the embedded default.
 
@@ -66,11 +68,12 @@ def targets_of(
             the paths.
         loaded: Tokenizers to judge that are not paths.
         objective: The declared objective of rows and encoded rows, or None.
+        held: Rows in memory, or None.
 
     Raises:
         InputError: If there are rows but no tokenizer for them, or `require_objectives` refuses the objective.
     """
-    if not paths and not loaded:
+    if not paths and not loaded and held is None:
         return embedded_targets()
     by_kind = {kind: [recognised.path for recognised in paths if recognised.kind == kind] for kind in KINDS}
     rows = [*by_kind["rows"], *by_kind["encoded"]]
@@ -95,6 +98,7 @@ def targets_of(
         base=base,
         oracle=oracle,
         objective=objective,
+        held=held,
     )
     targets = named.targets()
     require_objectives(targets)
@@ -191,6 +195,7 @@ class NamedPaths:
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
         objective: The declared objective of rows, encoded rows and runners, or None.
+        held: Rows in memory, or None; they are judged with the first tokenizer or recipe.
     """
 
     tokenizers: Sequence[Path | CheckpointTokenizer] = ()
@@ -210,6 +215,7 @@ class NamedPaths:
     base: Path | None = None
     oracle: str | None = None
     objective: Declaration | None = None
+    held: RowSource | None = None
 
     def targets(self) -> list[Target]:
         """Return a target for each path, named after it; equal names get a number."""
@@ -226,6 +232,7 @@ class NamedPaths:
             *recipes,
             *datasets,
             *(EncodedTarget(name(path), path, judge=of_rows[0], objective=self.objective) for path in self.encoded),
+            *([] if self.held is None else [self._held(self.held, of_rows[0], name)]),
             *self._runners([*datasets, *recipes] if datasets else of_rows, name),
             *self._adapters(name),
             # a GGUF file without a judge is compared with the tokenizer that its vocabulary is recognised as
@@ -254,6 +261,14 @@ class NamedPaths:
             for path in self.datasets:
                 of_judge = name(Path(f"{name_of(path)}{suffix}"))
                 yield DatasetTarget(of_judge, path, judge=judge, objective=self.objective)
+
+    def _held(self, rows: RowSource, judge: Target, name: _Names) -> Target:
+        from pytest_mistral_lora.formats.recognition import ids_key
+        from pytest_mistral_lora.formats.row_sources import first_records_of
+
+        has_ids = any(ids_key(record.value) for record in first_records_of(rows))
+        kind = EncodedTarget if has_ids else DatasetTarget
+        return kind(name(Path(rows.place.source.name)), judge=judge, objective=self.objective, source=rows)
 
     def _runners(self, judges: Sequence[Target], name: _Names) -> Iterator[Target]:
         for runner in self.runners:

@@ -204,7 +204,11 @@ _DIGITS = 3
 """The digits of a rule's id after `ML`."""
 
 
-ENCODED_CASES: Mapping[str, str] = {"answers-are-read-back": "answers", "decoding-allows-answers": "decoding"}
+ENCODED_CASES: Mapping[str, str] = {
+    "answers-are-read-back": "answers",
+    "decoding-allows-answers": "decoding",
+    "something-is-supervised": "labels",
+}
 """Checks of chat rows that have another name where they judge the conversations of encoded rows."""
 
 

@@ -32,7 +32,6 @@ Origin = Literal["written", "read back"]
 LOST_IN_IDS: Mapping[str, str] = {
     "ML614": "messages that the encoder joins into one turn are one message when the ids are read back",
     "ML616": "an empty answer cannot be told from a turn that is missing: ML560; an empty completion is ML616",
-    "ML628": "a text that is marked up for another family is ML584 in ids",
     "ML648": "characters that are not encoded are not in the ids; U+2581 is a space, at the end of an answer ML528, "
     "ML529 or, if the answer is nothing else, ML560",
 }

@@ -66,6 +66,11 @@ class Target:
         return target
 
     @property
+    def place(self) -> Place:
+        """The place of the target as a whole."""
+        return Place.of(self.path or self.name)
+
+    @property
     def is_folder(self) -> bool:
         """Whether the files of a folder are judged, too."""
         return self.path is not None and self.path.is_dir()
@@ -366,7 +371,15 @@ class DatasetTarget(JudgedTarget):
 
     Attributes:
         judge: The target whose tokenizer encodes them; the tokenizer itself is not judged.
+        source: The rows, if they are not the file or folder at `path`.
     """
+
+    source: RowSource | None = None
+
+    @property
+    def place(self) -> Place:
+        """The place of the rows as a whole."""
+        return super().place if self.source is None else self.source.place
 
     @KeptProperty
     def files(self) -> list[DataFile]:
@@ -375,9 +388,9 @@ class DatasetTarget(JudgedTarget):
         Raises:
             InputError: If the files cannot be determined.
         """
-        from pytest_mistral_lora.formats.sources import row_files
+        from pytest_mistral_lora.formats.sources import held_file, row_files
 
-        files = row_files(given_path(self.path))
+        files = row_files(given_path(self.path)) if self.source is None else [held_file(self.source)]
         if self.objective is None or self.objective.objective is None:
             return files
         return [replace(file, objective=self.objective.objective) for file in files]

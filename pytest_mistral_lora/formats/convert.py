@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TextIO
 from pytest_mistral_lora.chat.fields import check_text, kind_of
 from pytest_mistral_lora.chat.kinds.records import record_kind
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
+from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError, and_more, one_line
 from pytest_mistral_lora.formats.containers import Record, SourceFile, open_source
@@ -24,6 +25,7 @@ from pytest_mistral_lora.formats.declared_keys import DECLARED_KEYS, MarkColumns
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise, unread_columns
 from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_losses
+from pytest_mistral_lora.formats.row_sources import first_records_of
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import finished_file, remove_temporaries
 
@@ -39,10 +41,27 @@ class Source(NamedTuple):
     Attributes:
         path: The file.
         layout: The declared part of its layout.
+        held: The records, if they are a value of Python, which `path` names.
     """
 
     path: Path
     layout: Layout = Layout()
+    held: RowSource | None = None
+
+    def open(self) -> SourceFile:
+        """Return the records.
+
+        Raises:
+            InputError: As for `open_source`.
+        """
+        if self.held is None:
+            return open_source(self.path)
+        held, padded = self.held, any(record.is_padded for record in first_records_of(self.held))
+
+        def records(progress: Callable[[int], None]) -> Iterator[Record]:
+            yield from (Record(record.place, record.value) for record in held.records(progress))
+
+        return SourceFile("rows in memory", padded, records, records)
 
 
 def import_rows(
@@ -160,7 +179,7 @@ def conversions(
         InputError: If the file cannot be read, has no records, its format is not known, or its first `_MOST_BAD`
             records are all bad.
     """
-    file = open_source(source.path)
+    file = source.open()
     records = file.records(progress)
     first = list(islice(records, _LOOKED_AT))
     if not first:
@@ -171,7 +190,7 @@ def conversions(
     # declared keys under their own names, until a record has them
     unseen = {key for name, key in source.layout.keys.items() if key and key != name}
     refused = report.refused
-    columns = MarkColumns(lambda: (each.value for each in open_source(source.path).records(lambda read: None)))
+    columns = MarkColumns(lambda: (each.value for each in source.open().records(lambda read: None)))
     for number, record in enumerate(chain(first, records), start=1):
         if unseen and isinstance(record.value, Mapping):
             unseen -= record.value.keys()

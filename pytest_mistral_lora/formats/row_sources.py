@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pytest_mistral_lora.places import NamedSource, Place
 
 _ENDLESS = "a value holds itself, or is nested too deeply"
 _BATCH = 256
+_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,11 @@ def rows_source(rows: Any, name: str = "rows") -> RowSource:
         InputError: As for `ValueRows`.
     """
     return FileRows(rows) if isinstance(rows, Path) else ValueRows(rows, name)
+
+
+def first_records_of(rows: RowSource) -> list[SourceRecord]:
+    """Return the first records of a source, by which its form is recognised."""
+    return list(islice(rows.records(), _LOOKED_AT))
 
 
 def _is_dataset(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pytest_mistral_lora.chat.kinds.records import shown_kind
 from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.chat.row_files import scan_rows
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, RowError
@@ -19,6 +21,7 @@ from pytest_mistral_lora.formats.importers import may_declare
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import Report, refuse_unknown_losses
+from pytest_mistral_lora.formats.row_sources import first_records_of
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.files import framed_row
 
@@ -181,6 +184,46 @@ def row_files(path: Path) -> list[DataFile]:
             return open_rows(path) if found.name and not is_row(record) else [DataFile(path)]
     # a file without a readable line is judged unconverted: each line is a finding
     return [DataFile(path)]
+
+
+def held_file(rows: RowSource) -> DataFile:
+    """Return rows in memory as a data file; those of another format, or of a table, with their conversion.
+
+    Args:
+        rows: The rows, which can be read twice.
+    """
+    path, records = Path(rows.place.source.name), first_records_of(rows)
+    known = next((record.value for record in records if recognise(record.value) is not None), None)
+    converts = any(record.is_padded for record in records) or (known is not None and not is_row(known))
+    reader = ConvertedSource(Source(path, held=rows)) if converts else HeldLines(rows)
+    return DataFile(path, source=reader, is_value=True)
+
+
+class HeldLines:
+    """Rows in memory as the lines of a JSONL file: see `LineSource`.
+
+    Attributes:
+        bytes_read: 0: there is no file.
+        place: The place of the row that was yielded last; empty before the first.
+        identity: Empty: no setting decides the rows.
+    """
+
+    def __init__(self, rows: RowSource) -> None:
+        self._rows = rows
+        self.bytes_read: int = 0
+        self.place: Place = NOWHERE
+        self.identity: Mapping[str, Any] = {}
+
+    def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
+        """Yield the number of each row, and the row as a line or its error."""
+        for number, record in enumerate(self._rows.records(), start=1):
+            self.place = record.place
+            value = record.value
+            yield number, value if isinstance(value, RowError) else json.dumps(value).encode()
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing: the rows are not converted."""
+        return {}
 
 
 def is_row(record: Any) -> bool:

@@ -124,7 +124,7 @@ def ms_swift_words(folder: Path, base: Path, *, is_sound: bool) -> list[str]:
     [
         ("axolotl", axolotl_words, "ML546"),
         ("llamafactory", llamafactory_words, "ML543"),
-        ("swift", ms_swift_words, "ML584"),
+        ("swift", ms_swift_words, "ML628"),
     ],
     ids=["axolotl", "llamafactory", "ms-swift"],
 )

@@ -430,10 +430,3 @@ class ML582(PromptExample):
 
 class ML583(PromptExample):
     mutant = prompts.prompts_without_the_system_prompt_of_training
-
-
-class ML584(EncodedExample):
-    mutant = ids.template_of_llama_2_without_messages
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["packed"] = [{"row": number, **encode(artifact["dataset"][number])} for number in (0, 1)]

@@ -185,7 +185,7 @@ def raw_text_without_messages(artifact: Artifact) -> None:
     artifact["packed"] = [{"row": 0, "input_ids": ids, "labels": ids}]
 
 
-@mutant("ML584", says="the text is marked up with <<SYS>>, as 2 of 2 conversations are")
+@mutant("ML628", says="the text is marked up with <<SYS>>")
 def template_of_llama_2_without_messages(artifact: Artifact) -> None:
     """The template of Llama 2 writes a default system prompt before the question, and the rows have no messages."""
     prompt = "<<SYS>>\nBe honest.\n<</SYS>>\n\n"

@@ -34,7 +34,6 @@ OBSERVED = frozenset(rule.id for case in (*OF_CHAT_ROWS, *ENCODED_CASES) for rul
 LOST_IN_PART: Mapping[str, str] = {
     "ML619": "ids have the arguments as mistral-common spells them: a key that is there twice is there once",
     "ML621": "ids of calls and names of results are not in the ids of each version",
-    "ML629": "a text that is marked up for another family is ML584 in ids",
     "ML643": "ids have no schema of the answer, and before v7 the system prompt is a part of the user's text",
     "ML646": "before v7 the system prompt is a part of the user's text",
     "ML649": "the ids of U+2581 are those of a space, which is ML528 or ML529 at the end of an answer",

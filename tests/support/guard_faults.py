@@ -144,7 +144,7 @@ def end_of_prompt_trained(plan: Plan) -> None:
     row["labels"][row["input_ids"].index(4)] = 4
 
 
-@fault("ML544", "train_dataset[6]", of_rows=True)
+@fault("ML605", "train_dataset[6]", of_rows=True)
 def nothing_trained(plan: Plan) -> None:
     """A row has no label."""
     plan.rows[6]["labels"] = [-100] * len(plan.rows[6]["labels"])

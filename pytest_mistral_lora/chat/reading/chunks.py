@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.objective import ANSWERS, Objective
 from pytest_mistral_lora.chat.reading.files import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.escaping import UNMIXED, own_stream
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.places import NamedSource, Place
 
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
@@ -67,6 +67,7 @@ class DataFile:
         source: Its reader, if it is converted; None for a JSONL file of rows.
         objective: The declared objective of its rows.
         is_retention: Whether they are held out as rows of other subjects, for a gate alone.
+        is_value: Whether the rows are a value of Python, which `path` names, and `source` reads.
     """
 
     path: Path
@@ -74,6 +75,12 @@ class DataFile:
     source: LineSource | None = None
     objective: Objective = ANSWERS
     is_retention: bool = False
+    is_value: bool = False
+
+    @property
+    def place(self) -> Place:
+        """The place of the file as a whole."""
+        return Place(NamedSource(str(self.path), self.is_value))
 
     def lines(self) -> Iterator[tuple[int, bytes | int | RowError]]:
         """Yield numbers and lines for `chat.row_files.read_row`; of a converted file, records as lines of rows.
@@ -89,7 +96,7 @@ class Chunk:
     """Some lines of one file.
 
     Attributes:
-        path: The file.
+        source: The place of the file.
         file: Its index among the files that are read.
         is_held_out: Whether all its rows are held out.
         lines: Numbers and bytes of lines; in place of the bytes, the size of a line that is too large, and the
@@ -99,7 +106,7 @@ class Chunk:
         objective: The declared objective of the rows.
     """
 
-    path: Path
+    source: Place
     file: int
     is_held_out: bool
     lines: Sequence[tuple[int, bytes | int | RowError]]
@@ -109,7 +116,7 @@ class Chunk:
 
     def place(self, number: int) -> Place:
         """Return the place of a record by its number."""
-        return Place.of(self.path, number, self.first_lines.get(number))
+        return replace(self.source, record=number, line=self.first_lines.get(number))
 
 
 def total_bytes(files: Sequence[DataFile]) -> int:
@@ -117,7 +124,7 @@ def total_bytes(files: Sequence[DataFile]) -> int:
     total = 0
     for file in files:
         with suppress(OSError):
-            total += file.path.stat().st_size
+            total += 0 if file.is_value else file.path.stat().st_size
     return total
 
 
@@ -136,16 +143,16 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], firs
     """
     for index, file in enumerate(files, start=first):
         try:
-            before = _state(file.path)
+            before = _state(file)
             found = False
             for lines, size, first_lines in _parts(file):
                 found = found or any(
                     not isinstance(line, bytes) or line.removeprefix(BOM_UTF8).strip() for _, line in lines
                 )
-                yield Chunk(file.path, index, file.is_held_out, lines, size, first_lines, file.objective)
+                yield Chunk(file.place, index, file.is_held_out, lines, size, first_lines, file.objective)
             if not found:
-                raise InputError("the file has no rows", place=str(file.path))
-            if _state(file.path) != before:
+                raise InputError("there are no rows" if file.is_value else "the file has no rows", place=file.place)
+            if _state(file) != before:
                 raise InputError("the file changed while it was read", place=str(file.path))
         except InputError as error:
             refuse(error)
@@ -170,19 +177,21 @@ def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | int | RowEr
         yield lines, size if file.source is None else file.source.bytes_read - counted, first_lines
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """Return inode, size and modification time: they change if the file does.
+def _state(file: DataFile) -> tuple[int, int, int] | None:
+    """Return inode, size and modification time: they change if the file does; None for rows that are no file.
 
     Raises:
         InputError: If it is not a regular file: a pipe cannot be read twice, to be checked and then trained on.
     """
+    if file.is_value:
+        return None
     try:
-        status = path.stat()
+        status = file.path.stat()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+        raise InputError(f"cannot be read: {error.strerror}", place=file.place) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise InputError(f"is {kind}", place=str(path), expected="a JSONL file")
+        raise InputError(f"is {kind}", place=file.place, expected="a JSONL file")
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

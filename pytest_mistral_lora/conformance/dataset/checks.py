@@ -16,7 +16,6 @@ from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_A_RECIPE, OF
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError, counted
-from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -154,7 +153,7 @@ def _judged(
     if plan.alone:
         _note_columns(found, files)
     prompts = found.compare_prompts(target.tokenizer) if plan.compares else {}
-    results = report(found, files, plan, recipe=Place.of(target.path), no_comparison=no_comparison, prompts=prompts)
+    results = report(found, files, plan, recipe=target.place, no_comparison=no_comparison, prompts=prompts)
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
@@ -168,7 +167,7 @@ def _note_exchanged(found: DatasetPass, files: Sequence[DataFile]) -> None:
 
     for index, file in enumerate(files):
         if isinstance(file.source, ConvertedSource) and (words := file.source.source.layout.exchanged):
-            place = Place.of(file.path)
+            place = file.place
             found.look_at(index, place)
             found.findings.add(Finding("ML676", f"its declaration reads {words}", place, "each as what its name says"))
 
@@ -181,16 +180,14 @@ def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
 
     for index, file in enumerate(files):
         if isinstance(file.source, ConvertedSource):
-            found.look_at(index, Place.of(file.path))
+            found.look_at(index, file.place)
             for keys, rows in file.source.report.unread.items():
-                found.findings.add(
-                    column_finding(keys, Place.of(file.path), file.path, f"each of {counted(rows, 'row')}")
-                )
+                found.findings.add(column_finding(keys, file.place, file.path, f"each of {counted(rows, 'row')}"))
             letters = file.source.report.changes.get("label-letters")
             # a table of CSV has nothing but letters
             if letters is not None and not any("CSV" in one["container"] for one in file.source.report.sources):
                 effect = "which trainers take for neither; it is read as true or false here"
-                place = Place.of(file.path)
+                place = file.place
                 found.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
 
 

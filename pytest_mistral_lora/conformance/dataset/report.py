@@ -104,7 +104,7 @@ def _chunks_of(index: int, file: DataFile, found: DatasetPass) -> Iterator[Chunk
     """Yield the lines of a file; if it cannot be read, add that to a pass."""
 
     def note(error: InputError) -> None:
-        found.look_at(index, Place.of(file.path))
+        found.look_at(index, file.place)
         found.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
 
     return chunks([file], note, index)
@@ -132,7 +132,7 @@ def report(
     found.put_in_order()
     for finding in _settings_findings(found, files, plan, recipe):
         found.findings.add(finding)
-    found.report([Place.of(file.path) for file in files])
+    found.report([file.place for file in files])
     answers = decoded_answers(found.states)
     cut, changed = (
         {name.replace(" ", "_"): number for name, number in counts.items()}
@@ -271,7 +271,7 @@ def _statistics(found: DatasetPass, files: Sequence[DataFile], plan: ScanPlan) -
 def _longest(found: DatasetPass, files: Sequence[DataFile]) -> str:
     # it may be refused, and then it is not in the table
     file, record = unpacked_place(-found.lengths.longest[1])
-    return str(Place.of(files[file].path, record))
+    return str(replace(files[file].place, record=record))
 
 
 def epoch(training: Training, statistics: Mapping[str, Any]) -> dict[str, Any]:

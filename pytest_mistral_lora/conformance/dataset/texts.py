@@ -37,7 +37,7 @@ from pytest_mistral_lora.conformance.dataset.row_texts import (
     without_quotations,
 )
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS, JudgedFiles, JudgedRecord, JudgedRow
+from pytest_mistral_lora.conformance.row_pass import JudgedFiles, JudgedRecord, JudgedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ SIGNS = (
 
 COMPLETE_TURNS = TextSign("complete_turns", "", 0.05)
 """Rows of ML628 with a complete turn of another family, which is an error."""
+_IN_EVERY_ROW = replace(COMPLETE_TURNS, share=1.0)
+"""The same in a sample: a template of another family writes it into every row."""
 
 _DECIDED_BY_FILE = frozenset(sign.rule for sign in SIGNS)
 
@@ -250,8 +252,6 @@ class SignsOfConversions:
             return  # the prompt is judged with the chosen answer
         # an answer that is not wanted may show any of them
         for name, sign in sign_findings(kind.wanted_part(row.row), thinks=row.thinks):
-            if row.origin != "written" and name in LOST_IN_IDS:
-                continue
             state.counts[row.file, name] += 1
             if sign is not None and sign.rule in _DECIDED_BY_FILE:
                 state.found.at = row.at
@@ -264,34 +264,24 @@ class SignsOfConversions:
         return iter(())
 
     def report(self, state: ConvertedTexts, files: JudgedFiles) -> Iterator[Finding]:
-        """Yield the findings of rows under the rules of many, or of few, of them; a sample shows too few."""
+        """Yield the findings of rows under the rules of many, or of few, of them; a sample shows too few.
+
+        A sample of which each row has a complete turn of another family shows enough.
+        """
         judged = () if files.is_sample else files.judged
-        if not COMPLETE_TURNS.is_systematic(state.counts, judged):
+        turns = _IN_EVERY_ROW if files.is_sample else COMPLETE_TURNS
+        has_turns = turns.is_systematic(state.counts, files.judged)
+        if not has_turns:
             state.found.weaken("ML628")
         for sign in SIGNS:
-            if sign.rule in state.found and not sign.is_systematic(state.counts, judged):
+            is_systematic = sign.is_systematic(state.counts, judged) or (has_turns and sign.rule == "ML628")
+            if sign.rule in state.found and not is_systematic:
                 state.found.rename(sign.rule, sign.note)
         yield from state.found.of(*state.found.rules)
 
 
 CONVERSIONS = SignsOfConversions()
 """The observer of the signs of converters."""
-
-
-def markup_of(row: Row) -> tuple[int, str, bool] | None:
-    """Return the number of a message that is marked up for another family, and its markers; None if no message is.
-
-    The third value tells whether the row asks for such a text.
-    """
-    asked: tuple[int, str, bool] | None = None
-    texts = list(texts_of(row))
-    for said in _prose(texts):
-        if marker := _any_marker(said):
-            if not _is_markup_asked_for(said, marker):
-                return said.index, marker, False
-            asked = asked or (said.index, marker, True)
-    named = next(_roles_in_letters(row, texts), None)
-    return asked if named is None else (*named, False)
 
 
 def _prose(texts: Sequence[RowText]) -> Iterator[RowText]:
@@ -350,20 +340,18 @@ def _mentions_lines(prompt: RowText) -> bool:
 
 def _marker(said: RowText) -> str:
     """Return the marker of another model family that a text is built of; empty without one, or if it is asked for."""
-    marker = _any_marker(said)
-    return "" if marker and _is_markup_asked_for(said, marker) else marker
-
-
-def _any_marker(said: RowText) -> str:
     text = said.text
     if not ("<" in text or "### " in text or "[|" in text or "[gMASK]" in text):
         return ""
     text = without_code(text)
-    if found := _MARKERS.search(text):
-        marker: str = next(filter(None, found.groups()))
-        return marker
     opening, closing = _GAP
-    return opening if closing in text.partition(opening)[2] else ""
+    if match := _MARKERS.search(text):
+        marker: str = next(filter(None, match.groups()))
+    elif closing in text.partition(opening)[2]:
+        marker = opening
+    else:
+        return ""
+    return "" if _is_markup_asked_for(said, marker) else marker
 
 
 def _is_markup_asked_for(said: RowText, marker: str) -> bool:

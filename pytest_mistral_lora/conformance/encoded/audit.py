@@ -232,7 +232,6 @@ class Audit:
         if is_counted and self.states["not judged"] < self.states.total():
             findings += totals.balance.findings(self.rows.place, self._oracle)
         findings += self._evaluation.file_findings(totals.prompts)
-        findings += totals.marked.file_findings()
         for cause, explained in self._causes():
             findings += cause.findings(explained)
         findings += self._of_all_rows()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationPrompts
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance
-from pytest_mistral_lora.conformance.encoded.marked_texts import MarkedTexts
 from pytest_mistral_lora.conformance.encoded.side_faults import SideLengths
 from pytest_mistral_lora.conformance.encoded.template_cause import ExplainedFindings
 from pytest_mistral_lora.conformance.row_pass import RowPass
@@ -77,7 +76,6 @@ class AuditState:
 
     Attributes:
         figures: The numbers of lines.
-        marked: The conversations that are marked up for another family.
         sides: The answers of preference records.
         balance: The texts of answers, expected and trained.
         following: Those of lines whose labels follow an objective that nobody declares.
@@ -88,7 +86,6 @@ class AuditState:
     """
 
     figures: LineFigures = field(default_factory=LineFigures)
-    marked: MarkedTexts = field(default_factory=MarkedTexts)
     sides: SideLengths = field(default_factory=SideLengths)
     balance: AnswerBalance = field(default_factory=AnswerBalance)
     following: AnswerBalance = field(default_factory=AnswerBalance)

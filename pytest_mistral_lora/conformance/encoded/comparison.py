@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain, pairwise
 
 from pytest_mistral_lora.chat.diff import TokenDiff
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, why_without_loss
 from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
@@ -32,7 +32,8 @@ from pytest_mistral_lora.conformance.encoded.packing import (
     split_conversations,
 )
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_faults, outside_fault
-from pytest_mistral_lora.conformance.finding import Finding, shown_difference
+from pytest_mistral_lora.conformance.finding import RULES, Finding, shown_difference
+from pytest_mistral_lora.conformance.row_pass import Origin
 from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.places import Place
 
@@ -65,6 +66,7 @@ class EncodedRowComparison:
         oracle: Mistral's own tokenization.
         place: File and line of the row, for findings.
         judges_labels: Whether the labels are compared: not if no word expresses the objective.
+        origin: Where the row comes from.
     """
 
     row: Row
@@ -74,13 +76,19 @@ class EncodedRowComparison:
     oracle: Oracle
     place: Place
     judges_labels: bool = True
+    origin: Origin = "written"
 
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each class of the differences: ids first, then labels."""
-        if tuple(self.ids) == self.expected.input_ids and tuple(self.labels) == self.expected.labels:
-            return
-        yield from self.id_findings()
+        is_exact = tuple(self.ids) == self.expected.input_ids and tuple(self.labels) == self.expected.labels
+        yield from () if is_exact else self.id_findings()
         if not self.judges_labels:
+            return
+        is_asked_for = self.expected.supervised_tokens or not self.row.kind.is_chat or not self.row.messages
+        if not is_asked_for and self.labels.count(IGNORE_INDEX) == len(self.labels):
+            found, fix = why_without_loss(self.row), RULES["ML605"].fix_text
+            yield Finding("ML605", found, self.place, row=self.row.to_jsonl(), fix=fix)
+        if is_exact:
             return
         faults = label_faults(self.expected, self.ids, self.labels, self.oracle, self.row.objective)
         if faults:
@@ -103,7 +111,9 @@ class EncodedRowComparison:
             if fault.rule == "ML543" and self.row.kind.takes_objective and self.row.objective.is_default:
                 expected += ", or, if you mean it, a declaration (--objective everything)"
             fix = fault.fix or (_fix_by(self.row.objective) if fault.rule in _OF_OBJECTIVE else "")
-            yield Finding(fault.rule, fault.found, self.place, expected, row=row, fix=fix, **parts)
+            # ids alone do not say that an answer has a loss
+            rule = "ML605" if fault.rule == "ML544" and self.origin == "read back" else fault.rule
+            yield Finding(rule, fault.found, self.place, expected, row=row, fix=fix, **parts)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class EncodedLineComparison:
         oracle: Mistral's own tokenization.
         scaling: The model's use of positions.
         judges_labels: As for `EncodedRowComparison`.
+        origin: As for `EncodedRowComparison`.
     """
 
     line: EncodedLine
@@ -123,6 +134,7 @@ class EncodedLineComparison:
     oracle: Oracle
     scaling: PositionScaling = PLAIN_ROPE
     judges_labels: bool = True
+    origin: Origin = "written"
 
     @cached_property
     def padding(self) -> LinePadding:
@@ -281,7 +293,9 @@ class EncodedLineComparison:
         row, tokens = self.line.rows[number], slice(*stretch)
         place = self.line.place.within("conversations", number) if self.line.packed else self.line.place
         expected, ids = self.expected[number], self.ids[tokens]
-        return EncodedRowComparison(row, expected, ids, labels[tokens], self.oracle, place, self.judges_labels)
+        return EncodedRowComparison(
+            row, expected, ids, labels[tokens], self.oracle, place, self.judges_labels, self.origin
+        )
 
     def conversations(self) -> Iterator[EncodedRowComparison]:
         """Yield each conversation that is found among the ids, if the labels are comparable."""

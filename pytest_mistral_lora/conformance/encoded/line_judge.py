@@ -37,7 +37,7 @@ from pytest_mistral_lora.places import NamedSource, Place
 
 State = Literal["sound", "wrong", "not judged"]
 
-LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551"})
+LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551", "ML605"})
 """Rules whose rows may lose whole answers. Only texts of these rows are counted over the file."""
 UNREAD = ("ML560", "ML524", "ML532", "ML507")
 """Rules of ids that cannot be read back."""
@@ -302,8 +302,10 @@ class LineJudge:
         rows, as_stored = (tuple(map(self._under_objective, rows)) for rows in (line.rows, line.as_stored))
         return replace(line, rows=rows, as_stored=as_stored)
 
-    def _comparison(self, line: EncodedLine, expected: Sequence[EncodedRow]) -> EncodedLineComparison:
-        return EncodedLineComparison(line, expected, self._oracle, self._scaling, self._judges_labels)
+    def _comparison(
+        self, line: EncodedLine, expected: Sequence[EncodedRow], origin: Origin = "written"
+    ) -> EncodedLineComparison:
+        return EncodedLineComparison(line, expected, self._oracle, self._scaling, self._judges_labels, origin)
 
     def take_again(self, line: EncodedLine, balance: AnswerBalance) -> None:
         """Count the answers of a line that was judged as a new row's, and whose number came before.
@@ -384,7 +386,6 @@ class LineJudge:
             self._state.figures.read_back += 1
             self._state.figures.without_labels += read.without_labels
             self._state.figures.packed += read.line.packed
-            self._state.marked.take(read.line.rows)
             return self._compare(read.line, read.expected, findings, new=new, origin="read back")
         self._state.figures.packed += line.packed
         if line.error or not line.rows:
@@ -420,7 +421,7 @@ class LineJudge:
             new: Whether no line before it has its number.
             origin: Where its messages come from.
         """
-        comparison = self._comparison(line, expected)
+        comparison = self._comparison(line, expected, origin)
         of_tokens = list(comparison.findings())
         if any(RULES[finding.rule].case == "ids" for finding in of_tokens):
             explained = self._explained(line, of_tokens)
