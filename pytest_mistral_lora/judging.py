@@ -186,7 +186,8 @@ def judge(
 
     Raises:
         InputError: If a path is missing or is not recognised, paths and `rows` are given, an argument has another type,
-            an option does not apply to any path, a file of known deviations cannot be read, or the version of the rules is not recorded.
+            an option does not apply to any path, a file of known deviations cannot be read, or the version of the rules
+            is not recorded.
         TokenizerError: If the oracle is unknown, or no Mistral tokenizer applies to a tokenizer in memory.
         PinError: If the files of a tokenizer at the Hub are not available.
 

@@ -75,6 +75,43 @@ def test_judge_finds_what_check_finds(here: Path, capsys: pytest.CaptureFixture[
     sound.raise_for_findings()
 
 
+def of_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
+    speakers = {"user": "human", "assistant": "gpt"}
+    return {"conversations": [{"from": speakers[said["role"]], "value": said["content"]} for said in row["messages"]]}
+
+
+FORMS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "list": list,
+    "iterator": iter,
+    "dataset": Dataset.from_list,
+    "another format": lambda rows: [*map(of_sharegpt, rows)],
+    "pairs": lambda rows: [
+        {
+            "prompt": row["messages"][:1],
+            "chosen": row["messages"][1:],
+            "rejected": [{**row["messages"][1], "content": "N"}],
+        }
+        for row in rows
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_in_memory_are_judged_in_any_form(form: str) -> None:
+    said = [[{**message, "content": f"{message['content']} {n}"} for message in ROW["messages"]] for n in range(3)]
+    sound = [{"messages": messages} for messages in said]
+    assert judge(rows=FORMS[form](sound), tokenizer="spm-v3").ok
+    empty = {"messages": [said[1][0], {"role": "assistant", "content": ""}]}
+    verdict = judge(rows=FORMS[form]([sound[0], empty, sound[2]]), tokenizer="spm-v3")
+    assert {str(finding.place.row) for finding in verdict.findings} == {"rows[1]"}
+    assert not verdict.ok
+
+
+def test_ids_in_memory_are_judged_as_by_audit() -> None:
+    rows = [OTHER, EOS_MASKED]
+    assert judge(rows=rows, tokenizer="spm-v3").findings == audit(rows, tokenizer="spm-v3").findings
+
+
 def test_known_deviations_and_the_written_list_are_those_of_check(here: Path) -> None:
     rows(here, "bot")
     assert not judge("rows.jsonl", tokenizer="spm-v3", write_xfails="known.txt").ok
@@ -104,6 +141,10 @@ def test_known_deviations_and_the_written_list_are_those_of_check(here: Path) ->
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", fail_on=[]), r"fail_on=: a list of 0; expected note or"),
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", examples=0), r"examples=: 0; expected a whole number"),
         (lambda: judge("rows.jsonl", tokenizer="spm-v3", oracle="spm-v8"), r"spm-v8: no such name"),
+        (lambda: judge("rows.jsonl", rows=[ROW], tokenizer="spm-v3"), r"paths and rows in memory together"),
+        (lambda: judge(rows=[ROW]), r"rows in memory, and no tokenizer is given"),
+        (lambda: judge(rows="rows.jsonl", tokenizer="spm-v3"), r"rows=: 'rows\.jsonl'; expected rows in memory"),
+        (lambda: judge(rows=[7], tokenizer="spm-v3"), r"rows\[0\]: a row is a int; expected a mapping"),
         (lambda: audit("nope.jsonl", tokenizer="spm-v3"), r"nope\.jsonl: no such file or folder"),
         (lambda: audit([SOUND], tokenizer="nope"), r"nope: no such file or folder"),
         (lambda: audit([SOUND], tokenizer="spm-v3", dataset="nope.jsonl"), r"nope\.jsonl: no such file or folder"),

@@ -260,6 +260,7 @@ def encoded_file(walk: Walk, *, alone: bool = False) -> Path:
 ROWS: Mapping[str, Callable[[Walk], Findings]] = {
     "check": of_check,
     "judge": lambda walk: named(judge(walk.rows, tokenizer=walk.base).findings),
+    "judge in memory": lambda walk: named(judge(rows=walk.case.rows, tokenizer=walk.base).findings),
     "pytest --mistral-dataset": lambda walk: walk.by_pytest("dataset", walk.rows),
     "a recipe": of_recipe,
     "train": of_train,
@@ -267,6 +268,7 @@ ROWS: Mapping[str, Callable[[Walk], Findings]] = {
 WITH_MESSAGES: Mapping[str, Callable[[Walk], Findings]] = {
     "pytest --mistral-encoded": lambda walk: walk.by_pytest("encoded", encoded_file(walk)),
     "audit of a file": lambda walk: named(audit(encoded_file(walk), tokenizer=walk.base).findings),
+    "judge of ids in memory": lambda walk: named(judge(rows=walk.lines, tokenizer=walk.base).findings),
     "audit in memory": lambda walk: named(audit(walk.lines, tokenizer=walk.base).findings),
 }
 BY_IDS: Mapping[str, Callable[[Walk], Findings]] = {
@@ -298,7 +300,7 @@ def test_a_file_has_one_verdict_on_every_road(
     case = CASES[name]
     walk = Walk(case, tmp_path, bases(case.version), run_pytest)
     roads = {**ROWS, **WITH_MESSAGES, **BY_IDS}
-    assert len(roads) == 12
+    assert len(roads) == 14
     assert case.unseen.keys() <= roads.keys()
     assert {road: take(walk) for road, take in roads.items()} == {road: case.expected(road) for road in roads}
 

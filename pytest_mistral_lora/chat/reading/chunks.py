@@ -114,6 +114,11 @@ class Chunk:
     first_lines: Mapping[int, int] = field(default_factory=dict)
     objective: Objective = ANSWERS
 
+    @property
+    def path(self) -> Path:
+        """The file; of a value of Python, its name."""
+        return Path(self.source.source.name)
+
     def place(self, number: int) -> Place:
         """Return the place of a record by its number."""
         return replace(self.source, record=number, line=self.first_lines.get(number))

@@ -414,7 +414,7 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | int]]:
         yield number, size
 
 
-def read_line(path: Path | str, number: int, line: bytes | int | RowError) -> tuple[int, Any] | RowError | None:
+def read_line(path: Path, number: int, line: bytes | int | RowError) -> tuple[int, Any] | RowError | None:
     """Return the number and value of a line of `scan_lines`, or its error, or None if it is blank."""
     if isinstance(line, RowError):
         return line

@@ -200,14 +200,15 @@ class RowJudge:
         for record in records:
             part.look_at(chunk.file, record.place)
             if self.plan.alone and record.columns:
-                part.findings.add(column_finding(record.columns, record.place, Path(chunk.source.source.name)))
+                part.findings.add(column_finding(record.columns, record.place, chunk.path))
             self._judge_record(record, by_template, part, chunk)
         return part
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
         """Yield the records of a chunk; a recipe trains on the rows of conversations alone."""
+        path = chunk.path
         for number, line in chunk.lines:
-            place, item = chunk.place(number), read_line(chunk.source.source.name, number, line)
+            place, item = chunk.place(number), read_line(path, number, line)
             rows = record_rows(item, chunk.objective, place=place)
             data = item[1] if isinstance(item, tuple) else None
             columns, declared = unread_columns(data), declared_values(data)

@@ -104,7 +104,7 @@ class ChunkEncoder:
         result = EncodedChunk(chunk.file, 0, ChunkSide(), ChunkSide(), [])
         plan = self._plan
         for number, line in chunk.lines:
-            row = read_row(Path(chunk.source.source.name), number, line, chunk.objective, place=chunk.place(number))
+            row = read_row(chunk.path, number, line, chunk.objective, place=chunk.place(number))
             if row is None:
                 continue
             result.rows += 1
