@@ -84,9 +84,9 @@ def test_a_result_of_no_call_stays_one(answered: str, rules: set[str], tmp_path:
     # an id without nine letters and digits would be replaced: the import refuses the record with its own id
     assert [row["messages"][2]["tool_call_id"] for row in rows] == [answered] * (answered != "toolu_9")
     assert report.bad == (answered == "toolu_9")
-    for name, rows in (("before", record), *(("after", row) for row in rows)):
+    for name, written in (("before", record), *(("after", row) for row in rows)):
         path = tmp_path / f"{name}.jsonl"
-        path.write_text(json.dumps(rows), "utf-8")
+        path.write_text(json.dumps(written), "utf-8")
         findings = judge(path, tokenizer="spm-v2").findings
         assert {finding.rule for finding in findings} == rules
         assert {str(finding.place.within()) for finding in findings} <= {f"{path}:1, messages[2].tool_call_id"}
