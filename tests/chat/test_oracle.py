@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from each_oracle import of_each
+from each_oracle import LAYOUTS, of_each
 from encoding_laws import CALL, TWO_TURNS, WITH_TOOLS, hold, reference_ids, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,9 +43,9 @@ def any_rows(draw: st.DrawFn) -> dict[str, Any]:
     return {"messages": [message(role) for role in draw(ROLE_LISTS)]}
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(row=any_rows())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_a_row_is_refused_exactly_where_mistral_common_refuses_it(oracle: Oracle, row: dict[str, Any]) -> None:
     expected, refusal = reference_verdict(oracle, row)
     if refusal is None:
@@ -182,7 +182,7 @@ def test_two_oracles_of_one_file_do_not_hear_each_other(oracle_of: Callable[[str
 
 
 @given(text=hostile_text())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_text_never_becomes_a_control_token(oracle: Oracle, text: str) -> None:
     assert not set(oracle.encode_text(text)) & set(oracle.control_tokens)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import each_oracle
 import pytest
-from each_oracle import of_each
+from each_oracle import LAYOUTS, of_each
 from encoding_laws import (
     LAWS,
     TOOL,
@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from mistral_common.protocol.instruct.validator import ValidationMode
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.strategies import (
     CONTROL_LITERALS,
     conversations,
@@ -38,22 +38,26 @@ from pytest_mistral_lora.strategies import (
     tool_rows,
 )
 
+few = settings(max_examples=10)
 
+
+@settings(max_examples=15)
 @given(row=rows())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_laws_hold_for_alternating_rows(oracle: Oracle, row: dict[str, Any]) -> None:
     encoded = hold(oracle, row)
     if oracle.version != "v1":
         assert encoded.labels == scanned_labels(oracle, encoded.input_ids)
 
 
+@settings(max_examples=15)
 @given(row=rows(alternating=False, weights=True))
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_laws_hold_for_rows_of_any_order(oracle: Oracle, row: dict[str, Any]) -> None:
     hold(oracle, row)
 
 
-@settings(max_examples=15)
+@few
 @given(single=tool_rows(), several=tool_rows(parallel=True))
 @of_each(*each_oracle.WITH_TOOLS)
 def test_laws_hold_for_rows_with_tools(oracle: Oracle, single: dict[str, Any], several: dict[str, Any]) -> None:
@@ -61,7 +65,7 @@ def test_laws_hold_for_rows_with_tools(oracle: Oracle, single: dict[str, Any], s
     assert encoded.labels == scanned_labels(oracle, encoded.input_ids)
 
 
-@settings(max_examples=15)
+@few
 @given(
     single=tool_rows(alternating=False, weights=True), several=tool_rows(parallel=True, alternating=False, weights=True)
 )
@@ -73,8 +77,6 @@ def test_laws_hold_for_rows_with_tools_of_any_order(
 
 
 MARKERS_WITHIN_CALLS = {text_holds_no_control_token, tool_calls_are_supervised_from_their_marker_on}
-
-few = settings(max_examples=10)
 
 
 @few
@@ -105,7 +107,7 @@ def test_newer_versions_put_tool_results_in_the_order_of_the_calls(
 
 @few
 @given(conversation=conversations(text=plain_text()), literal=st.sampled_from(CONTROL_LITERALS), data=st.data())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_a_control_literal_in_text_changes_no_control_token(
     oracle: Oracle, conversation: list[dict[str, Any]], literal: str, data: st.DataObject
 ) -> None:
@@ -127,7 +129,7 @@ def control_counts(oracle: Oracle, encoded: EncodedRow) -> Counter[int]:
 
 @few
 @given(row=rows(), data=st.data())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_weights_of_an_alternating_row_mask_turns_and_change_no_id(
     oracle: Oracle, row: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -239,7 +241,7 @@ def test_the_prompt_of_a_tool_row_is_a_prefix_of_the_row(oracle: Oracle, row: di
 
 @few
 @given(conversation=conversations(system=True, text=plain_text()), question=plain_text(), answer=plain_text())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_another_turn_moves_at_most_the_system_prompt(
     oracle: Oracle, conversation: list[dict[str, Any]], question: str, answer: str
 ) -> None:
@@ -278,7 +280,7 @@ def trained(encoded: EncodedRow) -> list[list[bool]]:
 
 @few
 @given(row=rows(weights=True), data=st.data())
-@of_each(*SHIPPED, *each_oracle.NEWER)
+@of_each(*LAYOUTS, *each_oracle.NEWER)
 def test_neighbours_of_one_role_are_one_turn_with_a_blank_line_between(
     oracle: Oracle, row: dict[str, Any], data: st.DataObject
 ) -> None:

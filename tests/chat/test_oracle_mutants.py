@@ -73,7 +73,6 @@ def labels_by_markers_in_text(oracle: Oracle, row: dict[str, Any]) -> tuple[int,
 SIMPLE = say(("user", "u"), ("assistant", "a"))
 MUTANTS = [
     ("spm-v3", labels_by_prefixes, TWO_TURNS),
-    ("tekken-240718", labels_by_prefixes, TWO_TURNS),
     ("spm-v7", labels_by_prefixes, WITH_TOOLS | {"messages": [*WITH_TOOLS["messages"], *SIMPLE["messages"]]}),
     ("spm-v3", labels_by_search, say(("system", "1"), ("user", "1"), ("assistant", "1"))),
     ("tekken-240911", labels_by_search, say(("user", "1"), ("assistant", "1"))),

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from each_oracle import WITH_TOOLS, of_each, oracle_named
+from each_oracle import LAYOUTS, WITH_TOOLS, of_each, oracle_named
 from hypothesis import given, settings
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.kinds import rated
 from pytest_mistral_lora.chat.kinds.pair import PAIR
 from pytest_mistral_lora.chat.kinds.preference import answer_start
 from pytest_mistral_lora.chat.kinds.records import parse_rows, record_kind
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.request import request_data
 from pytest_mistral_lora.chat.row_files import read_rows, scan_records, scan_rows
 from pytest_mistral_lora.chat.rows import Row
@@ -61,7 +61,7 @@ def test_both_sides_have_the_settings_of_the_record():
         assert {key: row.to_json()[key] for key in settings} == settings
 
 
-@pytest.mark.parametrize("oracle_name", ["spm-v1", "spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("oracle_name", ["spm-v1", "spm-v3", "tekken-cut"])
 def test_only_the_answer_is_scored(oracle_name):
     oracle = oracle_named(oracle_name)
     for row in parse_rows({**A_PAIR, "prompt": TALK}):
@@ -163,12 +163,12 @@ def hold(oracle: Oracle, pair: dict[str, Any]) -> None:
 
 @settings(max_examples=10)
 @given(pair=pairs())
-@of_each(*SHIPPED)
+@of_each(*LAYOUTS)
 def test_each_side_has_the_ids_of_mistral_common(oracle: Oracle, pair: dict[str, Any]) -> None:
     hold(oracle, pair)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(single=pairs(tools=True), several=pairs(tools=True, parallel=True))
 @of_each(*WITH_TOOLS)
 def test_each_side_with_calls_has_the_ids_of_mistral_common(

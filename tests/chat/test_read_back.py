@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from each_oracle import ALL, NEWER, WITH_TOOLS, of_each, oracle_named
+from each_oracle import LAYOUTS, NEWER, WITH_TOOLS, of_each, oracle_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.experimental.think import _split_content_and_think_chunks
@@ -58,14 +58,14 @@ def without_loss(encoded: EncodedRow) -> EncodedRow:
 
 @few
 @given(row=rows())
-@of_each(*ALL)
+@of_each(*LAYOUTS, *NEWER)
 def test_rows_are_read_back(oracle: Oracle, row: dict[str, Any]) -> None:
     holds(oracle, row)
 
 
 @few
 @given(row=rows(**ANY_ORDER))
-@of_each(*ALL)
+@of_each(*LAYOUTS, *NEWER)
 def test_rows_of_any_order_and_weight_are_read_back(oracle: Oracle, row: dict[str, Any]) -> None:
     holds(oracle, row)
 
@@ -224,7 +224,7 @@ def test_calls_in_turns_of_their_own_are_read_as_calls_of_one_turn() -> None:
 UNREADABLE: dict[str, tuple[str, list[Any], int, str, str]] = {
     "no ids": ("spm-v3", [], 0, "the ids end before the first turn", "<s>"),
     "raw text": ("spm-v3", [1, "It is blue.", 2], 1, "the text 'It is blue.'", "[INST]"),
-    "a text without BOS": ("tekken-240718", ["It is blue.", 2], 0, "the text 'It is blue.'", "<s>"),
+    "a text without BOS": ("tekken-cut", ["It is blue.", 2], 0, "the text 'It is blue.'", "<s>"),
     "the rest of an answer": ("spm-v7", ["blue.", 2], 0, "the text 'blue.'", "<s>"),
     "cut in the question": ("spm-v3", [1, 3, "Which"], 3, "the ids end within the part after the [INST]", "[/INST]"),
     "cut before the answer": ("spm-v3", [1, 3, "a", 4], 4, "the ids end after a turn of user", "an answer"),
@@ -259,7 +259,7 @@ def test_ids_that_are_no_conversation_are_named_by_their_first_token(name: str) 
 
 @few
 @given(row=rows(), data=st.data())
-@of_each("spm-v1", "spm-v3", "tekken-240718", "spm-v7", "derived-v13")
+@of_each("spm-v1", "spm-v3", "tekken-cut", "spm-v7", "derived-v13")
 def test_any_ids_are_read_or_refused(oracle: Oracle, row: dict[str, Any], data: st.DataObject) -> None:
     ids = list(oracle.encode(row).input_ids)
     at = data.draw(st.integers(0, len(ids) - 1))

@@ -61,7 +61,7 @@ def test_roles_that_cannot_have_it_are_refused():
     assert error.value.expected == "aside of the user or the assistant"
 
 
-@pytest.mark.parametrize("name", ["spm-v1", "spm-v3", "tekken-240911"])
+@pytest.mark.parametrize("name", ["spm-v1", "spm-v3", "tekken-cut"])
 def test_it_is_encoded_as_it_says(name):
     oracle = oracle_named(name)
     row, plain = Row.from_dict(record(*ANSWER)), Row.from_dict(record(*PLAIN))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 
-from derived_tekken import DERIVED, derived_tokenizer
+from derived_tekken import tokenizer_named
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 
 @functools.cache
 def converted_tokenizer(name: str) -> CheckpointTokenizer:
     """Return a shipped or a derived tokenizer by name. A test that changes it must load its own."""
-    return CheckpointTokenizer(derived_tokenizer(name) if name in DERIVED else shipped_tokenizer(name))
+    return CheckpointTokenizer(tokenizer_named(name))

@@ -53,32 +53,61 @@ def write_derived(name: str, folder: Path, *, words: int = 0) -> Path:
         words: Ids of text, if it is to have only the first of them: it then loads at once.
     """
     version, markers, keys = DERIVED[name]
-    shipped, first = _shipped()
-    literals = [*first, *(f"<SPECIAL_{number}>" for number in range(20, 32)), *markers]
+    shipped = _shipped(words)
+    literals = [*_first_markers(), *(f"<SPECIAL_{number}>" for number in range(20, 32)), *markers]
     specials = [{"rank": rank, "token_str": literal, "is_control": True} for rank, literal in enumerate(literals)]
-    config, vocabulary = {**shipped["config"], "version": version}, shipped["vocab"]
+    config = {**shipped["config"], "version": version}
     if words:
         config["default_vocab_size"] = words + config["default_num_special_tokens"]
-        vocabulary = vocabulary[:words]
     path = folder / "tekken.json"
-    data = {**shipped, "config": config, "vocab": vocabulary, "special_tokens": specials, **keys}
+    data = {**shipped, "config": config, "special_tokens": specials, **keys}
     path.write_text(json.dumps(data), encoding="utf-8")
     return path
 
 
 def write_cut(folder: Path, *, words: int = _WORDS) -> Path:
     """Write the shipped Tekken file of v3 with its first words alone, and return its path."""
-    shipped, _ = _shipped()
+    shipped = _shipped(words)
     config = {**shipped["config"], "default_vocab_size": words + shipped["config"]["default_num_special_tokens"]}
     path = folder / "tekken.json"
-    path.write_text(json.dumps({**shipped, "config": config, "vocab": shipped["vocab"][:words]}), encoding="utf-8")
+    path.write_text(json.dumps({**shipped, "config": config}), encoding="utf-8")
     return path
 
 
-def _shipped() -> tuple[dict[str, Any], list[str]]:
-    """Read the shipped file, which would hold 50 MB if it were kept, and the first of its control tokens."""
-    path = shipped_tokenizer("tekken-240718")
-    return json.loads(path.read_text(encoding="utf-8")), [*Oracle(path).control_tokens.values()][:20]
+def _shipped(words: int) -> dict[str, Any]:
+    """Return the shipped file with its first words, or with all of them, which would hold 50 MB if they were kept."""
+    shipped = _first_words() if 0 < words <= _WORDS else _read_shipped()
+    return {**shipped, "vocab": shipped["vocab"][: words or None]}
+
+
+def _read_shipped() -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(shipped_tokenizer("tekken-240718").read_text(encoding="utf-8"))
+    return read
+
+
+@functools.cache
+def _first_words() -> dict[str, Any]:
+    shipped = _read_shipped()
+    return {**shipped, "vocab": shipped["vocab"][:_WORDS]}
+
+
+@functools.cache
+def _first_markers() -> list[str]:
+    """Return the first of the shipped file's control tokens, which have no names in it."""
+    return [*Oracle(cut_tokenizer()).control_tokens.values()][:20]
+
+
+@functools.cache
+def cut_tokenizer() -> Path:
+    """Return the path of the shipped Tekken file of v3 with its first words, written once for the whole run."""
+    return write_cut(Path(tempfile.mkdtemp(prefix="tekken-cut-", dir=_folder().name)))
+
+
+def tokenizer_named(name: str) -> Path:
+    """Return the path of a tokenizer file by our name: shipped, derived or `tekken-cut`."""
+    if name in DERIVED:
+        return derived_tokenizer(name)
+    return cut_tokenizer() if name == "tekken-cut" else shipped_tokenizer(name)
 
 
 @functools.cache
