@@ -103,10 +103,12 @@ def lora_model(
 
 def grown_model(base: Path, **settings: Any) -> Any:
     """Return a model of 29,000 tokens, whose embeddings were resized for the tokenizer, with an adapter."""
-    model = AutoModelForCausalLM.from_pretrained(base)
-    model.resize_token_embeddings(29_000)
-    model.save_pretrained(base.parent / "small")
-    model = AutoModelForCausalLM.from_pretrained(base.parent / "small")
+    small = base.parent / "small"
+    if not small.is_dir():
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(29_000)
+        model.save_pretrained(small)
+    model = AutoModelForCausalLM.from_pretrained(small)
     model.resize_token_embeddings(32_768)
     config = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
