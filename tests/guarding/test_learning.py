@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ import pytest
 import torch
 from guarded_runs import (
     chat_rows,
-    decay_everything,
     detach_last_layer,
     encoded,
     lora_model,
     losses_of,
     make_trainer,
-    optimize_base,
 )
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
@@ -100,35 +97,18 @@ def without_the_last(trainer: Any) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[..., Verdict], tuple[str, str, str], str]] = {
-    "detached": (lambda train, base: train(detached(base)), ("ML303", "error", "model"), "1 of 8 trained tensors"),
     "reentrant": (lambda train, base: train(reentrant(base)), ("ML303", "error", "model"), "layers.0.self_attn.q_proj"),
-    "accumulated": (
-        lambda train, base: train(detached(base), gradient_accumulation_steps=2),
-        ("ML303", "error", "model"),
-        "1 of 8 trained tensors",
-    ),
     "warm-up": (
         lambda train, base: train(detached(base), warmup_steps=1, max_steps=4),
         ("ML303", "error", "model"),
         "1 of 8 trained tensors",
-    ),
-    "before the adapter": (
-        lambda train, base: train(change=optimize_base),
-        ("ML303", "error", "model"),
-        "lora_A.default.weight, and 7 more",
     ),
     "without the last": (
         lambda train, base: train(change=without_the_last),
         ("ML303", "error", "model"),
         "layers.1.self_attn.v_proj.lora_B",
     ),
-    "decays everything": (
-        lambda train, base: train(change=decay_everything),
-        ("ML302", "error", "model"),
-        "and 20 more",
-    ),
     "in its memory": (lambda train, base: train(sharing(base)), ("ML302", "error", "model"), "embed_tokens"),
-    "rate of 0": (lambda train, base: train(learning_rate=0.0), ("ML320", "error", "lr_scheduler"), "3 steps"),
     "only a warm-up": (
         lambda train, base: train(max_steps=1, warmup_steps=5),
         ("ML320", "error", "lr_scheduler"),
@@ -284,12 +264,9 @@ OTHERS = {"adapted experts": {"ML453"}, "idle experts": {"ML453"}}
 
 
 KEPT = (
-    "lora",
     "full",
-    "bf16",
     "tied",
     "checkpointing",
-    "accumulation",
     "warm-up",
     "idle experts",
     "tokens that are not",
@@ -305,13 +282,10 @@ def test_a_run_that_moves_what_it_must_has_no_finding(name: str, base: Path, tra
     assert not verdict.not_checked.keys() & set(CASES), str(verdict)
 
 
-@pytest.mark.parametrize("guarded", [partial(lora_model), partial(lora_model, adapter=False)])
-def test_weights_are_the_same_with_and_without_the_guard(
-    guarded: Callable[[Path], Any], base: Path, rows: Any, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_weights_are_the_same_with_and_without_the_guard(base: Path, rows: Any, tokenizer: Any, tmp_path: Path) -> None:
     models = []
     for is_guarded in (False, True):
-        trainer = make_trainer(base, rows, tmp_path, model=guarded(base), tokenizer=tokenizer, max_steps=3)
+        trainer = make_trainer(base, rows, tmp_path, model=lora_model(base), tokenizer=tokenizer, max_steps=3)
         if is_guarded:
             guard(trainer)
         trainer.train()
@@ -326,13 +300,12 @@ class Overflowing(torch.amp.GradScaler):
         super().__init__("cpu", init_scale=2.0**127, backoff_factor=2.0**-100)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-def test_steps_that_a_scaler_skips_are_not_counted(optim: str, base: Path, trained: Callable[..., Verdict]) -> None:
+def test_steps_that_a_scaler_skips_are_not_counted(base: Path, trained: Callable[..., Verdict]) -> None:
     def with_scaler(trainer: Any) -> None:
         trainer.accelerator.scaler = Overflowing()
 
     # without a GPU, accelerate does not unscale before it clips
-    settings = {"optim": optim, "max_steps": 6, "max_grad_norm": 0}
+    settings = {"max_steps": 4, "max_grad_norm": 0}
     verdict = trained(change=with_scaler, **settings)
     assert _found(verdict) == set(), str(verdict)
     assert not verdict.not_checked.keys() & set(CASES), str(verdict)
