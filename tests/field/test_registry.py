@@ -80,14 +80,17 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return install
 
 
-def test_a_server_of_another_package_is_judged(install: Install, capsys: Capture) -> None:
+def test_a_server_of_another_package_is_judged(install: Install, tmp_path: Path, capsys: Capture) -> None:
     install("mine-server", "servers", "mine", "server_of_mine:MINE", server_of_mine=SERVER)
-    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    oracle, rows = Oracle(shipped_tokenizer("spm-v3")), tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n")
+    words = ["--tokenizer", "spm-v3", "--rows", str(rows)]
     with serving(Behaviour(oracle)) as url:
-        assert main(["serve-check", f"mine={url}", "--tokenizer", "spm-v3"]) == 0
+        assert main(["serve-check", f"mine={url}", *words]) == 0
         assert "Mine" in capsys.readouterr().out
     with serving(Behaviour(oracle, prompt=lambda ids, _: ids[1:])) as url:
-        assert main(["serve-check", f"mine={url}", "--tokenizer", "spm-v3"]) == 1
+        assert main(["serve-check", f"mine={url}", *words]) == 1
         assert "ML902" in capsys.readouterr().out
 
 

@@ -401,7 +401,9 @@ def test_a_pipe_and_a_device_are_refused_unread(tmp_path: Path, kind: str) -> No
 
 
 @linux
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_a_signal_leaves_no_unfinished_file_and_no_reader(tmp_path: Path, number: int, code: int) -> None:
     write_stream(tmp_path / "a.arrow", pa.table({"instruction": ["a" * 500] * 200_000, "output": ["b"] * 200_000}))
     words = [sys.executable, "-m", "pytest_mistral_lora.cli", "import", "a.arrow", "--to", "rows.jsonl"]

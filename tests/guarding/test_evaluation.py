@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from guarded_runs import chat_rows, encoded, losses_of, make_trainer
+from guarded_runs import begin, chat_rows, encoded, losses_of, make_trainer
 from transformers import Trainer
 
 from pytest_mistral_lora import GuardError, MistralGuard, Verdict, guard
@@ -77,10 +77,7 @@ def test_rows_that_are_trained_on_and_evaluated_are_a_note(
 def test_a_fault_in_every_row_of_both_is_one_cause(base: Path, rows: Rows, tmp_path: Path) -> None:
     for row in rows:
         row["labels"] = list(row["input_ids"])
-    trainer = make_trainer(base, rows, tmp_path, evaluation=Dataset.from_list(rows), max_steps=1)
-    callback = guard(trainer, on_finding="warn")
-    trainer.train()
-    assert callback.verdict is not None
+    callback = begin(make_trainer(base, rows, tmp_path, evaluation=Dataset.from_list(rows)), on_finding="warn")
     found = {place.partition("[")[0] for rule, place in _places(callback.verdict) if rule == "ML543"}
     assert found == {"train_dataset", "eval_dataset"}
 
@@ -108,13 +105,10 @@ class Unreadable(torch.utils.data.Dataset[Any]):
 def test_an_evaluation_that_cannot_be_read_is_not_checked(
     evaluation: Any, reason: str, base: Path, rows: Rows, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(base, rows, tmp_path, evaluation=evaluation(rows), max_steps=1)
-    callback = guard(trainer)
-    trainer.train()
+    callback = begin(make_trainer(base, rows, tmp_path, evaluation=evaluation(rows)))
     assert callback.verdict is not None
     assert (callback.verdict.ok, callback.verdict.findings) == (True, ())
     assert reason in callback.verdict.not_checked["eval_batches::encoded::rows"]
-    assert len(losses_of(trainer)) == 1
 
 
 class OwnLoaders(Trainer):
@@ -125,10 +119,9 @@ class OwnLoaders(Trainer):
 
 
 def test_a_loader_that_the_users_code_makes_is_not_made_before(base: Path, rows: Rows, tmp_path: Path) -> None:
-    trainer = make_trainer(base, rows, tmp_path, evaluation=Dataset.from_list(rows), max_steps=1)
+    trainer = make_trainer(base, rows, tmp_path, evaluation=Dataset.from_list(rows))
     trainer.__class__ = OwnLoaders
-    callback = guard(trainer)
-    trainer.train()
+    callback = begin(trainer)
     assert callback.verdict is not None
     assert (
         "OwnLoaders.get_eval_dataloader is code of your own"

@@ -292,7 +292,8 @@ def test_a_learned_prefix_adds_no_token(base: Path, rows: Rows, tmp_path: Path) 
 def test_a_head_that_is_trained_alone_gets_the_same_weights(base: Path, rows: Rows, tmp_path: Path) -> None:
     heads = []
     for is_guarded in (False, True):
-        trainer = make_trainer(base, rows, tmp_path, model=_head_alone(base, "weight"))
+        model = _head_alone(base, "weight")
+        trainer = make_trainer(base, rows, tmp_path, model=model, max_steps=2, gradient_accumulation_steps=1)
         if is_guarded:
             guard(trainer)
         trainer.train()

@@ -44,17 +44,13 @@ def test_a_guard_judges_by_the_rules_of_a_version(
     base: Path, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows[0]["labels"] = [*rows[0]["labels"][:-1], -100]
-    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
-    callback = guard(trainer, rules="0.1")
-    with pytest.raises(GuardError):
-        trainer.train()
-    assert callback.verdict is not None
-    broken = {found.rule for found in callback.verdict.findings if found.severity == "error"}
+    trainer = make_trainer(base, rows, tmp_path)
+    with pytest.raises(GuardError) as stopped:
+        begin(trainer, rules="0.1")
+    broken = {found.rule for found in stopped.value.verdict.findings if found.severity == "error"}
     for rule in broken:
         monkeypatch.setitem(_read_rules(RULES[rule].subject), rule, replace(RULES[rule], since="0.2"))
-    trainer = make_trainer(base, rows, tmp_path, max_steps=1)
-    callback = guard(trainer, rules="0.1")
-    trainer.train()
+    callback = begin(make_trainer(base, rows, tmp_path), rules="0.1")
     assert callback.verdict is not None
     assert callback.verdict.ok
     assert {found.rule for found in callback.verdict.findings} >= broken
@@ -63,12 +59,9 @@ def test_a_guard_judges_by_the_rules_of_a_version(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
-def test_a_sound_run_with_the_callback_alone_goes_on(
-    messages: bool, device: str, base: Path, oracle: Oracle, tmp_path: Path
-) -> None:
+def test_a_sound_run_with_the_callback_alone_goes_on(device: str, base: Path, oracle: Oracle, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 1, "use_cpu": device == "cpu"}
-    trainer = make_trainer(base, encoded(oracle, chat_rows(8), messages=messages), tmp_path, **settings)
+    trainer = make_trainer(base, encoded(oracle, chat_rows(8)), tmp_path, **settings)
     callback = MistralGuard()
     trainer.add_callback(callback)
     trainer.train()
@@ -205,19 +198,14 @@ class Stream(IterableDataset[Any]):
         return iter(self.rows)
 
 
-@pytest.mark.parametrize("on_finding", ["stop", "warn"])
-def test_a_stream_is_judged_as_it_comes(on_finding: Any, base: Path, oracle: Oracle, tmp_path: Path) -> None:
+def test_a_stream_is_judged_as_it_comes(base: Path, oracle: Oracle, tmp_path: Path) -> None:
     rows = encoded(oracle, chat_rows(12))
     rows[9]["labels"] = list(rows[9]["input_ids"])
     trainer = make_trainer(base, Stream(rows), tmp_path, max_steps=3)
-    callback = guard(trainer, on_finding=on_finding, batches=6)
-    if on_finding == "stop":
-        with pytest.raises(GuardError, match=r"(?s)is stopped at batch 5\n.*batches\[4\]\[1\]"):
-            trainer.train()
-        assert trainer.state.global_step == 2
-    else:
+    callback = guard(trainer, batches=6)
+    with pytest.raises(GuardError, match=r"(?s)is stopped at batch 5\n.*batches\[4\]\[1\]"):
         trainer.train()
-        assert trainer.state.global_step == 3
+    assert trainer.state.global_step == 2
     assert errors_of(callback.verdict) == {("ML543", "batches[4][1]")}
 
 

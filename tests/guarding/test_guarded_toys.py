@@ -25,8 +25,7 @@ def known() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["with the record", "ids alone"])
-@pytest.mark.parametrize("records", [poems, asides])
+@pytest.mark.parametrize(("records", "alone"), [(poems, False), (asides, True)], ids=["records", "ids alone"])
 def test_its_batches_are_judged(records: Records, alone: bool, base: Path, oracle: Oracle, tmp_path: Path) -> None:
     rows = with_ids(oracle, records())
     given = ids_alone(rows) if alone else rows
@@ -40,9 +39,8 @@ def test_its_batches_are_judged(records: Records, alone: bool, base: Path, oracl
     assert "ML546" in verdict._repr_html_()
 
 
-@pytest.mark.parametrize("records", [poems, asides])
-def test_ids_of_another_record_are_found(records: Records, base: Path, oracle: Oracle, tmp_path: Path) -> None:
-    rows = with_ids(oracle, records())
+def test_ids_of_another_record_are_found(base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    rows = with_ids(oracle, asides())
     rows[2] |= {key: rows[1][key] for key in ("input_ids", "labels")}
     verdict = begin(make_trainer(base, rows, tmp_path), on_finding="warn").verdict
     assert {place for _, place in errors_of(verdict)} == {"train_dataset[2]"}
@@ -57,11 +55,8 @@ def test_rows_in_memory_are_judged(records: Records, oracle: Oracle) -> None:
     assert {(finding.rule, str(finding.place)) for finding in verdict.findings} == {("ML608", "rows[8]")}
 
 
-@pytest.mark.parametrize("records", [poems, asides])
-def test_packed_batches_are_compared_with_the_records(
-    records: Records, base: Path, oracle: Oracle, tmp_path: Path
-) -> None:
-    rows = with_ids(oracle, records())
+def test_packed_batches_are_compared_with_the_records(base: Path, oracle: Oracle, tmp_path: Path) -> None:
+    rows = with_ids(oracle, poems())
     rows[2]["labels"][-1] = -100
     trainer = make_trainer(base, rows, tmp_path, per_device_train_batch_size=4, train_sampling_strategy="sequential")
     trainer.data_collator = DataCollatorWithFlattening(return_position_ids=True)

@@ -28,7 +28,7 @@ def rows(oracle: Oracle) -> list[dict[str, Any]]:
 
 
 def _losses(base: Path, dataset: Any, output: Path, *, guarded: bool, resume: str = "", **settings: Any) -> list[float]:
-    trainer = make_trainer(base, dataset, output, **settings)
+    trainer = make_trainer(base, dataset, output, **{"gradient_accumulation_steps": 1, **settings})
     if guarded:
         assert guard(trainer, on_finding="warn", batches=4, every=2).verdict is None
     trainer.train(resume_from_checkpoint=resume or None)

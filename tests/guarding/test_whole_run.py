@@ -20,13 +20,13 @@ from pytest_mistral_lora.guarding.pace import LEAST, TRIAL, Pace
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Rows = list[dict[str, Any]]
-FAULTY = 41
-SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 24}
+FAULTY = 21
+SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 12}
 
 
 @pytest.fixture(scope="module")
 def sound(oracle: Oracle) -> Rows:
-    return encoded(oracle, chat_rows(48), messages=True)
+    return encoded(oracle, chat_rows(24), messages=True)
 
 
 @pytest.fixture
@@ -66,21 +66,21 @@ def test_the_line_says_how_far_the_rows_were_judged(
 ) -> None:
     guard(make_trainer(base, rows, tmp_path, **SETTINGS), batches=1).check()
     [line] = lines(capsys)
-    assert "48 of 48 rows judged (24 batches, " in line
+    assert "24 of 24 rows judged (12 batches, " in line
     assert "not judged" not in line
     monkeypatch.setattr(epoch, "SECONDS", 0.0)
     guard(make_trainer(base, rows, tmp_path, **SETTINGS), batches=1).check()
     [line] = lines(capsys)
-    assert "4 of 48 rows judged (2 batches, " in line
-    assert "44 rows not judged: the time for them, 0 s, is over" in line
+    assert "4 of 24 rows judged (2 batches, " in line
+    assert "20 rows not judged: the time for them, 0 s, is over" in line
     monkeypatch.undo()
     rows[FAULTY]["labels"] = "none"  # which cannot be collated
     trainer = make_trainer(base, tuple(rows), tmp_path, **SETTINGS, train_sampling_strategy="sequential")
     assert guard(trainer, batches=1).check().ok
     [line] = lines(capsys)
-    assert "40 of 48 rows judged" in line
-    assert "8 rows not judged: TypeError: " in line
-    assert f"raised by the collator, given train_dataset[40], train_dataset[{FAULTY}]" in line
+    assert "20 of 24 rows judged" in line
+    assert "4 rows not judged: TypeError: " in line
+    assert f"raised by the collator, given train_dataset[20], train_dataset[{FAULTY}]" in line
 
 
 class Stream(IterableDataset[Any]):
@@ -94,7 +94,7 @@ class Stream(IterableDataset[Any]):
 
 
 def _masks_late(trainer: Any, rows: Rows) -> None:
-    """Let a collator mask the EOS of the row 41."""
+    """Let a collator mask the EOS of the faulty row."""
     own = trainer.data_collator
 
     def collate(items: Rows) -> Any:
@@ -116,20 +116,20 @@ def test_a_later_batch_stops_the_run_at_its_step(of: str, base: Path, rows: Rows
     (tmp_path / "checkpoint-99").mkdir()  # of an earlier run
     with pytest.raises(GuardError) as stopped:
         trainer.train()
-    place = f"train_dataset[{FAULTY}]" if of == "a collator" else "batches[20][1]"
+    place = f"train_dataset[{FAULTY}]" if of == "a collator" else "batches[10][1]"
     assert errors_of(stopped.value.verdict) == {("ML546", place)}
-    words = f"at step 21, before its weights move; judged before it: step 16; the last checkpoint is {tmp_path}"
+    words = f"at step 11, before its weights move; judged before it: step 6; the last checkpoint is {tmp_path}"
     assert words in str(stopped.value)
-    assert f"{tmp_path / 'checkpoint-16'}" in str(stopped.value)
-    assert len(losses_of(trainer)) == 20
+    assert f"{tmp_path / 'checkpoint-8'}" in str(stopped.value)
+    assert len(losses_of(trainer)) == 10
 
 
 def test_the_first_of_the_batches_of_a_step_is_judged(base: Path, rows: Rows, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "gradient_accumulation_steps": 2, "max_steps": 12}
+    settings = {**SETTINGS, "gradient_accumulation_steps": 2, "max_steps": 6}
     trainer = make_trainer(base, rows, tmp_path, **settings, train_sampling_strategy="sequential")
     _masks_late(trainer, rows)
     guard(trainer, batches=2, every=5)
-    with pytest.raises(GuardError, match="at step 11, ") as stopped:
+    with pytest.raises(GuardError, match="at step 6, ") as stopped:
         trainer.train()
     assert errors_of(stopped.value.verdict) == {("ML546", f"train_dataset[{FAULTY}]")}
 
@@ -160,13 +160,13 @@ def test_a_sound_run_is_judged_to_its_end(
     base: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make_trainer(base, rows, tmp_path, **SETTINGS)
-    callback = guard(trainer, batches=2, every=7)
+    callback = guard(trainer, batches=2, every=4)
     trainer.train()
     assert callback.verdict is not None
     assert callback.verdict.ok
     first, last = lines(capsys)
     assert "no finding" in first
-    assert last == "mistral guard: 3 later steps judged, one in 7"
+    assert last == "mistral guard: 2 later steps judged, one in 4"
 
 
 def test_a_guard_that_is_told_nothing_measures_how_often_it_judges(

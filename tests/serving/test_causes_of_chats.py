@@ -218,20 +218,21 @@ def test_a_relay_that_changes_requests_is_not_taken_for_a_grammar(
 
 
 @pytest.mark.parametrize(
-    ("change", "wrong", "says"),
+    ("change", "wrong", "is_stream", "says"),
     [
-        (masked, 1, r"the client gets text '\*\*\*\*\.'\n +expected: text 'Paris\.'"),
-        pytest.param(with_entities, 1, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'", marks=SWEPT),
+        (masked, 1, False, r"the client gets text '\*\*\*\*\.'\n +expected: text 'Paris\.'"),
         pytest.param(
-            with_prefix, COUNT, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'", marks=SWEPT
+            with_entities, 1, False, r"the client gets text 'It&nbsp;has&nbsp;25&nbsp;degrees\.'", marks=SWEPT
         ),
-        (without_calls, 1, r"the client gets an empty message\n +expected: calls weather\("),
+        pytest.param(
+            with_prefix, COUNT, True, r"the client gets text 'AI: Paris\.'\n +expected: text 'Paris\.'", marks=SWEPT
+        ),
+        (without_calls, 1, True, r"the client gets an empty message\n +expected: calls weather\("),
     ],
     ids=["mask", "entities", "prefix", "calls"],
 )
-@pytest.mark.parametrize("is_stream", [False, True], ids=["each", "streams"])
 def test_a_message_that_is_changed_behind_right_ids_is_a_finding(
-    change: Change, wrong: int, says: str, is_stream: bool, check: Callable[..., tuple[int, str]]
+    change: Change, wrong: int, is_stream: bool, says: str, check: Callable[..., tuple[int, str]]
 ) -> None:
     code, out = check("right", change=in_streams(change) if is_stream else change)
     assert (code, set(re.findall(r"^(ML\d+) ", out, re.MULTILINE))) == (1, {"ML909"}), out

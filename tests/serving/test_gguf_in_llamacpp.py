@@ -196,6 +196,7 @@ def test_a_file_with_a_finding_is_served_with_other_ids(
         assert "ML902" in served_rules(oracle, address, tmp_path)
 
 
+@pytest.mark.slow
 def test_llamacpp_reads_no_sliding_window(tmp_path: Path) -> None:
     # the fact served-without-a-window of field/facts/llamacpp.toml
     oracle = Oracle(shipped_tokenizer("spm-v3"))

@@ -338,7 +338,14 @@ def test_a_gateway_that_passes_no_ids_is_not_asked_by_ids(sound: str, lab: Lab, 
         assert (code, found_rules(out)) == (0, []), out
         assert "a gateway that passes no ids: it is not asked by ids" in out
         assert f"{len(LEARNED)} exact of {len(LEARNED)}" in out
-        # the packaged rows: the numbers of the named deviations of the server behind it
+
+
+@pytest.mark.slow
+def test_a_gateway_that_passes_no_ids_is_judged_by_the_deviations_of_the_server_behind_it(
+    sound: str, lab: Lab, check: Check
+) -> None:
+    with serving(Gateway(lab.oracle, upstream=sound, refused=only_openai)) as url:
+        # the packaged rows: the numbers of the named deviations
         code, out = check(url, kind=f"llamacpp@{BUILD}:fp32", rows=False)
         assert (code, found_rules(out)) == (0, []), out
         assert re.search(r"those of named deviations, known of llama\.cpp", out), out
