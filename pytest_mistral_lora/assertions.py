@@ -362,7 +362,8 @@ def _loaded_tokenizer(tokenizer: AnyTokenizer, template: str | None = None) -> C
         tokenizer = CheckpointTokenizer(shipped_tokenizer(str(tokenizer)) if is_name else Path(tokenizer))
     elif not is_tokenizer(tokenizer):
         found = f"no tokenizer that can be judged{in_brackets(tokenizer)}: {type(tokenizer).__name__}"
-        raise InputError(found, expected=ACCEPTED)
+        is_row = isinstance(tokenizer, Mapping) and "messages" in tokenizer
+        raise InputError(found, expected=ACCEPTED, next_step="Give the row first, then the tokenizer." * is_row)
     return given_tokenizer(tokenizer, text)
 
 

@@ -7,6 +7,7 @@ defining them. PYTEST_DONT_REWRITE: this module has no assertions, and pytest wo
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from pytest_mistral_lora.plugin import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from typing import Any
 
     from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
     from pytest_mistral_lora.records.goldens import Golden
 
+_FOLDER = __file__.removesuffix("plugin/__init__.py")
 MARKERS = (
     "mistral_golden: a check of the Mistral conformance suite (made by --mistral-golden)",
     "mistral_training: trains a model; left out by --mistral-no-train",
@@ -58,6 +60,36 @@ def pytest_configure(config: pytest.Config) -> None:
         except OSError as error:
             raise pytest.UsageError(disk_fault(error) or str(error)) from error
         config.pluginmanager.register(suite, "mistral_lora_suite")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add each verdict that is not ok to the report of a failed test, such as that of `assert judge(path)`.
+
+    The frames of this package are left out if an error of this project ends the test: its message says everything.
+    """
+    errors = sys.modules.get("pytest_mistral_lora.errors")
+    failure = call.excinfo
+    if errors is None or failure is None:
+        return (yield)
+    entries = failure.traceback
+    if isinstance(failure.value, errors.MistralLoraError):
+        for entry in entries:
+            if str(entry.path).startswith((_FOLDER, "<")):  # a data class runs generated code
+                # as if each function of the package had this variable, which --full-trace ignores
+                entry.frame.f_locals["__tracebackhide__"] = True
+    report = yield
+    judging = sys.modules.get("pytest_mistral_lora.judging")
+    if judging is not None and report.failed:
+        # pytest keeps the value of an asserted call in the frame of the test
+        values = (value for entry in entries for value in entry.frame.f_locals.values())
+        verdicts = {id(value): value for value in values if isinstance(value, judging.Verdict) and not value}
+        # the message of `raise_for_findings` is the verdict
+        verdicts.pop(id(getattr(failure.value, "verdict", None)), None)
+        report.sections += [("Mistral verdict", str(verdict)) for verdict in verdicts.values()]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -161,6 +161,7 @@ def write_summary(terminal: Any, session: Session, settings: PluginSettings, *, 
     for cause in session.causes():
         if cause.simplest.severity == "note" and not cause.simplest.is_sign:
             write_line(terminal, f"note {cause.headline()} - {cause.check}", yellow=True)
+            write_line(terminal, f"  fix: {cause.simplest.next_step}")
     for line in session.remarks_on_rules:
         write_line(terminal, line, yellow=True)
     for line in _unchecked_lines(session, settings, unused):

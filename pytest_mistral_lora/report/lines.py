@@ -71,7 +71,8 @@ def _look_at(sign: FoundCause) -> str:
     example = finding.detail.partition("\n")[0]
     place = example if example.startswith(str(finding.place)) else str(finding.place)
     more = f" ({counted(sign.count, 'finding')})" if sign.count > 1 else ""
-    return printable(f"{finding.rule} {place}: {' '.join(finding.words.split())}{more}", lines=False)
+    words = f"{finding.rule} {place}: {' '.join(finding.words.split())}{more}"
+    return printable(f"{words} - fix: {finding.next_step}", lines=False)
 
 
 _CONVERSION = "rows of "

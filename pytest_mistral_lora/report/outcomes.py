@@ -91,6 +91,10 @@ class Found(Protocol):
     def detail(self) -> str:
         """Lines with more."""
 
+    @property
+    def next_step(self) -> str:
+        """The way to mend the artifact."""
+
 
 class FoundCause(Protocol):
     """The findings of one cause."""

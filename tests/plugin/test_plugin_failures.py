@@ -190,3 +190,39 @@ def test_the_report_lists_the_causes(run: Run, tmp_path: Path) -> None:
     page = (tmp_path / "x.html").read_text()
     assert page.count("after [INST]: &#39;What is the capital of France?") == 1
     assert f"{len(CASES) - 1} more like it" in page
+
+
+OWN_TESTS = """
+    from pytest_mistral_lora import audit, judge
+
+    ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    IDS = {"input_ids": [1, 3, 16127, 4, 23325, 2], "labels": [-100] * 4 + [23325, -100]}
+
+    def test_call():
+        assert audit([ROW | IDS], tokenizer="spm-v3")
+
+    def test_name():
+        verdict = audit([ROW | IDS], tokenizer="spm-v3")
+        assert verdict.ok
+
+    def test_raised():
+        audit([ROW | IDS], tokenizer="spm-v3").raise_for_findings()
+
+    def test_input():
+        judge("nope")
+"""
+
+
+def test_the_verdict_of_a_failed_test_is_a_section_of_its_report(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(OWN_TESTS)
+    result = pytester.runpytest_inprocess()
+    lines = result.outlines
+    result.assert_outcomes(failed=4)
+    titles = [line.strip("_- ") for line in lines if re.fullmatch(r"([_-]) ?\1.* \1+", line)]
+    test, section = "Mistral verdict", ["test_call", "test_name", "test_raised", "test_input"]
+    shown = [title for title in titles if title in (test, *section)]
+    assert shown == ["test_call", test, "test_name", test, "test_raised", "test_input"]
+    assert sum(line.endswith("ML546 rows[0]: the EOS of turn 1 is masked") for line in lines) == 3
+    # the frames of the package are those of --full-trace
+    assert not any("judging.py" in line for line in lines)
+    assert any("judging.py" in line for line in pytester.runpytest_inprocess("--full-trace", "-ktest_input").outlines)
