@@ -39,6 +39,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """List the assertions alone for the completion of a shell."""
+    return __all__
+
+
 class NotCheckedWarning(UserWarning):
     """An assertion could not judge a part of an artifact, such as the effect of an adapter without its base."""
 

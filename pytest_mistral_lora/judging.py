@@ -540,12 +540,19 @@ def verdict_of(
         session.go_on_from(earlier._outcomes)
     outcomes = session.outcomes
     width = min(shutil.get_terminal_size().columns, _WIDEST)
+    texts = session.cause_texts(width, 'verdict.write("report.html")')
     return Verdict(
         ok=session.exit_code == 0,
         findings=tuple(session.causes().standing(finding for outcome in outcomes for finding in outcome.findings)),
         not_checked={outcome.name: outcome.not_checked for outcome in outcomes if outcome.not_checked},
         facts={outcome.name: outcome.facts for outcome in outcomes if outcome.facts},
-        _text="\n".join([*session.opening_lines, *session.cause_texts(width), *session.summary_lines(width, lines)]),
+        _text="\n".join(
+            [
+                *session.opening_lines,
+                *texts,
+                *session.summary_lines(width, lines),
+            ]
+        ),
         _report=session.report(command, Path.cwd()),
         _rows=(*(earlier._rows if earlier is not None else ()), *session.failed_rows()),
         _outcomes=outcomes,

@@ -20,7 +20,20 @@ sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests" / "support")
 from gallery import benches  # noqa: E402
 from rule_examples import make_example  # noqa: E402
 
-KEYS = ("title", "case", "class", "severity", "proof", "since", "error_since", "why", "fix", "by_program", "source")
+KEYS = (
+    "title",
+    "fault",
+    "case",
+    "class",
+    "severity",
+    "proof",
+    "since",
+    "error_since",
+    "why",
+    "fix",
+    "by_program",
+    "source",
+)
 EXAMPLE_KEYS = ("fault", "excerpt", "row", "table", "finding", "command", "sound")
 RECORDED = ("row", "table", "finding")
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, in_utf8, open_regular, opened, parse_json, read_json
+from pytest_mistral_lora.chat.reading import (
+    JSON_LIMIT,
+    in_utf8,
+    open_regular,
+    opened,
+    parse_json,
+    read_json,
+    similar_path,
+)
 from pytest_mistral_lora.errors import InputError, PinError
 
 if TYPE_CHECKING:
@@ -184,10 +192,12 @@ def weight_files(folder: Path) -> list[Path]:
         elif folder.exists():
             found = "a file"
         else:
-            found = "no such folder"
+            found = f"no such folder{similar_path(folder)}"
         if any(folder.glob("consolidated*.safetensors")):
             found = "no weights but consolidated.safetensors, in Mistral's own format, which transformers does not load"
-        raise PinError(found, place=str(folder), expected="model.safetensors, or its shards")
+        # the fix of the rule fetches a pin, and does not mend a path
+        step = "" if folder.exists() else "Name the folder of the base: base.path of the recipe, or --base."
+        raise PinError(found, place=str(folder), expected="model.safetensors, or its shards", next_step=step)
     return files
 
 

@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
         memory=_memory(recipes, args.device_memory),
         options=check_options(args, examples=args.examples, train=plan.train),
         brief=not args.verbose,
+        whole_by="" if args.verbose else "-v",
     )
     kept = None if args.no_cache else _kept_folder()
     return judging.judge(plan.targets, kept)

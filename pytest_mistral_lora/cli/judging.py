@@ -110,11 +110,10 @@ def add_format_option(parser: argparse.ArgumentParser, jsonl: str = "") -> None:
     """
     parser.add_argument(
         "--output-format",
-        choices=("text", "json", *(("jsonl",) if jsonl else ()), "github"),
+        choices=("text", "concise", "json", *(("jsonl",) if jsonl else ()), "github"),
         default="text",
-        help="github prints annotations and adds to the job's summary"
-        + (f"; jsonl prints {jsonl}" if jsonl else "")
-        + " (default: text)",
+        help="concise prints each finding as one line, 'FILE:LINE: RULE fault: found'; github prints annotations and "
+        "adds to the job's summary" + (f"; jsonl prints {jsonl}" if jsonl else "") + " (default: text)",
     )
     parser.add_argument(
         "--json",
@@ -185,6 +184,7 @@ class Judging:
         memory: The estimates of memory, one for each recipe.
         reports: The files of reports.
         brief: Whether a run without an error prints a few lines.
+        whole_by: The option that shows each cause whole; empty to do so.
         view: What is printed in place of the output of `check`; None for that.
         has_bar: Whether the checks draw a bar, so that no other one is needed.
     """
@@ -196,6 +196,7 @@ class Judging:
     memory: Sequence[Mapping[str, Any]] = ()
     reports: Sequence[Path] = ()
     brief: bool = False
+    whole_by: str = "--report FILE.html"
     view: VerbView | None = None
     has_bar: bool = False
 
@@ -278,8 +279,15 @@ class Judging:
         if self.view is not None and self.output_format in ("json", "jsonl"):
             self.view.print_data(session)
             return
-        if self.output_format != "text":
+        if self.output_format == "github":
             _print_for_github(self._judged(session))
+            return
+        if self.output_format == "concise":
+            found = (finding for outcome in session.outcomes for finding in outcome.findings)
+            # each check of a template names the template: such lines are equal
+            shown = dict.fromkeys(finding.line() for finding in session.causes().standing(found))
+            verdict = session.verdict() if self.view is None else self.view.verdict_of(session)
+            own_stream(sys.stdout).write("".join(f"{line}\n" for line in (*shown, verdict)))
             return
         own_stream(sys.stdout).write("".join(f"{line}\n" for line in session.opening_lines))
         if self.view is not None:
@@ -289,7 +297,7 @@ class Judging:
             own_stream(sys.stdout).write("".join(f"{line}\n" for line in (*lines, *next_lines(session, self.command))))
             return
         width = shutil.get_terminal_size().columns
-        for text in session.cause_texts(width):
+        for text in session.cause_texts(width, self.whole_by):
             write_styled(text)
         memory = [f"{shown_path(recipe['path'])}: {recipe['text']}" for recipe in self.memory]
         sys.stdout.write(

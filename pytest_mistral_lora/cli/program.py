@@ -196,6 +196,12 @@ def _require_endpoint() -> None:
         raise InputError(f"{endpoint!r} is not an address: {error}", place="HF_ENDPOINT", expected=expected) from error
 
 
+_NO_VERBS = {
+    "gate": ": a gate is the key evaluation.gate of a recipe, and mistral-lora train asks it",
+}
+"""What to run in place of a word that is no verb, though documents have it."""
+
+
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Parse words; an unknown verb or option is refused with the most similar one."""
     names = [name for verbs in VERBS.values() for name in verbs]
@@ -209,7 +215,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
     # argparse has suggestions only from Python 3.14 on; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in known:
-        hint = did_you_mean(first, names) or f": choose one of {', '.join(names)}"
+        hint = did_you_mean(first, names) or _NO_VERBS.get(first, f": choose one of {', '.join(names)}")
         parser.error(f"unknown verb {first!r}{hint}")
     args, unknown = parser.parse_known_args(words)
     if unknown:

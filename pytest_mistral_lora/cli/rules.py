@@ -81,8 +81,12 @@ def _with_words(rules: Iterable[Rule], words: str) -> list[Rule]:
         # a word may be the beginning of a longer one
         return sum(any(stem.startswith(word) for stem in stems) for word in wanted)
 
-    found = [rule for rule in rules if count_in(rule.title, rule.why, rule.fix, rule.example.fault) == len(wanted)]
-    return sorted(found, key=lambda rule: -count_in(rule.title))
+    found = [
+        rule
+        for rule in rules
+        if count_in(rule.title, rule.fault, rule.why, rule.fix, rule.example.fault) == len(wanted)
+    ]
+    return sorted(found, key=lambda rule: -count_in(rule.title, rule.fault))
 
 
 def _stem(word: str) -> str:

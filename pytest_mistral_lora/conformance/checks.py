@@ -206,7 +206,7 @@ class Check:
                 reporter = self.causes.reporter(error, self.name) if self.causes else self.name
                 if reporter != self.name:
                     return Result(not_checked=f"{reporter} failed ({rule})")
-                return Result((Finding(rule, error.found, error.place, error.expected, error.next_step),))
+                return Result((Finding(rule, error.found, error.place, error.expected, fix=error.next_step),))
             except ImportError as error:
                 missing = missing_extra(error)
                 if missing is None:

@@ -127,6 +127,7 @@ class Rule:
     Attributes:
         id: `ML` and three digits; the first digit stands for the subject.
         title: The requirement, in one sentence.
+        fault: What breaks it, in at most 60 characters and without values: the title of a finding in one line.
         subject: The subject of the suite that checks it.
         cases: The checks of this subject that report it, the main one first; `*` if each check of the subject can, for
             example because each row has its own check. `case` in the file is a name or a list of names.
@@ -147,6 +148,7 @@ class Rule:
 
     id: str
     title: str
+    fault: str
     subject: str
     cases: tuple[str, ...]
     why: str
@@ -181,6 +183,7 @@ class Rule:
     def text(self) -> str:
         """Return the rule, its reason and its example for a terminal."""
         values = {
+            "fault": self.fault,
             "subject": self.subject,
             "severity": self.severity,
             **{name: f"{kind}. {PROOFS[kind]}" for name, kind in zip(("proof", "of error"), self.proof, strict=False)},
@@ -460,6 +463,18 @@ class Finding:
         found = re.sub(r"[\w.#]*\blayers\.#\.[\w.#]+", "layers.#", found)
         return f"{self.rule} {name}: {re.sub(r'#(, #)+', '#', found)}"
 
+    def line(self) -> str:
+        """Return the finding as one line that begins with its file and line, or its row or tensor, as editors read it.
+
+        A record that is not a line of its file is named by its number.
+        """
+        place, rule = self.place, RULES[self.rule]
+        where, part = str(place.row), str(place)[len(str(place.row)) :].lstrip(", ")
+        if place.record is not None and place.line is not None:
+            where = f"{place.source.name}: row {place.record}"
+        words = " ".join(f"{part}: {self.words}".split()) if part else " ".join(self.words.split())
+        return printable(f"{where + ': ' if where else ''}{self.rule} {rule.fault}: {words}", lines=False)
+
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
         rule = RULES[self.rule]
@@ -483,7 +498,7 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
-        of_rule = {name: getattr(rule, name) for name in ("since", "title", "why", "source")}
+        of_rule = {name: getattr(rule, name) for name in ("since", "title", "fault", "why", "source")}
         of_rule["proof"] = self.proof
         values = {
             attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.name != "others"

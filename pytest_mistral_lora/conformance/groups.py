@@ -27,6 +27,8 @@ MOST_NAMES = 1000
 """Most names of other findings to keep for a cause; more are counted."""
 MOST_CAUSES = 50
 """Most causes of one rule to keep apart; findings of more causes are counted."""
+MOST_WHOLE = 5
+"""Most causes to print whole in a terminal, unless the user asks for all; each other one is a line."""
 FILE_WIDTH = 120
 """Longest line of a list of names in a file, which is independent of a terminal."""
 _MOST_CHARACTERS = 1000

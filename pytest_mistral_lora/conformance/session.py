@@ -16,7 +16,7 @@ from pytest_mistral_lora.conformance.check_options import DEFAULT, CheckOptions
 from pytest_mistral_lora.conformance.checks import ROOT, Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.groups import FindingGroups, failed_rows, group_findings, signs_among
+from pytest_mistral_lora.conformance.groups import MOST_WHOLE, FindingGroups, failed_rows, group_findings, signs_among
 from pytest_mistral_lora.conformance.known import (
     NAMED_BY_RECORDS,
     Xfail,
@@ -320,20 +320,24 @@ class Session:
         )
         return known_cause_lines(symptoms)
 
-    def cause_texts(self, width: int) -> list[str]:
+    def cause_texts(self, width: int, whole_by: str = "") -> list[str]:
         """Return a text for each cause of findings: its check, its simplest finding, and the places of the others.
 
         Signs have their lines at the end of the summary.
 
         Args:
             width: Columns of the terminal.
+            whole_by: The option that shows each cause whole: those behind the first `MOST_WHOLE` are one line each.
+                Empty to show them whole.
         """
         states = {"error": "FAILED", "note": "note"}
-        return [
-            f"{cause.check} {states[cause.simplest.severity]}\n{cause.text(width)}\n"
-            for cause in self.causes()
-            if not cause.simplest.is_sign
-        ]
+        causes = [cause for cause in self.causes() if not cause.simplest.is_sign]
+        whole = causes[:MOST_WHOLE] if whole_by else causes
+        texts = [f"{cause.check} {states[cause.simplest.severity]}\n{cause.text(width)}\n" for cause in whole]
+        if rest := causes[len(whole) :]:
+            lines = [f"{counted(len(rest), 'more cause')}, a line each ({whole_by} shows them whole):"]
+            texts.append("\n".join([*lines, *(cause.headline(width) for cause in rest), ""]))
+        return texts
 
     @property
     def opening_lines(self) -> list[str]:

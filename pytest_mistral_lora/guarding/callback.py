@@ -218,12 +218,14 @@ class Guard:
 
         Args:
             trainer: A `transformers.Trainer`, or a trainer that is made from it, such as an `SFTTrainer`.
-            tokenizer: As for `MistralGuard`.
-            objective: As for `MistralGuard`.
-            batches: As for `MistralGuard`.
-            every: As for `MistralGuard`.
-            on_finding: As for `MistralGuard`.
-            rules: As for `MistralGuard`.
+            tokenizer: The Mistral tokenizer: a folder, a file, the name of a shipped one such as `spm-v3`, or a
+                tokenizer in memory. None for the trainer's `processing_class`.
+            objective: What is to be trained on, such as `last-answer`; None for every answer.
+            batches: The number of first batches, each of which is judged.
+            every: One later step in so many is judged. None measures how many: less than 0.5 % of the run's time.
+            on_finding: `stop` raises `GuardError` before a weight moves. `warn` logs the verdict, writes it to
+                `mistral-guard.json` and `mistral-guard.html` in the output folder, and lets the run go on.
+            rules: The version by whose rules findings fail, such as `0.1`; None for all rules.
 
         Returns:
             The guard. After the start of the run, its `verdict` is the verdict.
@@ -261,12 +263,13 @@ class Guard:
 
         Args:
             model: The model, as the loop calls it: perhaps in the wrapper of a library.
-            tokenizer: A tokenizer or processor of transformers, which is judged, too, or as for `MistralGuard`.
-            objective: As for `MistralGuard`.
-            every: As for `MistralGuard`.
+            tokenizer: A tokenizer or processor of transformers, which is judged, too; or a folder, a file, or the name
+                of a shipped one such as `spm-v3`.
+            objective: What is to be trained on, such as `last-answer`; None for every answer.
+            every: One later step in so many is judged. None measures how many: less than 0.5 % of the run's time.
             on_finding: `stop` raises `GuardError` before the optimizer steps or, if it does not step in the block, when
                 the block ends. `warn` logs the verdict, and lets the loop go on.
-            rules: As for `judge`.
+            rules: The version by whose rules findings fail, such as `0.1`; None for all rules.
 
         Returns:
             The context manager. Its `verdict` is the verdict so far.

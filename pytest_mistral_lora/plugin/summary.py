@@ -99,12 +99,19 @@ class FailedChecks:
         style = terminal.config.option.tbstyle
         if not self._shows(terminal) or style == "no":
             return
+        from pytest_mistral_lora.conformance.groups import MOST_WHOLE
         from pytest_mistral_lora.report import line_style
 
         reruns = {report.nodeid.partition("::")[2]: vars(report)["mistral_rerun"] for report in self._reports}
         terminal.write_sep("=", "Mistral findings")
-        for cause in filter(self._fails, self._causes()):
-            if style == "line":
+        causes = [*filter(self._fails, self._causes())]
+        most = len(causes) if terminal.config.option.verbose > 0 else MOST_WHOLE
+        for number, cause in enumerate(causes):
+            if style == "line" or number >= most:
+                if style != "line" and number == most:
+                    write_line(
+                        terminal, f"{counted(len(causes) - most, 'more cause')}, a line each (-v shows them whole):"
+                    )
                 write_line(terminal, cause.headline(), red=True)
                 continue
             terminal.write_sep("_", printable(cause.check, lines=False), red=True, bold=True)

@@ -16,7 +16,6 @@ from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
 from pytest_mistral_lora.report.secrets import public_text
 
-_LONGEST_TITLE = 72
 _LONGEST_MESSAGE = 4000
 _LONGEST_SUMMARY = 900_000
 """The most bytes of a summary; GitHub refuses more than a megabyte, and then shows nothing."""
@@ -36,21 +35,13 @@ def annotation_lines(causes: Iterable[Mapping[str, Any]]) -> list[str]:
     lines = []
     for cause in causes:
         place = file_place(Place.from_json(cause["structured"]["place"]))
-        properties: dict[str, object] = {"title": f"{cause['rule']} {_short_title(cause)}"}
+        properties: dict[str, object] = {"title": f"{cause['rule']} {cause['fault']}"}
         if place is not None:
             properties = {"file": place.file, **({"line": place.line} if place.line else {}), **properties}
         shown = ",".join(f"{name}={_escaped(redacted(str(value)), ':,')}" for name, value in properties.items())
         kind = "error" if cause["severity"] == "error" else "notice"
         lines.append(f"::{kind} {shown}::{_escaped(message_of(cause)[:_LONGEST_MESSAGE])}")
     return lines
-
-
-def _short_title(cause: Mapping[str, Any]) -> str:
-    """Return the difference of a cause in words, or else the first clause of its rule, on part of a line."""
-    shape = cause["shape"]
-    is_in_words = " → " in shape and shape in cause["found"]
-    title = shape if is_in_words else re.split(r"[,;:(]|\. |\.$", cause["title"])[0].strip()
-    return title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
 
 
 def _escaped(text: str, more: str = "") -> str:
@@ -82,7 +73,7 @@ def add_job_summary(judged: Judged) -> None:
     for cause in judged.causes:
         body = code_block(public_text(cause["text"], [cause]))
         mark = "❌" if cause["severity"] == "error" else "📝"
-        heading = f"{mark} {cause['rule']}: {in_markdown(cause['title'])}"
+        heading = f"{mark} {cause['rule']}: {in_markdown(cause['fault'])}"
         part = f"\n### {heading}\n\n{code_span(redacted(cause['check']))}\n\n{body}\n"
         if size + len(part.encode()) > _LONGEST_SUMMARY:
             hidden += 1

@@ -237,9 +237,9 @@ def _require_same_adapter(
         # one error with all of them: the recipe is corrected once
         steps = [step for _, _, _, step in found]
         raise RecipeError(
-            f"{folder.config_file}: {'; '.join(text for _, text, _, _ in found)}",
+            f"{folder.config_file}: {'; '.join(text for _, text, _, _ in found)}; the recipe has "
+            + "; ".join(dict.fromkeys(ours for _, _, ours, _ in found)),
             place=NOWHERE.within("lora", found[0][0]),
-            expected="; ".join(dict.fromkeys(expected for _, _, expected, _ in found)),
             next_step=" ".join(dict.fromkeys(steps)),
         )
     return ours.tensors
@@ -248,7 +248,7 @@ def _require_same_adapter(
 def _differences(
     recipe: Recipe, base: BaseFolder, folder: AdapterFolder, theirs: _BuiltAdapter, ours: _BuiltAdapter
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield each key of a recipe that the adapter contradicts: the key, what is found, what is expected, what to do."""
+    """Yield each key of a recipe that the adapter contradicts: the key, both values, and what to do."""
     config, wanted = folder.config, recipe.lora
     if theirs.r.keys() != ours.r.keys():
         more, fewer = sorted(theirs.r.keys() - ours.r.keys()), sorted(ours.r.keys() - theirs.r.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,42 @@ LINES = [
     ("  ML644 rows.jsonl:2: ", " 19 of 20 rows (95.0%)"),
 ]
 """The beginning and the end of the line of each sign."""
+
+
+def test_each_rule_names_its_fault_in_a_short_title_of_its_own() -> None:
+    for rule in RULES.values():
+        assert 0 < len(rule.fault) <= 60
+        # without a value: neither a quotation nor a number
+        assert re.fullmatch(r"[A-Za-z_.',/ -]*", rule.fault)
+        assert rule.fault not in (rule.title, rule.example.fault)
+        subjects = [other.fault for other in RULES.of(rule.subject)]
+        assert subjects.count(rule.fault) == 1
+
+
+def test_a_finding_is_one_line_as_editors_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [said("a", "b"), said("a"), *[said("q", "") for _ in range(2)]]
+    write_rows(Path("rows.jsonl"), rows)
+    Path("table.json").write_text(json.dumps(rows, indent=1))
+    for name in ("rows.jsonl", "table.json"):
+        assert main(["check", name, "--tokenizer", "spm-v3", "--no-cache", "--output-format", "concise"]) == 1
+        *lines, last = capsys.readouterr().out.splitlines()
+        places = [re.fullmatch(r"(.+): (ML601) row cannot be used: (messages.*): .+", line) for line in lines]
+        separator = ":" if name == "rows.jsonl" else ": row "
+        assert [place and place[1] for place in places] == [f"{name}{separator}{number}" for number in (2, 3, 4)]
+        assert last.startswith("3 findings of ")
+
+
+def test_the_first_causes_are_whole_and_each_other_one_is_a_line(tmp_path: Path, capsys: Any) -> None:
+    keys = {f"fault{letter}": 1 for letter in "abcdefgh"}
+    path = write_rows(tmp_path / "rows.jsonl", [said("a", "b"), *[said("q", "x", **{key: 1}) for key in keys]])
+    words = ["check", str(path), "--tokenizer", "spm-v3", "--no-cache"]
+    for option, whole in (([], 5), (["-v"], 8)):
+        assert main([*words, *option]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("  fix:") for line in lines) == whole
+        assert sum(line.startswith("ML601 ") for line in lines) == 8
+        assert any("(-v shows them whole)" in line for line in lines) == (not option)
 
 
 def test_no_sign_is_an_error() -> None:
@@ -76,7 +113,7 @@ def test_check_lists_signs_last_with_one_row_each(rows: Path, capsys: Any) -> No
     at = lines.index(LOOK_AT)
     for line, (start, end) in zip(lines[at + 1 : at + 3], LINES, strict=True):
         assert line.startswith(start)
-        assert line.endswith(end)
+        assert f"{end} - fix: " in line
     assert lines[at + 3].startswith("2 findings of 2 causes; ")
     report = json.loads(Path("out.json").read_text(encoding="utf-8"))
     assert [cause["proof"] for cause in report["causes"]] == ["sign", "sign"]

@@ -158,12 +158,9 @@ def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_
     assert ("<dd>known of transformers 5.23.0 (ML601): " in (workspace / "x.html").read_text()) is is_affected
 
 
-def test_a_title_or_message_that_just_fits_is_whole() -> None:
-    for longer, is_cut in ((0, False), (1, True)):
-        shape = f"a → {'b' * (68 + longer)}"
-        [line] = annotation_lines(causes_of(Finding("ML601", shape, Place.of("x"), shape=shape)))
-        title = line.split("title=ML601 ")[1].split("::")[0]
-        assert (len(title), title.endswith("…")) == (72, is_cut)
+def test_a_title_says_the_fault_and_a_message_that_is_too_long_is_cut() -> None:
+    [line] = annotation_lines(causes_of(Finding("ML546", "the EOS of turn 1", Place.of("x"), shape="a → b")))
+    assert "title=ML546 EOS of an answer is masked::" in line
     [cause] = causes_of(Finding("ML601", "x" * 5000, Place.of("y")))
     [line] = annotation_lines([cause])
     assert len(line.rpartition("::")[2].replace("%0A", "\n").replace("%25", "%")) == 4000

@@ -57,7 +57,7 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     recipe, findings = target.recipe, []
 
     def refused(rule: str, error: InputError) -> Finding:
-        return Finding(rule, error.found, error.place, error.expected, error.next_step)
+        return Finding(rule, error.found, error.place, error.expected, fix=error.next_step)
 
     base = target.base_folder
     # here: a file of the tokenizer whose value is asked for before the oracle is loaded is opened once

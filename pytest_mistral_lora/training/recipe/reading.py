@@ -14,7 +14,7 @@ import yaml
 
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.chat.reading.plain_yaml import PlainLoader
-from pytest_mistral_lora.errors import RecipeError, did_you_mean
+from pytest_mistral_lora.errors import RecipeError, did_you_mean, shortened
 from pytest_mistral_lora.places import NOWHERE, Place
 
 Field = tuple[str | int, ...]
@@ -65,6 +65,14 @@ def _read(path: Path) -> bytes:
         return file.read(_MOST_BYTES + 1)
 
 
+_YAML_STEPS = {
+    r"'\t'": "Indent with spaces: YAML takes no tab.",
+    "block end": "Indent the line as those of its list or mapping.",
+    "mapping values": "Indent the line as its neighbours, or quote a text with a colon.",
+}
+"""What to do about a line that is not YAML, by words of PyYAML's reason."""
+
+
 def _parse(text: str, path: Path) -> tuple[Any, dict[Field, int]]:
     try:
         depth = 0
@@ -82,8 +90,13 @@ def _parse(text: str, path: Path) -> tuple[Any, dict[Field, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        lines = text.splitlines()
+        line = lines[mark.line] if mark and mark.line < len(lines) else ""
+        step = next((step for word, step in _YAML_STEPS.items() if word in reason), "")
         raise RecipeError(
-            f"not valid YAML: {reason}", place=Place.of(path, line=mark.line + 1 if mark else None)
+            f"not valid YAML: {reason}{line and f': {shortened(line)}'}",
+            place=Place.of(path, line=mark.line + 1 if mark else None),
+            next_step=step,
         ) from error
 
 
