@@ -45,6 +45,9 @@ _OF_RUNNER = ("task", "config", "allow_code", "python", "own_data", "output", "t
 _OF_PATHS = ("kind", "base", "train", "device_memory")
 """The options, as `argparse` names them, that apply to `--runner`, and those that apply to paths alone."""
 
+_UNREAD = frozenset(("ML501", "ML507", "ML524", "ML532", "ML560"))
+"""Rules of lines that cannot be read, read back or encoded: nothing else is known of them."""
+
 
 def _is_earlier(file: Path) -> bool:
     from pytest_mistral_lora.records.files import beginning
@@ -239,11 +242,9 @@ def _cause_texts(audit: Audit, show: int, session: Session) -> Iterator[str]:
 
 def _state_of(finding: Finding, audit: Audit) -> str:
     """Return what a finding means for its row; a note is not a fault."""
-    from pytest_mistral_lora.conformance.encoded.audit import WITHOUT_VERDICT
-
     if finding.severity == "note":
         return "note"
-    if finding.rule in WITHOUT_VERDICT:
+    if finding.rule in _UNREAD:
         return "not judged"
     return "the file: wrong" if finding.place == audit.rows.place else "wrong"
 

@@ -44,12 +44,10 @@ class BoundedFindings:
 
     Attributes:
         at: Place of the judged row, as `packed_place` returns it.
-        caught: The findings of the judged row, if a pass reports them by row; else None.
     """
 
     def __init__(self) -> None:
         self.at = 0
-        self.caught: list[Finding] | None = None
         self._kept: dict[_Key, list[tuple[int, Finding]]] = {}
         self._total: Counter[_Key] = Counter()
 
@@ -64,10 +62,7 @@ class BoundedFindings:
 
     def add(self, finding: Finding) -> None:
         """Count a finding of the judged row, and keep it if it is among the first."""
-        if self.caught is not None:
-            self.caught.append(finding)
-        else:
-            self._add(finding, self.at)
+        self._add(finding, self.at)
 
     def add_of_file(self, finding: Finding, file: int | None) -> None:
         """Count a finding that only whole files show, and keep it if it is among the first.

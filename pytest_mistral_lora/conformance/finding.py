@@ -207,14 +207,6 @@ _DIGITS = 3
 """The digits of a rule's id after `ML`."""
 
 
-ENCODED_CASES: Mapping[str, str] = {
-    "answers-are-read-back": "answers",
-    "decoding-allows-answers": "decoding",
-    "something-is-supervised": "labels",
-}
-"""Checks of chat rows that have another name where they judge the conversations of encoded rows."""
-
-
 class RuleTable(Mapping[str, Rule]):
     """Every rule by id. A lookup reads the file of one subject; iteration reads them all."""
 

@@ -93,7 +93,7 @@ def test_a_fault_of_each_answer_is_reported_with_its_side(tmp_path: Path) -> Non
 @given(records=st.lists(pairs(tools=None), min_size=1, max_size=4))
 def test_generated_pairs_break_no_law_of_pairs(records: list[dict[str, Any]]) -> None:
     lines = [(number, json.dumps(record).encode()) for number, record in enumerate(records, start=1)]
-    found = judge().judge_chunk(Chunk(Path("pairs.jsonl"), 0, False, lines, 0))
+    found = judge().judge_chunk(Chunk(Place.of("pairs.jsonl"), 0, False, lines, 0))
     assert len(found.table) == len(records)
     assert list(found.findings.of("ML601", "ML655", "ML656", *ON_EVERY_ROW)) == []
 

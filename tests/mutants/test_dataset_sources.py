@@ -17,10 +17,10 @@ from sampling import sampled_case
 from pytest_mistral_lora.chat.kinds.fim import parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.cases import OF_ENCODED_ROWS
 from pytest_mistral_lora.conformance.dataset.checks import file_results
-from pytest_mistral_lora.conformance.encoded.audit import OF_CHAT_ROWS, Audit
-from pytest_mistral_lora.conformance.encoded.line_judge import BY_IDS
-from pytest_mistral_lora.conformance.finding import ENCODED_CASES, RULES
+from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS
 from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.formats.row_sources import FileRows
@@ -29,8 +29,14 @@ pytestmark = pytest.mark.gallery
 
 Data = dict[str, Any]
 
-OBSERVED = frozenset(rule.id for case in (*OF_CHAT_ROWS, *ENCODED_CASES) for rule in RULES.of("dataset", case))
+OBSERVED = frozenset(rule.id for case in OF_ENCODED_ROWS for rule in RULES.of("dataset", case))
 """The rules that see the conversations of every source."""
+SAID_BY_IDS: Mapping[str, str] = {
+    "ML606": "labels of a template are those of the ids: ML541 to ML551",
+    "ML613": "the ids show whether a text became a control token: ML523, and else ML612",
+    "ML656": "ids of an answer without a text are ML567",
+}
+"""Rules of chat rows that encoded rows are judged by in their ids, each with what is judged."""
 LOST_IN_PART: Mapping[str, str] = {
     "ML619": "ids have the arguments as mistral-common spells them: a key that is there twice is there once",
     "ML621": "ids of calls and names of results are not in the ids of each version",
@@ -140,7 +146,7 @@ def test_a_rule_on_rows_sees_each_source_or_is_listed(mutant: Mutant, tmp_path: 
     results = file_results(chat_rows, tokenizer).values()
     of_chat_rows = {finding.rule for result in results for finding in result.findings} & OBSERVED
     alone = [ids_alone(line) for line in lines]
-    oracle, judged_by_ids = tokenizer.oracle, BY_IDS.keys()
+    oracle, judged_by_ids = tokenizer.oracle, SAID_BY_IDS.keys()
     assert of_chat_rows - found(lines, oracle, tmp_path) <= judged_by_ids
     lost = judged_by_ids | LOST_IN_IDS.keys() | LOST_IN_PART.keys()
     assert of_chat_rows - found(alone, oracle, tmp_path) <= lost

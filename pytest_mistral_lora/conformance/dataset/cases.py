@@ -23,6 +23,20 @@ CASES = (
 )
 """Every case, in the order of the report."""
 
+OF_ENCODED_ROWS = {
+    "no-duplicates": "no-duplicates",
+    "no-control-literals": "no-control-literals",
+    "turns-stay-apart": "turns-stay-apart",
+    "answers-are-not-empty": "answers-are-not-empty",
+    "texts-are-whole": "texts-are-whole",
+    "tool-calls-fit-the-tools": "tool-calls-fit-the-tools",
+    "statistics": "statistics",
+    "answers-are-read-back": "answers",
+    "decoding-allows-answers": "decoding",
+    "something-is-supervised": "labels",
+}
+"""The cases that judge the conversations of encoded rows, too, with the name of each there."""
+
 OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage")
 """Cases about a split or a length, which need a recipe."""
 

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import re
 from array import array
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -69,15 +70,18 @@ class RowRules:
         """Begin a record: a fault of the prompt of both its sides is reported once."""
         self._noted.clear()
 
-    def note(self, found: RowPass, finding: Finding, row: Row | None) -> None:
-        """Add a finding of a row; of both sides of a pair, a fault of their prompt once."""
-        if row is not None and row.kind.sides:
-            part, side = finding.place.part, row.kind.side_part(row)
+    def once(self, findings: Iterable[Finding], row: Row | None) -> Iterator[Finding]:
+        """Yield findings of a row; of both sides of a pair, a fault of their prompt once."""
+        if row is None or not row.kind.sides:
+            yield from findings
+            return
+        side = row.kind.side_part(row)
+        for finding in findings:
+            part = finding.place.part
             noted = (finding.rule, finding.found, part[len(side) :] if part[: len(side)] == side else part)
-            if noted in self._noted:
-                return
-            self._noted.add(noted)
-        found.findings.add(finding)
+            if noted not in self._noted:
+                self._noted.add(noted)
+                yield finding
 
     def spelled(self, row: Row) -> list[str]:
         """Return the control tokens that a row spells, unless it is about them."""
@@ -97,8 +101,8 @@ class RowRules:
         *,
         origin: Origin = "written",
         spells: bool = True,
-    ) -> None:
-        """Show one row to the rules, and add its findings.
+    ) -> Iterator[Finding]:
+        """Show one row to the rules, and yield its findings.
 
         Args:
             row: The row.
@@ -111,16 +115,16 @@ class RowRules:
         if row.converted and row.kind.starts_record(row):
             found.note_converted(row.converted)
         if spells and (literals := self.spelled(row)):
-            self.note(found, Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place), row)
+            spelled = Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place)
+            yield from self.once([spelled], row)
         texts = list(text_findings(row, layout))
         if not row.kind.counts_as_wanted(row):
             texts = [finding for finding in texts if finding.rule not in LEGITIMATE_IF_UNWANTED]
             of_prompt = text_findings(row.kind.wanted_part(row), layout)
             texts += [finding for finding in of_prompt if finding.rule in LEGITIMATE_IF_UNWANTED]
-        for finding in texts:
-            # the first label tells where a completion begins, so that an empty one is no turn that is missing
-            if origin == "written" or not row.kind.is_chat or finding.rule not in LOST_IN_IDS:
-                self.note(found, finding, row)
+        # the first label tells where a completion begins, so that an empty one is no turn that is missing
+        has_all = origin == "written" or not row.kind.is_chat
+        yield from self.once((each for each in texts if has_all or each.rule not in LOST_IN_IDS), row)
         answers: JudgedAnswers | None = None
         if row.kind.is_chat and row.kind.counts_as_wanted(row):
             if self._answers is None:
@@ -129,11 +133,10 @@ class RowRules:
                 answers = self._answers.judge(row, expected, {finding.rule for finding in texts})
         judged = JudgedRow(row, found.place, found.file, origin, answers, self.thinks)
         for name, observer in self._of_rows:
-            for finding in observer.observe_row(judged, found.states.of(name)):
-                found.findings.add(finding)
+            yield from observer.observe_row(judged, found.states.of(name))
 
-    def observe_record(self, record: JudgedRecord, found: RowPass) -> None:
-        """Add a record to the table of a pass, and show it to the rules.
+    def observe_record(self, record: JudgedRecord, found: RowPass) -> Iterator[Finding]:
+        """Add a record to the table of a pass, show it to the rules, and yield its findings.
 
         Args:
             record: The record.
@@ -141,8 +144,7 @@ class RowRules:
         """
         _add(found.table, record, sketches=self._sketches)
         for name, observer in self._observers:
-            for finding in observer.observe(record, found.states.of(name)):
-                found.findings.add(finding)
+            yield from observer.observe(record, found.states.of(name))
 
 
 def _add(table: JudgedTable, record: JudgedRecord, *, sketches: bool) -> None:

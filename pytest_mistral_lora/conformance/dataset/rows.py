@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -246,12 +246,11 @@ class RowJudge:
                     kept.append(encoded)
             except RowError as refusal:
                 errors.append((refusal, row))
-        for finding in empty:
-            part.findings.add(finding)
+        self._add(empty, None, part)
         # no tokenizer encodes an empty answer: the finding of the side says more
         for error, refused in () if empty else errors:
             finding = Finding(_rule_of(error), error.found, error.place, error.expected, error.next_step)
-            self.rules.note(part, finding, refused)
+            self._add([finding], refused, part)
         if errors or empty:
             part.counts[chunk.file, "refused"] += 1
             return
@@ -276,7 +275,12 @@ class RowJudge:
             declared=record.declared,
             file=chunk.file,
         )
-        self.rules.observe_record(judged_record, part)
+        self._add(self.rules.observe_record(judged_record, part), None, part)
+
+    def _add(self, findings: Iterable[Finding], row: Row | None, part: DatasetPass) -> None:
+        """Add findings of a row to a part of a pass; of both sides of a pair, a fault of their prompt once."""
+        for finding in self.rules.once(findings, row):
+            part.findings.add(finding)
 
     def _expected(self, row: Row) -> EncodedRow | RowError | None:
         """Return mistral-common's encoding of a row, or its reason to refuse it; None without a Mistral tokenizer."""
@@ -320,15 +324,13 @@ class RowJudge:
             cut = beyond(row, encoded, layout, length, self._oracle.facts if self._oracle else None)
             part.lengths.beyond.update(cut)
         faults = list(self.plan.policy.faults(encoded, row))
-        for fault, error in faults:
-            self.rules.note(part, fault_finding(fault, error, encoded, cut), row)
+        self._add((fault_finding(fault, error, encoded, cut) for fault, error in faults), row, part)
         for change, finding in () if faults else changes(row, encoded, self.plan.policy, cut):
             part.lengths.changed[change] += 1
             part.findings.add(finding)
-        kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
-        for finding in kept:
-            self.rules.note(part, finding, row)
-        self.rules.observe_row(row, layout, expected, part, spells=encoded is expected)
+        if expected and self._oracle:
+            self._add(law_findings(row, expected, self._oracle), row, part)
+        self._add(self.rules.observe_row(row, layout, expected, part, spells=encoded is expected), None, part)
         if expected is not None and self.plan.compares and row.kind.is_chat:
             ids = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
             if not self._agrees(row, expected, encoded, ids, part):
@@ -355,7 +357,7 @@ class RowJudge:
         difference = TokenDiff.of(*sides, oracle.piece, _NAMES, expected.spans)
         parts = shown_difference(difference, row.place)
         found = with_shape("the generation blocks mark other tokens than the assistant's", parts["shape"])
-        self.rules.note(part, Finding("ML606", found, row.place, row=printed_row(row), **parts), row)
+        self._add([Finding("ML606", found, row.place, row=printed_row(row), **parts)], row, part)
         return False
 
     def _explain(self, row: Row, template_ids: tuple[int, ...] | None, part: DatasetPass) -> bool:
@@ -374,12 +376,11 @@ class RowJudge:
             comparison = compare(row, oracle, template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
-            self.rules.note(part, Finding("ML603", text, row.place, row=printed_row(row)), row)
+            self._add([Finding("ML603", text, row.place, row=printed_row(row))], row, part)
             return False
         for name in (*comparison.deviations, *([OWN_PROMPT] if comparison.own_prompt else [])):
             part.deviations.note(name, row.place, part.findings.at)
-        for finding in backend_findings(row, comparison, oracle):
-            self.rules.note(part, finding, row)
+        self._add(backend_findings(row, comparison, oracle), row, part)
         return not comparison.differences
 
 

@@ -18,15 +18,14 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.dataset.cases import OF_ENCODED_ROWS
 from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
 from pytest_mistral_lora.conformance.encoded.agreement import Agreement
 from pytest_mistral_lora.conformance.encoded.audit_state import AuditState
 from pytest_mistral_lora.conformance.encoded.evaluation import EvaluationJudge
 from pytest_mistral_lora.conformance.encoded.file_faults import SourceTracker
 from pytest_mistral_lora.conformance.encoded.line_judge import (
-    BY_IDS,
     MOST_ERRORS,
-    UNREAD,
     AuditPart,
     LineJudge,
     LineVerdict,
@@ -39,7 +38,6 @@ from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.encoded.pad_cause import PadCause, pad_cause_of
 from pytest_mistral_lora.conformance.encoded.template_cause import Cause, ExplainedFindings, TemplateCause, cause_of
 from pytest_mistral_lora.conformance.finding import (
-    ENCODED_CASES,
     RULES,
     Finding,
     Result,
@@ -55,16 +53,8 @@ from pytest_mistral_lora.places import NamedSource, Place
 KEPT = 20
 """Most findings of a rule to keep; more are counted."""
 
-OF_CHAT_ROWS = (
-    "no-duplicates",
-    "no-control-literals",
-    "turns-stay-apart",
-    "answers-are-not-empty",
-    "texts-are-whole",
-    "tool-calls-fit-the-tools",
-    "statistics",
-)
-"""Checks of chat rows that judge the conversations of encoded rows, too, by their names in `rules/dataset.toml`."""
+OF_CHAT_ROWS = tuple(case for case, name in OF_ENCODED_ROWS.items() if case == name)
+"""Checks of the conversations that have the name that they have for chat rows."""
 _OF_ROWS = ("ids", "labels", "packing", "supervised-text", "answers", "decoding", *OF_CHAT_ROWS)
 """Checks that would pass on nothing if no row can be judged."""
 CASES = ("file", "rows-complete", *_OF_ROWS)
@@ -73,10 +63,6 @@ NOTHING_JUDGED = "no row of the file can be judged"
 _NOT_TRAINED_ON = "the answers of an evaluation are not trained on"
 SCORED_WHOLE = "a reward model scores conversations as a whole: no token has a label"
 
-CAUSES = {"ids": "ML004", "labels": "ML204"}
-"""The rules of causes by the check that reports them: another chat template, and a pad token that is EOS."""
-WITHOUT_VERDICT = ("ML501", "ML507", *UNREAD)
-"""Rules of lines that cannot be read or encoded, which are not judged."""
 _NO_ROW = "no conversation of the file can be judged"
 
 
@@ -351,7 +337,7 @@ class Audit:
         again = set(self._again.values())
         for rule in rows.findings.rules:
             # the last answer alone is an objective that all lines agree on
-            if rule in BY_IDS or (rule == "ML662" and self.agreement.found is not None):
+            if rule == "ML662" and self.agreement.found is not None:
                 continue
             for finding in rows.findings.of(rule):
                 # a line that comes again is known by its number
@@ -567,9 +553,9 @@ def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
 
 def rules_of(case: str) -> list[str]:
     """Return the rules that a check of `CASES` reports."""
-    of_chat_rows = [name for name in (*OF_CHAT_ROWS, *ENCODED_CASES) if ENCODED_CASES.get(name, name) == case]
+    of_chat_rows = [name for name, of_ids in OF_ENCODED_ROWS.items() if of_ids == case]
     return [
-        *([CAUSES[case]] if case in CAUSES else ()),  # the cause in front
+        *(cause.rule for cause in (TemplateCause, PadCause) if cause.case == case),  # the cause in front
         *(rule.id for rule in RULES.of("encoded", case)),
         *(rule.id for name in of_chat_rows for rule in RULES.of("dataset", name)),
     ]

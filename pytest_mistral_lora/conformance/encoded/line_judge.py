@@ -6,7 +6,7 @@ What depends on the order of records, such as a number that comes again, is the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -39,17 +39,11 @@ State = Literal["sound", "wrong", "not judged"]
 
 LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551", "ML605"})
 """Rules whose rows may lose whole answers. Only texts of these rows are counted over the file."""
-UNREAD = ("ML560", "ML524", "ML532", "ML507")
-"""Rules of ids that cannot be read back."""
-BY_IDS: Mapping[str, str] = {
-    "ML613": "the ids show whether a text became a control token: ML523, and else ML612",
-    "ML656": "ids of an answer without a text are ML567",
-    "ML659": "the line of the rows has the mean length of each side",
-}
-"""Rules of chat rows that encoded rows are judged by in their ids alone, each with what is judged."""
-_SHOWN_BY_IDS: Mapping[str, frozenset[str]] = {
+_SAID_BY_IDS: Mapping[str, frozenset[str]] = {
     # the text did become a token, not only may it
     "ML612": frozenset(("ML523",)),
+    # the answer of a pair is empty in the ids
+    "ML616": frozenset(("ML567",)),
     # the ids of both answers are equal, whole or after a cut
     "ML655": frozenset(("ML655", "ML568")),
 }
@@ -379,6 +373,7 @@ class LineJudge:
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
             read = self._read(line)
             if read.findings and (explained := self._explained(line, read.findings)) is not None:
+                self._state.figures.read_back += 1
                 return LineVerdict(line.index, line.place, "wrong", (*findings, *explained))
             findings += read.findings
             if not read.expected:
@@ -464,8 +459,7 @@ class LineJudge:
             observed = self._observe(line, expected, origin, given, is_exact=not of_tokens, new=new)
             # what the ids show already is no second finding of their messages
             shown = {finding.rule for finding in findings}
-            known = {rule for rule, by_ids in _SHOWN_BY_IDS.items() if shown & by_ids}
-            observed = [finding for finding in observed if finding.rule not in known]
+            observed = [one for one in observed if shown.isdisjoint(_SAID_BY_IDS.get(one.rule, ()))]
             is_wrong |= any(finding.severity == "error" for finding in observed)
             findings += observed
         return LineVerdict(line.index, line.place, "wrong" if is_wrong else "sound", tuple(findings), labels)
@@ -504,23 +498,20 @@ class LineJudge:
             else:
                 self._state.figures.other_kinds[row.kind.row_title] += 1
             seen.look_at(file, line.place.row)
-            caught: list[Finding] = []
-            seen.findings.caught = caught
             if line.chosen is None:
                 self._rules.begin_record()
                 seen.counts[file, "judged"] += 1
-            self._rules.observe_row(row, encoded, encoded if is_exact else None, seen, origin=origin)
+            observed = [*self._rules.observe_row(row, encoded, encoded if is_exact else None, seen, origin=origin)]
             if new:
-                self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
-            seen.findings.caught = None
-            shown = row.to_jsonl() if caught else ""
-            # an empty answer of a pair is ML567
-            known = {*BY_IDS, "ML616"} if line.side is not None else BY_IDS
-            found += (replace(finding, row=finding.row or shown) for finding in caught if finding.rule not in known)
+                observed += self._observe_record(_ObservedSide(line, row, encoded), origin, given, is_exact=is_exact)
+            shown = row.to_jsonl() if observed else ""
+            found += (replace(finding, row=finding.row or shown) for finding in observed)
         return found
 
-    def _observe_record(self, side: _ObservedSide, origin: Origin, given: GivenIds, *, is_exact: bool) -> None:
-        """Show a record to the rules: of a pair, when its second side has come."""
+    def _observe_record(
+        self, side: _ObservedSide, origin: Origin, given: GivenIds, *, is_exact: bool
+    ) -> Iterator[Finding]:
+        """Show a record to the rules, and yield its findings: of a pair, when its second side has come."""
         if self._rules is None:
             return
         line = side.line
@@ -546,7 +537,7 @@ class LineJudge:
             declared=line.declared,
             file=self._state.rows.file,
         )
-        self._rules.observe_record(record, self._state.rows)
+        yield from self._rules.observe_record(record, self._state.rows)
 
     def _explained(self, line: EncodedLine, before: Sequence[Finding]) -> list[Finding] | None:
         """Return the findings of a line that the chat template does not explain; None if the line is not encoded by it.
@@ -562,7 +553,6 @@ class LineJudge:
         comparison = self._comparison(line, encoded)
         after = list(comparison.findings())
         self._state.by_template.take(before, after)
-        self._state.figures.read_back += not self._has_dataset and before[0].rule in UNREAD
         self._state.figures.tokens += len(comparison.padding.real)
         if line.side is None or line.side.has_labels:
             self._state.figures.has_labels = True

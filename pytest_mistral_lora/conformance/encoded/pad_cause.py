@@ -28,6 +28,9 @@ class PadCause(Cause):
     of its EOS as mistral-common has them, so that a fault beside the masked EOS is found, too.
     """
 
+    rule = "ML204"
+    case = "labels"
+
     def restored(self, comparison: EncodedLineComparison) -> EncodedLineComparison | None:
         """Return the comparison of a line with the labels of its EOS; None if the pad token has not masked them.
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
+from typing import ClassVar
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.objective import ANSWERS, Objective
@@ -66,10 +67,14 @@ class Cause:
     """What other findings of a file are shown to come from.
 
     Attributes:
-        judge: Returns the finding about the cause itself; None if it has no fault.
+        rule: The rule of the finding about the cause itself.
+        case: The check of encoded rows that reports it.
+        judge: Returns that finding; None if the cause has no fault.
         is_reported: Whether another check reports that finding, so that the rows need not.
     """
 
+    rule: ClassVar[str]
+    case: ClassVar[str]
     judge: Callable[[], Finding | None]
     is_reported: bool = False
 
@@ -102,6 +107,9 @@ class TemplateCause(Cause):
     Attributes:
         load: Returns the template; it may raise an error of this project.
     """
+
+    rule = "ML004"
+    case = "ids"
 
     load: Callable[[], ChatTemplate]
     _tries: int = _MOST_TRIES
