@@ -17,10 +17,15 @@ from pytest_mistral_lora.checkpoint.architectures import (
     architecture_of,
 )
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, quantization_facts
-from pytest_mistral_lora.checkpoint.hashes import sha256_file, sha256_files
+from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.checkpoint.kept_property import KeptProperty
 from pytest_mistral_lora.checkpoint.model_facts import ModelFacts
-from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles, read_regular
+from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    TokenizerFiles,
+    read_regular,
+)
 from pytest_mistral_lora.checkpoint.weights import INDEX, TensorInfo, Weights, read_header, read_index, weight_files
 from pytest_mistral_lora.errors import (
     InputError,
@@ -77,15 +82,34 @@ class BaseFolder:
     def __init__(self, path: Path) -> None:
         self.path: Path = path
         self.config_file: Path = path / MODEL_CONFIG
+        self._contents: dict[str, bytes] = {}
         self._headers: dict[Path, dict[str, TensorInfo]] = {}
         self._hashes: dict[str, str] = {}
 
     def __str__(self) -> str:
         return str(self.path)
 
-    @KeptProperty
-    def _config_bytes(self) -> bytes:
-        return read_bounded(self.config_file)
+    def keep(self, name: str, content: bytes) -> None:
+        """Take the bytes of a file of the folder that have been read already, so that it is opened once."""
+        self._contents[name] = content
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a small file of the folder, which serve its hash, too.
+
+        Raises:
+            InputError: As for `read_bounded`.
+        """
+        if name not in self._contents:
+            self._contents[name] = read_bounded(self.path / name)
+        return self._contents[name]
+
+    def read_json(self, name: str) -> Any:
+        """Return the value of a small JSON file of the folder.
+
+        Raises:
+            InputError: As for `read`, or if it is not JSON.
+        """
+        return parse_json(self.read(name), self.path / name)
 
     @KeptProperty
     def config(self) -> Mapping[str, Any]:
@@ -104,7 +128,7 @@ class BaseFolder:
                 "convert_mistral_weights_to_hf.py.",
             )
         try:
-            data = parse_json(self._config_bytes, self.config_file)
+            data = self.read_json(MODEL_CONFIG)
         except InputError as error:
             raise PinError(error.found, place=str(self.config_file), expected="a checkpoint folder") from error
         if not isinstance(data, dict):
@@ -358,11 +382,13 @@ class BaseFolder:
         if name in self.tokenizer_files.names:
             return self.tokenizer_files.sha256(name)
         if name not in self._hashes:
-            self._hashes[name] = sha256_file(self.path / name)
+            content = self._contents.get(name)
+            self._hashes[name] = sha256_file(self.path / name) if content is None else sha256_bytes(content)
         return self._hashes[name]
 
     def _read(self, file: Path) -> bytes:
-        return self._config_bytes if file == self.config_file else read_regular(file)
+        is_small = file.name in (MODEL_CONFIG, GENERATION_CONFIG)
+        return self.read(file.name) if is_small and file.parent == self.path else read_regular(file)
 
     def tokenizer(self, declared: str | None = None) -> CheckpointTokenizer:
         """Return the tokenizer of the folder, which shares its files.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.objective import ANSWERS, Declaration, Objective
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import (
@@ -40,6 +41,7 @@ from pytest_mistral_lora.conformance.targets import (
 )
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.records.asking_limits import AskingLimits
+from pytest_mistral_lora.records.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.row_source import RowSource
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.kept_results import KeptResults
     from pytest_mistral_lora.places import Place
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 
 def targets_of(
@@ -181,7 +184,7 @@ class NamedPaths:
         tokenizers: Tokenizer files, checkpoint folders, or names of shipped tokenizers; or tokenizers that are loaded.
         judges: Tokenizers that encode the rows of the other targets, and are not targets themselves.
         recipes: Recipe files.
-        contents: The bytes of those that have been read, by path.
+        contents: The bytes of recipes, and of the manifests of folders, that have been read, by path.
         datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
         encoded: Encoded-rows files; they are compared with the first tokenizer or recipe.
         runners: Runners; each gets the rows of every dataset and recipe, or else the packaged ones with each tokenizer.
@@ -219,7 +222,8 @@ class NamedPaths:
 
     def targets(self) -> list[Target]:
         """Return a target for each path, named after it; equal names get a number."""
-        name = _Names()
+        name, base = _Names(), None if self.base is None else BaseFolder(self.base)
+        folders = [self._folder(path, base) for path in self.adapters]
         tokenizers = [self._tokenizer(path, name, trains=True) for path in self.tokenizers]
         encoders = [*(self._tokenizer(path, name, trains=False) for path in self.judges), *tokenizers]
         recipes = [self._recipe(path, name) for path in self.recipes]
@@ -234,9 +238,19 @@ class NamedPaths:
             *(EncodedTarget(name(path), path, judge=of_rows[0], objective=self.objective) for path in self.encoded),
             *([] if self.held is None else [self._held(self.held, of_rows[0], name)]),
             *self._runners([*datasets, *recipes] if datasets else of_rows, name),
-            *self._adapters(name),
+            *(AdapterTarget(name(one.path), one.path, given=one, beside=folders) for one in folders),
             # a GGUF file without a judge is compared with the tokenizer that its vocabulary is recognised as
-            *(self._gguf(path, judges[0] if judges else None, name) for path in self.ggufs),
+            *(
+                (ModelFileTarget if makes_a_model(path) else GgufTarget)(
+                    name(path),
+                    path,
+                    oracle_name=self.oracle,
+                    judge=judges[0] if judges else None,
+                    base=base,
+                    folders=folders,
+                )
+                for path in self.ggufs
+            ),
             *self._servers(of_rows[0], name),
         ]
 
@@ -254,6 +268,14 @@ class NamedPaths:
         if path in self.contents:
             target.use_content(self.contents[path])
         return target
+
+    def _folder(self, path: Path, base: BaseFolder | None) -> AdapterFolder:
+        from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+        folder = AdapterFolder(path, base)
+        if path in self.contents:
+            folder.checkpoint.keep(MANIFEST, self.contents[path])
+        return folder
 
     def _datasets(self, judges: Sequence[Target], name: _Names) -> Iterator[Target]:
         for judge in judges:
@@ -283,16 +305,6 @@ class NamedPaths:
                     allow_code=self.allow_code,
                     objective=self.objective,
                 )
-
-    def _adapters(self, name: _Names) -> Iterator[Target]:
-        folders = tuple(self.adapters)
-        for path in folders:
-            yield AdapterTarget(name(path), path, base=self.base, beside=folders)
-
-    def _gguf(self, path: Path, judge: Target | None, name: _Names) -> Target:
-        folders = tuple(self.adapters)
-        kind = ModelFileTarget if makes_a_model(path) else GgufTarget
-        return kind(name(path), path, oracle_name=self.oracle, judge=judge, base=self.base, folders=folders)
 
     def _servers(self, judge: Target, name: _Names) -> Iterator[Target]:
         for server in self.servers:

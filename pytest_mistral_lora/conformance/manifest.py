@@ -271,10 +271,9 @@ class ManifestChecks:
         if self._data is None:
             return Result(not_checked=self._reason)
         path, manifests = self.folder.path, dict[Path, Mapping[str, Any]]()
-        for folder in (*self.target.beside, path):
-            found = self.folder if folder == path else AdapterFolder(folder)
-            if found.path.is_dir() and found.valid_manifest is not None:
-                manifests[folder] = found.valid_manifest.data
+        for folder in (*self.target.beside, self.folder):
+            if folder.path.is_dir() and folder.valid_manifest is not None:
+                manifests[folder.path] = folder.valid_manifest.data
         name = self._data[DEPLOYMENT]["name"]
         findings = [
             Finding(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,15 +40,15 @@ class AdapterTarget(Target):
     """An adapter folder, or a merged model's.
 
     Attributes:
-        base: The base checkpoint's folder as the user named it, or None to look for it, or to take the recipe's.
+        given: The folder with the base that the user named; None to look for the base, or to take the recipe's.
         dataset: The files that it was trained on, in order, if it was named without its recipe; may be empty.
-        beside: The folders of the run; one of them may be the adapter of a merged model.
+        beside: The folders of the run, which all targets share; one of them may be the adapter of a merged model.
         maker: The recipe that made it; None if it was named without one.
     """
 
-    base: Path | None = None
+    given: AdapterFolder | None = field(default=None, compare=False)
     dataset: tuple[Path, ...] = ()
-    beside: tuple[Path, ...] = ()
+    beside: Sequence[AdapterFolder] = field(default=(), compare=False)
     maker: RecipeTarget | None = None
 
     @classmethod
@@ -76,33 +76,24 @@ class AdapterTarget(Target):
         """The folder; each file is read once for all subjects, and the base is never fetched."""
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
-        folder = AdapterFolder(self.folder, self._given_base)
-        if self.maker is not None:
-            try:
-                _ = self.maker.base_folder
-            except PinError:
-                from pytest_mistral_lora.records.base_location import LocatedBase
+        if self.maker is None:
+            return self.given or AdapterFolder(self.folder)
+        path = self.maker.recipe.base.path
+        try:
+            base = self.maker.base_folder
+            return AdapterFolder(self.folder, None if path is None else base)
+        except PinError:
+            from pytest_mistral_lora.records.base_location import LocatedBase
 
-                # another check reports the base of the recipe; never search for another base
-                vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
-        return folder
+            folder = AdapterFolder(self.folder, None if path is None else BaseFolder(path))
+            # another check reports the base of the recipe; never search for another base
+            vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
+            return folder
 
     @property
     def fix_paths(self) -> dict[str, str]:
         """The paths of the folder, which has a tokenizer of its own."""
         return {**checkpoint_paths(self.folder), "adapter": str(self.folder)}
-
-    @property
-    def _given_base(self) -> BaseFolder | None:
-        """The named base; for a recipe's adapter, the base that the recipe's checks have read."""
-        if self.maker is None:
-            return None if self.base is None else BaseFolder(self.base)
-        path = self.maker.recipe.base.path
-        if path is None:
-            return None
-        with suppress(PinError):
-            return self.maker.base_folder
-        return BaseFolder(path)
 
     @property
     def folder(self) -> Path:
@@ -126,13 +117,13 @@ class GgufTarget(Target):
 
     Attributes:
         judge: The target whose tokenizer it is compared with; None for the folders' or the recognised tokenizer.
-        base: The base checkpoint's folder, or None.
+        base: The base checkpoint, or None.
         folders: The adapter and merged folders of the run: one of them may be the source of the file.
     """
 
     judge: Target | None = None
-    base: Path | None = None
-    folders: tuple[Path, ...] = ()
+    base: BaseFolder | None = field(default=None, compare=False)
+    folders: Sequence[AdapterFolder] = field(default=(), compare=False)
 
     @property
     def file(self) -> Path:
@@ -151,11 +142,6 @@ class GgufTarget(Target):
         return GgufFile(self.file)
 
     @cached_property
-    def base_folder(self) -> BaseFolder | None:
-        """The base checkpoint, or None."""
-        return BaseFolder(self.base) if self.base is not None else None
-
-    @cached_property
     def model(self) -> BaseFolder | None:
         """The full weights to compare the file with: a merged model's, else the base's, else None."""
         return self.model_of_run()
@@ -163,14 +149,14 @@ class GgufTarget(Target):
     def model_of_run(self) -> BaseFolder | None:
         """Return the folder of the run that has full weights, else that of the base, else None."""
         for folder in self.folders:
-            if any(folder.glob("model*.safetensors")):
-                return BaseFolder(folder)
-        return self.base_folder
+            if any(folder.path.glob("model*.safetensors")):
+                return folder.checkpoint
+        return self.base
 
     @property
-    def adapter(self) -> Path | None:
+    def adapter(self) -> AdapterFolder | None:
         """The adapter folder to compare an adapter's file with, or None."""
-        return next((folder for folder in self.folders if (folder / "adapter_config.json").exists()), None)
+        return next((folder for folder in self.folders if folder.config_file.exists()), None)
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:

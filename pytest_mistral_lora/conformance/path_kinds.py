@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.container import LINES, VALUES, Container, container_of
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, opened, read_json, similar_path
+from pytest_mistral_lora.chat.reading import (
+    JSON_LIMIT,
+    first_values,
+    opened,
+    parse_json,
+    read_bounded,
+    read_json,
+    similar_path,
+)
 from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES, ROW_SUFFIXES, import_step
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError
@@ -47,7 +55,7 @@ class RecognisedPath:
         path: The path.
         kind: A key of `KINDS`.
         title: The kind in words, with the evidence.
-        content: The bytes of a recipe, for whoever parses it; None for any other path.
+        content: The bytes of a recipe or a manifest that have been read, for whoever parses them; else None.
     """
 
     path: Path
@@ -89,13 +97,16 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
 def _folder(path: Path, base: Path | None) -> RecognisedPath:
     # even a folder, a pipe or a broken link: the check `files` names it
     marks = [name for name in _ADAPTERS if (path / name).exists() or (path / name).is_symlink()]
+    content = None
     if marks == [MANIFEST]:  # beside an adapter, the checks read it, and report another tool's manifest
         with suppress(InputError):  # the check of its schema reports the error
-            marks = [] if is_foreign(read_json(inside(path, MANIFEST))) else marks
+            content = read_bounded(inside(path, MANIFEST))
+            marks = [] if is_foreign(parse_json(content, path / MANIFEST)) else marks
     weights = sorted(file.name for file in path.glob("*.safetensors") if file.name not in _ADAPTERS)
     if marks:
         merged = marks == [MANIFEST] and weights
-        return RecognisedPath(path, "adapter", f"{'a merged model' if merged else 'an adapter'} ({', '.join(marks)})")
+        title = f"{'a merged model' if merged else 'an adapter'} ({', '.join(marks)})"
+        return RecognisedPath(path, "adapter", title, content)
     if base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")):
         return RecognisedPath(path, "adapter", f"a merged model ({weights[0]}, and --base is another folder)")
     marks = [name for name in _TOKENIZERS if (path / name).exists()]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pytest_mistral_lora.chat.reading import answer_in_time, parse_json, read_bounded
+from pytest_mistral_lora.chat.reading import answer_in_time, parse_json
 from pytest_mistral_lora.errors import InputError, and_more, one_line, short_json
 from pytest_mistral_lora.places import NOWHERE, Place
 
@@ -221,13 +221,16 @@ def _peft_defaults() -> Mapping[str, Any]:
     return {field.name: field.default for field in fields(LoraConfig)}
 
 
-def read_adapter_config(file: Path) -> dict[str, Any]:
+def parse_adapter_config(content: bytes, file: Path) -> dict[str, Any]:
     """Return the JSON object of a configuration; its keys are not checked.
 
+    Args:
+        content: The bytes of the file.
+        file: The file, for the error.
+
     Raises:
-        InputError: If the file cannot be read, is too large, is not a JSON object, or is nested too deeply.
+        InputError: If it is too large, is not a JSON object, or is nested too deeply.
     """
-    content = read_bounded(file)
     if len(content) > _LARGEST_FILE:
         raise InputError("too large to be one", place=str(file), expected=f"at most {_LARGEST_FILE} bytes")
     data = parse_json(content, file)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.oracle.tokenizer_file import oracle_file
-from pytest_mistral_lora.chat.reading import parse_json, read_bounded
+from pytest_mistral_lora.chat.reading import parse_json
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS, Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, Checkpoint
 from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
+from pytest_mistral_lora.records.adapter_config import CONFIG, parse_adapter_config, peft_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base, recipe_folder
 from pytest_mistral_lora.records.deployment import run_record
 from pytest_mistral_lora.records.files import inside, json_text
@@ -82,7 +82,8 @@ class AdapterFolder:
         Raises:
             InputError: If the file is missing or too large, or a link leaves the folder.
         """
-        return read_bounded(inside(self.path, MANIFEST))
+        inside(self.path, MANIFEST)
+        return self.checkpoint.read(MANIFEST)
 
     @cached_property
     def manifest_data(self) -> Any:
@@ -116,6 +117,8 @@ class AdapterFolder:
         Raises:
             InputError: If it is missing, a link leaves the folder, or it cannot be read.
         """
+        if name == CONFIG:
+            return sha256_bytes(self._config_bytes)
         inside(self.path, name)
         return self.checkpoint.sha256(name)
 
@@ -164,9 +167,14 @@ class AdapterFolder:
         """The object of `adapter_config.json`; its keys are not checked: see `lora_config`.
 
         Raises:
-            InputError: As for `read_adapter_config`, or if a link leaves the folder.
+            InputError: If it cannot be read, a link leaves the folder, or as for `parse_adapter_config`.
         """
-        return read_adapter_config(inside(self.path, CONFIG))
+        return parse_adapter_config(self._config_bytes, self.config_file)
+
+    @property
+    def _config_bytes(self) -> bytes:
+        inside(self.path, CONFIG)
+        return self.checkpoint.read(CONFIG)
 
     def lora_config(self, modules: Sequence[str]) -> Any:
         """Return the result of `peft_config` for a base with these modules: PEFT never reads the file itself."""

@@ -59,7 +59,8 @@ def test_an_adapter_of_the_attention_is_sound(name: str) -> None:
 @pytest.mark.parametrize("name", sampled([*TEXTS, *WRAPPED], SAMPLE))
 def test_a_merge_of_it_is_sound(name: str) -> None:
     made = made_adapter(name, kinds(name))
-    merged = merged_cases(AdapterFolder(made.merged, BaseFolder(made.base)), [made.adapter])
+    folder, adapter = (AdapterFolder(path, BaseFolder(made.base)) for path in (made.merged, made.adapter))
+    merged = merged_cases(folder, [adapter])
     assert fired({case: judge() for case, judge in merged.items() if "of-base" not in case}) == []
 
 

@@ -16,6 +16,7 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.manifest import checks
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.adapter import peft_quiet
 
 CASES = ["schema", "facts", "base", "base-config", "dataset", "declared", "restated", "files-listed"]
@@ -59,7 +60,7 @@ def judged(
     folder: Path, base: Path | None = None, rows: tuple[Path, ...] = (), *, require: bool = False
 ) -> dict[str, Result]:
     settings = Settings(20, None, "cpu", True, (), False, folder, require_manifest=require)
-    target = AdapterTarget("adapter", folder, base=base, dataset=rows)
+    target = AdapterTarget("adapter", folder, given=AdapterFolder(folder, base and BaseFolder(base)), dataset=rows)
     return {check.case: check.run() for check in checks(target, settings)}
 
 

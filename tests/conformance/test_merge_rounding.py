@@ -67,8 +67,8 @@ def merged_by_peft(
 
 
 def product_of(folder: Path) -> Result:
-    adapter = AdapterFolder(folder / "merged", BaseFolder(folder / "base"))
-    result = cases(adapter, (folder / "lora",))["adapter-product"]()
+    merged, adapter = (AdapterFolder(folder / name, BaseFolder(folder / "base")) for name in ("merged", "lora"))
+    result = cases(merged, [adapter])["adapter-product"]()
     assert not result.not_checked
     return result
 

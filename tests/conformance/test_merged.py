@@ -51,8 +51,9 @@ def merge(tmp_path_factory: pytest.TempPathFactory) -> Merge:
 
 
 def judged(folder: Path, *, with_adapter: bool = False, base: bool = True) -> dict[str, Result]:
-    adapter = AdapterFolder(folder / "merged", BaseFolder(folder / "base") if base else None)
-    found = cases(adapter, (folder / "lora",) if with_adapter else ())
+    of_run = BaseFolder(folder / "base") if base else None
+    beside = [AdapterFolder(folder / "lora", of_run)] if with_adapter else []
+    found = cases(AdapterFolder(folder / "merged", of_run), beside)
     return {name: judge() for name, judge in found.items()}
 
 
@@ -115,11 +116,13 @@ def test_a_matrix_of_twice_the_rank_is_judged_and_a_smaller_one_is_not(
 
 def test_another_adapter_of_the_same_shape_is_no_explanation(merge: Merge) -> None:
     folder, other = merge(), merge(std=0.021)
-    results = cases(AdapterFolder(folder / "merged", BaseFolder(folder / "base")), (other / "lora",))
+    base = BaseFolder(folder / "base")
+    beside = [AdapterFolder(made / "lora", base) for made in (other, folder)]
+    results = cases(AdapterFolder(folder / "merged", base), beside[:1])
     [finding, *_] = results["adapter-product"]().findings
     assert finding.rule == "ML434"
     # of several adapters, the one that fits is the one that was merged
-    both = cases(AdapterFolder(folder / "merged", BaseFolder(folder / "base")), (other / "lora", folder / "lora"))
+    both = cases(AdapterFolder(folder / "merged", base), beside)
     assert both["adapter-product"]().findings == ()
 
 

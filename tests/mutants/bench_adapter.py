@@ -14,10 +14,12 @@ from of_classes import MadeAdapter
 from safetensors.torch import load_file, save_file
 from trained import copied, trained
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -55,7 +57,8 @@ class AdapterBench:
         _write_changed(artifact["base_config"], base / "config.json")
         _write_tensors(artifact["tensors"], folder / TENSORS)
         # with its rows, as a recipe's own output: the base's tokenizer is not judged once more
-        targets = [AdapterTarget("lora", folder, base=base, dataset=(trained().rows,))]
+        opened = AdapterFolder(folder, BaseFolder(base))
+        targets = [AdapterTarget("lora", folder, given=opened, dataset=(trained().rows,))]
         checks = [check for check in collect(targets, settings(folder)) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]
 

@@ -22,11 +22,13 @@ from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import GgufTarget, ModelFileTarget
 from pytest_mistral_lora.field.servers.ollama.go_template import go_template
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 FIELD = "tokenizer.ggml."
 
@@ -81,13 +83,14 @@ class GgufBench:
         model.write_bytes(artifact["bytes"](model.read_bytes()))
         (folder / "lora" / "adapter_config.json").write_text(json.dumps(artifact["adapter_config"]))
         adapter = write_gguf(folder / "lora.gguf", artifact["adapter_fields"], artifact["adapter_tensors"])
-        folders = (folder / "lora", folder / "merged")
-        targets = [GgufTarget(one.name, one, base=folder / "base", folders=folders) for one in (model, adapter)]
+        base = BaseFolder(folder / "base")
+        folders = [AdapterFolder(folder / name, base) for name in ("lora", "merged")]
+        targets = [GgufTarget(one.name, one, base=base, folders=folders) for one in (model, adapter)]
         if not artifact["compared"]:
             targets = [GgufTarget(model.name, model)]
         if artifact["modelfile"] is not None:
             (folder / "Modelfile").write_text("\n".join(artifact["modelfile"]) + "\n")
-            targets = [ModelFileTarget("Modelfile", folder / "Modelfile", base=folder / "merged")]
+            targets = [ModelFileTarget("Modelfile", folder / "Modelfile", base=BaseFolder(folder / "merged"))]
         settings = Settings(20, None, "cpu", True, (), False, folder)
         return [finding for check in collect(targets, settings) for finding in check.run().findings]
 

@@ -14,10 +14,12 @@ from declared import declare
 from gallery import Artifact
 from trained import copied, trained
 
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.hashes import sha256_file
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 MANIFEST = "manifest.json"
 TEMPLATE = "chat_template.jinja"
@@ -59,8 +61,8 @@ class ManifestBench:
         _write_changed(artifact["manifest"], folder, trained().adapter)
         _write_changed(artifact["merged_manifest"], merged, trained().merged)
         rows = tuple(artifact["rows"])
-        targets = [AdapterTarget("lora", folder, base=base, dataset=rows, beside=(folder, merged))]
-        targets.append(AdapterTarget("merged", merged, base=base, dataset=rows, beside=(folder, merged)))
+        folders = [AdapterFolder(path, BaseFolder(base)) for path in (folder, merged)]
+        targets = [AdapterTarget(one.path.name, one.path, given=one, dataset=rows, beside=folders) for one in folders]
         chosen = settings(folder, require_manifest=artifact["require_manifest"])
         checks = [check for check in collect(targets, chosen) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]

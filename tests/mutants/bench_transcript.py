@@ -18,9 +18,11 @@ from trained import WEIGHTS, copied, replace_weights, trained
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.row_files import read_rows
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.training.generate.model_spec import record_rows
 
@@ -60,7 +62,7 @@ class TranscriptBench:
         for case, data in artifact["transcripts"].items():
             if data != json.loads(recorded()[case]):
                 (folder / GOLDEN / f"{case}.json").write_text(json.dumps(data), encoding="utf-8")
-        target = AdapterTarget("lora", folder, base=artifact["base"])
+        target = AdapterTarget("lora", folder, given=AdapterFolder(folder, BaseFolder(artifact["base"])))
         checks = [check for check in collect([target], settings(folder)) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]
 

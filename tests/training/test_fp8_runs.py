@@ -119,13 +119,17 @@ def test_a_merged_model_is_judged_beside_its_fp8_base(
     results = {
         name: judge()
         for name, judge in merged_cases(
-            AdapterFolder(tmp_path / "out", BaseFolder(fp8_bases[None])), [fp8_run.output]
+            AdapterFolder(tmp_path / "out", BaseFolder(fp8_bases[None])),
+            [AdapterFolder(fp8_run.output, BaseFolder(fp8_bases[None]))],
         ).items()
     }
     assert {name: (one.findings, one.not_checked) for name, one in results.items()} == dict.fromkeys(results, ((), ""))
     # the twin: a merge that took one scale for all of a matrix's blocks, as by the mean
     changed(tmp_path / "out", lambda one: one.update({f"{K0}.weight": one[f"{K0}.weight"] * 1.5}))
-    judged = merged_cases(AdapterFolder(tmp_path / "out", BaseFolder(fp8_bases[None])), [fp8_run.output])
+    judged = merged_cases(
+        AdapterFolder(tmp_path / "out", BaseFolder(fp8_bases[None])),
+        [AdapterFolder(fp8_run.output, BaseFolder(fp8_bases[None]))],
+    )
     assert {one.rule for name in ("low-rank", "adapter-product") for one in judged[name]().findings} >= {"ML434"}
 
 
@@ -190,5 +194,8 @@ def test_a_wrapped_model_is_trained_verified_and_merged(wrapped_fp8: Path, tmp_p
     before = load_base(BaseFolder(wrapped_fp8), "bf16", "cpu").state_dict()
     different = {name for name, tensor in before.items() if not torch.equal(merged[name], tensor)}
     assert different == {f"{layer}.weight" for layer in run.adapter.layers}
-    judged = merged_cases(AdapterFolder(tmp_path / "merged", BaseFolder(wrapped_fp8)), [run.output])
+    judged = merged_cases(
+        AdapterFolder(tmp_path / "merged", BaseFolder(wrapped_fp8)),
+        [AdapterFolder(run.output, BaseFolder(wrapped_fp8))],
+    )
     assert [one for judge in judged.values() for one in judge().findings if one.severity == "error"] == []

@@ -72,11 +72,13 @@ COMMANDS = {
     "check": ("check", "{adapter}", "--base", "{base}", "--no-cache"),
     "verify": ("verify", "{adapter}", "--base", "{base}"),
     "merge": ("merge", "{adapter}", "{adapter}-merged", "--base", "{base}"),
+    "check merged": ("check", "{adapter}", "{of_merge}", "--base", "{base}", "--no-cache"),
     "train": ("train", "{recipe}"),
     # the recipe with the adapter that the command before has made
     "check recipe": ("check", "{recipe}", "--no-cache"),
 }
 _OF_RECIPE = ("train", "check recipe")
+_OF_FULL_BASE = (*_OF_RECIPE, "check", "check merged")
 _LOADS = "transformers loads the tokenizer from a path"
 AGAIN = {
     ("train", "config.json"): (
@@ -84,6 +86,12 @@ AGAIN = {
         "PEFT compares the vocabulary with the base's when transformers saves the last checkpoint: resized embeddings "
         "would have to be saved, too",
     ),
+    ("check", "config.json"): (1, _LOADS),
+    ("check", "tokenizer.json"): (1, _LOADS),
+    ("check", "tokenizer_config.json"): (3, _LOADS),
+    ("check merged", "config.json"): (1, _LOADS),
+    ("check merged", "tokenizer.json"): (1, _LOADS),
+    ("check merged", "tokenizer_config.json"): (3, _LOADS),
     ("check recipe", "config.json"): (1, _LOADS),
     ("check recipe", "tokenizer.json"): (1, _LOADS),
     ("check recipe", "tokenizer_config.json"): (3, _LOADS),
@@ -120,9 +128,12 @@ def counted(
     given["recipe"].write_text(json.dumps(recipe_data(full_base), default=str))
     commands = {}
     for name, words in COMMANDS.items():
-        folders = {"base": str(base)}
+        folders = {"base": str(full_base if name in _OF_FULL_BASE else base)}
         if name in _OF_RECIPE:
-            folders = {"base": str(full_base), "work": str(folder), "adapter": str(folder / "out")}
+            folders |= {"work": str(folder), "adapter": str(folder / "out")}
+        elif name == "check merged":
+            made = folder / "merge" / "adapter"
+            folders |= {"adapter": f"{made}-merged", "of_merge": str(made)}
         else:
             folders["adapter"] = str(shutil.copytree(run.output, folder / name.replace(" ", "") / "adapter"))
         commands[name] = (folders, [word.format(**given, **folders) for word in words])
@@ -134,6 +145,26 @@ def counted(
 def test_the_manifest_is_read_once(name: str, counted: dict[str, Counted]) -> None:
     assert counted[name].code == 0, counted[name].errors
     assert counted[name].opened["adapter"]["manifest.json"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "names"),
+    [
+        ("check", "adapter", {"manifest.json", "adapter_config.json"}),
+        ("check", "base", {"config.json", "tokenizer.json", "tokenizer_config.json"}),
+        ("check merged", "adapter", {"manifest.json", "config.json", "tokenizer_config.json"}),
+        ("check merged", "of_merge", {"manifest.json", "adapter_config.json"}),
+        ("check merged", "base", {"config.json"}),
+    ],
+)
+def test_all_checks_of_a_run_open_each_json_file_once(
+    name: str, folder: str, names: set[str], counted: dict[str, Counted]
+) -> None:
+    assert counted[name].code == 0, counted[name].errors
+    opened = {file: times for file, times in counted[name].opened[folder].items() if file.endswith(".json") and times}
+    assert names <= opened.keys()
+    again = {file: AGAIN.get((name, file), (0, ""))[0] if folder == "base" else 0 for file in opened}
+    assert opened == {file: 1 + again[file] for file in opened}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

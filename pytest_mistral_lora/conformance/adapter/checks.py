@@ -91,7 +91,8 @@ def adapter_findings(folder: Path, base: Path | None = None, left: dict[str, str
     """
     from pytest_mistral_lora.conformance.merged.checks import cases as merged_cases
 
-    adapter = (target := AdapterTarget(folder.name, folder, base=base)).adapter
+    adapter = AdapterFolder(folder, BaseFolder(base) if base else None)
+    target = AdapterTarget(folder.name, folder, given=adapter)
     found = merged_cases(adapter) if target.is_merged else {**cases(adapter), **base_cases(adapter)}
     yield from findings_of(found, left)
     # a folder without a tokenizer is not a gap, since the base's is used; nor is a file that no check reads

@@ -14,7 +14,6 @@ from pytest_mistral_lora.conformance.program_faults import findings_of_programs
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
 from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.places import Place
-from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 _OWN_CASES = ("file", "tokenizer", "template", "architecture", "weights", "adapter-tensors")
 _OF_MODEL_FILES = ("model-file", "served-template", "stop-strings", "parameters")
@@ -123,7 +122,7 @@ class GgufChecks:
             return Result(not_checked="one of several files: join them with llama-gguf-split --merge")
         require_extra("gguf")
         try:
-            compared = ComparedWeights(self._gguf, self._target.model, self._target.base_folder)
+            compared = ComparedWeights(self._gguf, self._target.model, self._target.base)
             found = tuple(compared.findings())
             return Result(found, facts=(("weights of", compared.text),))
         except MistralLoraError as error:
@@ -137,7 +136,6 @@ class GgufChecks:
             return Result(not_checked="no adapter folder to compare with: name it with --mistral-adapter")
         require_extra("gguf")
         try:
-            folder = AdapterFolder(self._target.adapter, self._target.base_folder)
-            return Result(tuple(adapter_findings(self._gguf, folder)))
+            return Result(tuple(adapter_findings(self._gguf, self._target.adapter)))
         except MistralLoraError as error:
             return Result(not_checked=str(error))

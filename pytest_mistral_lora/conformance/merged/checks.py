@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.model_facts import ModelFacts, read_params
-from pytest_mistral_lora.checkpoint.tokenizer_folder import PARAMS
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, PARAMS
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -41,14 +40,14 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
             yield Check(target, "adapter" if case in older else "merged", case, judge)
 
 
-def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Callable[[], Result]]:
+def cases(folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> Mapping[str, Callable[[], Result]]:
     """Return the checks of a merged model, by name.
 
     Args:
         folder: The merged model's folder.
         beside: The folders of the run; one of them may be the adapter.
     """
-    merged = MergedChecks(folder, [AdapterFolder(path, folder.given_base) for path in beside])
+    merged = MergedChecks(folder, beside)
     found = {
         "files": merged.files,
         "other-files": merged.other_files,
@@ -104,7 +103,8 @@ class MergedChecks:
         Raises:
             InputError: If it is missing, leads out of the folder, or is not a JSON object.
         """
-        data = read_json(inside(self.folder.path, "config.json"))
+        inside(self._given.path, MODEL_CONFIG)
+        data = self._given.checkpoint.read_json(MODEL_CONFIG)
         if not isinstance(data, dict):
             raise InputError(f"a JSON {type(data).__name__}", place=Place.of(self._given.path / "config.json"))
         return data
@@ -249,11 +249,11 @@ class MergedChecks:
         try:
             base = self.folder.located_base
             if base.folder is None:
-                findings += structure.answer_findings(self.folder.path, None)
+                findings += structure.answer_findings(self._given.checkpoint, None)
                 return Result(tuple(findings), "" if findings else base.missing)
             findings += structure.difference_findings(self._config, base.folder.config, place)
-            findings += structure.end_findings(self.folder.path, base.folder.path)
-            findings += structure.answer_findings(self.folder.path, base.folder.path)
+            findings += structure.end_findings(self._given.checkpoint, base.folder)
+            findings += structure.answer_findings(self._given.checkpoint, base.folder)
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))

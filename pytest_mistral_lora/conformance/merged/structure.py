@@ -9,7 +9,9 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import spelled_name
+from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.model_facts import DEFAULT_THETA, TIE, ModelFacts
+from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.places import Place
@@ -105,60 +107,58 @@ def difference_findings(
         yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as {source}")
 
 
-_GENERATION = "generation_config.json"
-
-
-def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
+def end_findings(folder: BaseFolder, base: BaseFolder) -> Iterator[Finding]:
     """Yield ML435 if a merged model stops at other tokens than its base: `generation_config.json` decides.
 
     Raises:
         InputError: If one of the files cannot be read.
     """
     ends = [_ends(model_folder) for model_folder in (folder, base)]
-    has_own = (folder / _GENERATION).exists()
-    if (has_own or (base / _GENERATION).exists()) and ends[1] and ends[0] != ends[1]:
+    has_own = (folder.path / GENERATION_CONFIG).exists()
+    if (has_own or (base.path / GENERATION_CONFIG).exists()) and ends[1] and ends[0] != ends[1]:
         found = f"eos_token_id is {ends[0]}" if has_own else f"is missing: eos_token_id is {ends[0]}, of config.json"
-        yield Finding("ML435", found, Place.of(folder / _GENERATION), f"{ends[1]}, as the base's")
+        yield Finding("ML435", found, Place.of(folder.path / GENERATION_CONFIG), f"{ends[1]}, as the base's")
 
 
-def _ends(folder: Path) -> list[Any]:
+def _ends(folder: BaseFolder) -> list[Any]:
     """Return the ids at which the model of a folder stops, sorted; empty if no file names one.
 
     Raises:
         InputError: If a file cannot be read.
     """
-    files = [file for file in (folder / _GENERATION, folder / "config.json") if file.exists()]
-    configs = [ModelFacts(data).text for data in map(read_json, files) if isinstance(data, dict)]
+    names = [name for name in (GENERATION_CONFIG, MODEL_CONFIG) if (folder.path / name).exists()]
+    configs = [ModelFacts(data).text for data in map(folder.read_json, names) if isinstance(data, dict)]
     given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
     return sorted(given, key=str) if isinstance(given, list) else [given]
 
 
-def answer_findings(folder: Path, base: Path | None) -> Iterator[Finding]:
+def answer_findings(folder: BaseFolder, base: BaseFolder | None) -> Iterator[Finding]:
     """Yield ML240 and ML241 for what the generation configuration of a merged model does to its answers.
 
     A setting that the base has as well is not reported again if it only changes an answer (ML241).
 
     Args:
         folder: The merged model's folder.
-        base: The base's folder; None if it is not at hand.
+        base: The base; None if it is not at hand.
 
     Raises:
         InputError: If one of the files cannot be read.
     """
+    # a merge that lost an end may forbid it all the same
+    ends = {end for model in (folder, base) if model is not None for end in _ends(model) if type(end) is int}
+    of_base = set() if base is None else {finding.found for finding in _generation_findings(base, ends)}
+    for finding in _generation_findings(folder, ends):
+        if finding.rule == "ML240" or finding.found not in of_base:
+            yield finding
+
+
+def _generation_findings(folder: BaseFolder, ends: set[int]) -> Iterator[Finding]:
     from pytest_mistral_lora.conformance.tokenizer.generation import generation_findings
 
-    found: list[list[Finding]] = []
-    for model_folder in (folder, base):
-        file = None if model_folder is None else model_folder / _GENERATION
-        config = read_json(file) if file is not None and file.exists() else None
-        if model_folder is None or not isinstance(config, dict):
-            found.append([])
-            continue
-        # a merge that lost an end may forbid it all the same
-        ends = {end for one in (folder, base) if one is not None for end in _ends(one) if type(end) is int}
-        found.append(list(generation_findings(config, ends, Place.of(file))))
-    known = {finding.found for finding in found[1]}
-    yield from (finding for finding in found[0] if finding.rule == "ML240" or finding.found not in known)
+    file = folder.path / GENERATION_CONFIG
+    config = folder.read_json(GENERATION_CONFIG) if file.exists() else None
+    if isinstance(config, dict):
+        yield from generation_findings(config, ends, Place.of(file))
 
 
 _MISSING: Any = object()
