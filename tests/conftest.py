@@ -7,8 +7,10 @@ import faulthandler
 import functools
 import gc
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -26,7 +28,9 @@ import pytest
 # pytester forgets the modules that a run within this process was the first to import. The package rich keeps its own as
 # attributes, and would mix the classes of two imports: all of it is there before.
 import rich.console
+import rich.emoji
 import rich.table  # noqa: F401
+from cut_sentencepiece import cut_v3
 from hypothesis import settings
 from worker_memory import WorkerMemory
 
@@ -333,10 +337,9 @@ def parsed_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny base with the tokenizer `spm-v3`, in a folder `base`, which no test changes."""
-    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
-    return write_tiny_base(tmp_path_factory.mktemp("models") / "base", shipped_tokenizer("spm-v3"))
+    return write_tiny_base(tmp_path_factory.mktemp("models") / "base", cut_v3())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -370,19 +373,25 @@ _CASES = ("file", "text-ids", "save-and-load", "single", "own-rows-1", "template
 def suite_libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Import what a run of the suite needs, before the first one in this process.
 
-    pytester forgets the modules that such a run has imported, and torch cannot be imported twice.
+    pytester forgets the modules that such a run has imported, with all that they have cached: each run would read the
+    rules, the facts and the versions of all installed packages again. And torch cannot be imported twice.
     """
     import peft  # noqa: F401
     import torch  # noqa: F401
     from transformers import MistralForCausalLM  # noqa: F401
 
     from pytest_mistral_lora import assertions, strategies  # noqa: F401
-    from pytest_mistral_lora import report as session  # noqa: F401
     from pytest_mistral_lora.conformance.checks import Settings
     from pytest_mistral_lora.conformance.collection import collect
     from pytest_mistral_lora.conformance.targets import Target
+    from pytest_mistral_lora.runners import TRAINERS
     from pytest_mistral_lora.training import run  # noqa: F401
 
+    for name in ("chat", "conformance", "environment", "plugin", "report", "starter"):
+        room = importlib.import_module(f"pytest_mistral_lora.{name}")
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+            importlib.import_module(module.name)
+    assert [*TRAINERS.values()]  # their modules, too
     folder = tmp_path_factory.mktemp("rows")
     (folder / "rows.jsonl").write_text(json.dumps(_ROW) + "\n", encoding="utf-8")
     for update in (True, False):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from check_verb import check, rows
+from cut_sentencepiece import cut_v3
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -24,7 +25,7 @@ from pytest_mistral_lora.errors import InputError
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A recipe beside its base and its rows, of which the third can be made to fail."""
-    base = write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
+    base = write_tiny_base(tmp_path / "base", cut_v3())
     path = tmp_path / "recipe.yaml"
     path.write_text(
         f"base: {{path: base, weights_sha256: {BaseFolder(base).weights_sha256}}}\n"

@@ -215,7 +215,7 @@ import json, os, sys, tempfile
 from pytest_mistral_lora import cli
 
 ends = []
-for verb, words in json.loads(sys.argv[1]).items():
+for verb, words in json.loads(sys.argv[1]):
     for size in (1, 100_000):
         with tempfile.TemporaryFile() as errors:
             child = os.fork()
@@ -237,10 +237,11 @@ print(json.dumps(ends))
 
 @pytest.mark.of_field
 def test_a_closed_pipe_is_no_traceback() -> None:
-    # each verb in a copy of one process, which ends as a process of its own does
-    command = [sys.executable, "-c", CLOSED, json.dumps(WORDS)]
+    # in copies of one process, which end as a process of its own does; one function ends all verbs
+    verbs = [(verb, WORDS[verb]) for verb in ("check", "train")]
+    command = [sys.executable, "-c", CLOSED, json.dumps(verbs)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout) == [[verb, size, 1, ""] for verb in WORDS for size in (1, 100_000)]
+    assert json.loads(result.stdout) == [[verb, size, 1, ""] for verb, _ in verbs for size in (1, 100_000)]
 
 
 @pytest.mark.of_field

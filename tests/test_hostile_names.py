@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from cut_sentencepiece import cut_v3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import MistralForCausalLM
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
@@ -75,7 +75,7 @@ def write_rows(file: Path, rows: list[Data]) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("bases") / "base", shipped_tokenizer("spm-v3"))
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "base", cut_v3())
 
 
 def judged(place: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> Data:

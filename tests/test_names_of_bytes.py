@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from cut_sentencepiece import cut_v3
 from pyarrow import parquet
 
 from pytest_mistral_lora import audit, judge
@@ -82,7 +83,7 @@ def test_encoded_rows_and_a_checkpoint_are_judged(folder: Path) -> None:
 def test_a_name_that_no_record_can_hold_is_refused_before_a_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+    write_tiny_base(folder / "base", cut_v3())
     write(folder / "rows.jsonl", [ROW])
     recipe = {
         "base": {"path": "base", "weights_sha256": "0" * 64},

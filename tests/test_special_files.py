@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from cut_sentencepiece import cut_v3
 
 from pytest_mistral_lora.chat.reading import open_regular, opened
 from pytest_mistral_lora.cli import main
@@ -102,10 +103,9 @@ def test_each_verb_refuses_it(words: str, name: str, folder: Path, capsys: pytes
     ["recipe.yaml", ".pre-commit-config.yaml", "pytest.ini", ".git/config", ".github/workflows/mistral-lora.yml"],
 )
 def test_init_waits_for_no_file_of_its_own(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
-    write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+    write_tiny_base(folder / "base", cut_v3())
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(name)
     with in_seconds(60):

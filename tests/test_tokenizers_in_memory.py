@@ -409,7 +409,7 @@ def test_lists_of_paths_are_paths(tmp_path: Path) -> None:
     assert str(by_list) == str(judge(*files, tokenizer="spm-v3"))
     for given in (ROW, 7, None, [[ROW]]):
         with pytest.raises(
-            InputError, match=r"^judge\(\): no path \(.*\): \w+; expected paths, .* in memory: audit\(rows,"
+            InputError, match=r"^judge\(\): no path \(.*\): \w+; expected paths, .* in memory: judge\(rows="
         ):
             judge(given)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import transformers
+from cut_sentencepiece import cut_v3
 from transformers import AutoConfig, GenerationConfig
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -26,7 +27,7 @@ ARCHITECTURES = [
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", shipped_tokenizer("spm-v3"))
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", cut_v3())
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from cut_sentencepiece import cut_v3
 from plugin_rows import NAMED, ROW, write_rows
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -79,7 +79,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("tuned")
-    base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+    base = write_tiny_base(folder / "base", cut_v3())
     write_rows(folder / "rows.jsonl", [ROW])
     training = {"steps": 30, "learning_rate": 0.01, "schedule": "constant", "batch_size": 1, "device": "cpu"}
     data = {

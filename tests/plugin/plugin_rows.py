@@ -10,7 +10,7 @@ from typing import Any
 ROW: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": "Seven is prime."}]
 }
-NAMED = {**ROW, "name": "prime", "max_new_tokens": 6, "checks": ["eos", {"max_tokens": 8}]}
+NAMED = {**ROW, "name": "prime", "max_new_tokens": 8, "checks": ["eos", {"max_tokens": 9}]}
 """The row as a golden folder has it: with a name, and what its answer is held to."""
 
 

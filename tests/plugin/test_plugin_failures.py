@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 from check_outcomes import outcome_of
+from cut_sentencepiece import cut_v3
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.plugin.summary import OUTCOME, FailedChecks
 
@@ -26,7 +26,7 @@ IN_WORDS = "after [INST]: ␣ → nothing"
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose template lacks the space after [INST]."""
-    file = shipped_tokenizer("spm-v3")
+    file = cut_v3()
     folder = tmp_path_factory.mktemp("broken") / "model"
     CheckpointTokenizer(file).fast.save_pretrained(folder)
     shutil.copy(file, folder)
@@ -80,8 +80,8 @@ def test_the_tokens_stand_beside_each_other_with_the_one_that_is_missing(run: Ru
     assert table[start + 1 : start + 5] == [
         ["0", "1", "<s>", "-100", "0", "1", "<s>", "-100"],
         ["1", "3", "[INST]", "-100", "1", "3", "[INST]", "-100"],
-        [">", "2", "2592", "'␣What'", "-100", "2", "3963", "'What'", "-100"],
-        ["3", "1117", "'␣is'", "-100", "3", "1117", "'␣is'", "-100"],
+        [">", "2", "2592", "'␣What'", "-100", "2", "2638", "'Wh'", "-100"],
+        ["+", "3", "1038", "'at'", "-100"],
     ]
 
 

@@ -72,8 +72,8 @@ def test_an_answer_is_recorded_once_and_held_to(own: Run, here: Path) -> None:
     ]
     transcript = load(_file(here))
     assert transcript.text == "Seven is prime."
-    assert transcript.max_new_tokens == 6
-    assert [(check["name"], check["passed"]) for check in transcript.checks] == [("eos", True), ("max_tokens:8", True)]
+    assert transcript.max_new_tokens == NAMED["max_new_tokens"]
+    assert [(check["name"], check["passed"]) for check in transcript.checks] == [("eos", True), ("max_tokens:9", True)]
     before = _file(here).read_bytes()
     assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden unchanged: {_file(here)}"]
     assert _file(here).read_bytes() == before
@@ -90,7 +90,7 @@ def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None
     result.stdout.fnmatch_lines(
         [
             "  tier: different",
-            "  token 0: recorded *Seven' (probability 0.*), found * (0.*)",
+            "  token 0: recorded *S' (probability 0.*), found * (0.*)",
             "*update: pytest --mistral-golden --mistral-adapter=lora --mistral-base=base *--mistral-golden-update",
         ]
     )
@@ -121,7 +121,7 @@ def test_what_a_row_does_not_say_stays_as_it_was_recorded(own: Run, here: Path) 
     assert own().ret == 0
     _forget(here)
     own("--mistral-golden-update")
-    assert (load(_file(here)).max_new_tokens, len(load(_file(here)).checks)) == (6, 2)
+    assert (load(_file(here)).max_new_tokens, len(load(_file(here)).checks)) == (8, 2)
 
 
 @pytest.mark.parametrize("update", [(), ("--mistral-golden-update",)])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from converted import converted_tokenizer
+from cut_sentencepiece import cut_v3
 from faulty_templates import CHATML
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -41,17 +42,24 @@ oracle = Oracle(next(given.checkpoint.glob("*.model.v*")))
 
 @functools.cache
 def loaded():
-    from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(given.checkpoint)
+    # as transformers has them, which takes seconds to import
+    from jinja2 import Environment
+    from tokenizers import Tokenizer
+    template = Environment().from_string((given.checkpoint / "chat_template.jinja").read_text())
+    return Tokenizer.from_file(str(given.checkpoint / "tokenizer.json")), template
+
+
+def ids_by_template(messages, **keys):
+    tokenizer, template = loaded()
+    return tokenizer.encode(template.render(messages=messages, **keys), add_special_tokens=False).ids
 
 
 def by_template(row, trained):
-    tokenizer, messages = loaded(), row["messages"]
     try:
-        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        ids = ids_by_template(row["messages"])
     except Exception as error:
         return {"error": str(error)}
-    asked = len(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False))
+    asked = len(ids_by_template(row["messages"][:-1], add_generation_prompt=True))
     return {"input_ids": ids, "labels": ids if trained else [-100] * asked + ids[asked:]}
 
 
@@ -76,7 +84,7 @@ CHECKS = len(packaged_cases()) + 2
 @pytest.fixture(scope="session", autouse=True)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # made before the first run: what a run in this process imports is forgotten, and torch cannot be imported twice
-    return write_tiny_base(tmp_path_factory.mktemp("runner-base") / "base", shipped_tokenizer("spm-v3"))
+    return write_tiny_base(tmp_path_factory.mktemp("runner-base") / "base", cut_v3())
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from cut_sentencepiece import cut_v3
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import VERBS, main
 from pytest_mistral_lora.report.compare_reports import MARK
@@ -34,7 +34,7 @@ RunPytest = Callable[..., pytest.RunResult]
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository without data, guarded by `init`, whose own tests cannot be imported."""
     folder = tmp_path_factory.mktemp("guarded")
-    write_tiny_base(folder / "models" / "base", shipped_tokenizer("spm-v3"))
+    write_tiny_base(folder / "models" / "base", cut_v3())
     (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\ntestpaths = ['mine']\n")
     (folder / "mine").mkdir()
     (folder / "mine" / "test_mine.py").write_text("import no_such_package\n")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from cut_sentencepiece import cut_v3
 from forked import run_forked
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -21,7 +22,6 @@ from tiny_runs import recipe_data, write_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
@@ -95,7 +95,7 @@ class ClassRun:
 
     def write_base(self) -> None:
         case = self.case
-        write_tiny_base(self.base, shipped_tokenizer("spm-v3"), architecture=case.architecture, tied=case.tied)
+        write_tiny_base(self.base, cut_v3(), architecture=case.architecture, tied=case.tied)
         if not case.architecture.text.has_oracle:
             write_chatml(self.base)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from cut_sentencepiece import cut_v3
 from fp8_bases import BLOCK, fp8_copy
 from many_rows import ROWS, numbered, write_lines
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -25,13 +25,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("checkpoint") / "tiny", shipped_tokenizer("spm-v3"))
+    return write_tiny_base(tmp_path_factory.mktemp("checkpoint") / "tiny", cut_v3())
 
 
 @pytest.fixture(scope="session")
 def full_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with a tokenizer that transformers loads, as those on the Hub have."""
-    folder = write_tiny_base(tmp_path_factory.mktemp("full") / "tiny", shipped_tokenizer("spm-v3"))
+    folder = write_tiny_base(tmp_path_factory.mktemp("full") / "tiny", cut_v3())
     CheckpointTokenizer(folder).fast.save_pretrained(folder)
     return folder
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cut_sentencepiece import cut_v3
 from forked import run_forked
 from safetensors.torch import load_file, save_file
 from sampling import sampled
@@ -20,7 +21,6 @@ from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.assertions import assert_adapter_sound
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -111,7 +111,7 @@ def test_a_base_with_other_weights_is_not_taken_by_any_command(
 ) -> None:
     other = project / "models" / "base"
     shutil.rmtree(other)
-    write_tiny_base(other, shipped_tokenizer("spm-v3"), seed=1)
+    write_tiny_base(other, cut_v3(), seed=1)
     reason = AdapterFolder(adapter).located_base.missing
     assert f"'models/base' is missing; {other.resolve()} has other weights" in reason
     skipped = not_checked(adapter)
@@ -165,7 +165,7 @@ def test_a_name_that_leaves_the_project_needs_the_recorded_weights(name: str, pr
     assert found is not None
     assert found.path.samefile(elsewhere)
     shutil.rmtree(elsewhere)
-    write_tiny_base(elsewhere, shipped_tokenizer("spm-v3"), seed=1)
+    write_tiny_base(elsewhere, cut_v3(), seed=1)
     assert AdapterFolder(folder.path).located_base.folder is None
 
 

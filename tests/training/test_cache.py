@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,9 @@ def test_the_tokenizer_is_part_of_the_key(rows_folder: Path) -> None:
     assert loaded[0].train.figures.sha256["ids"] != loaded[1].train.figures.sha256["ids"]
 
 
-def test_the_template_is_part_of_the_key_where_it_encodes(rows_folder: Path) -> None:
+def test_the_template_is_part_of_the_key_where_it_encodes(rows_folder: Path, full_base: Path) -> None:
     write_lines(rows_folder / "rows.jsonl", numbered(5))
-    base = rows_folder / "base"
-    encoder_of().tokenizer.fast.save_pretrained(base)
+    base = Path(shutil.copytree(full_base, rows_folder / "base"))
     load(rows_folder, make_encoder("chat-template", CheckpointTokenizer(base)), backend="chat-template")
     template = base / "chat_template.jinja"
     template.write_text("{# ours #}" + template.read_text())

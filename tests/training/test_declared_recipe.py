@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from cut_sentencepiece import cut_v3
 from local_server import Behaviour, serving
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.records import notes
@@ -235,7 +236,7 @@ def test_note_names_a_folder_beside_it_that_claims_the_name(
 def behaviour(adapter: Path) -> Behaviour:
     """A server that answers as the run recorded, under the name `support`."""
     golden = load_folder(adapter / TRANSCRIPTS)
-    return Behaviour(Oracle(shipped_tokenizer("spm-v3")), golden=golden, models=({"id": "support"},))
+    return Behaviour(Oracle(cut_v3()), golden=golden, models=({"id": "support"},))
 
 
 def check_server(adapter: Path, behaviour: Behaviour, *words: str, **more: Any) -> int:

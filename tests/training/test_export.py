@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from cut_sentencepiece import cut_v3
 from datasets import load_dataset, load_from_disk
 from derived_tekken import write_derived
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import cli
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.row_files import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
@@ -114,7 +115,7 @@ def encoded_of(done: Any, name: str) -> list[dict[str, Any]]:
 
 def test_rows_are_the_ids_and_labels_of_the_trainer(exported: tuple[str, ExportedFolder]) -> None:
     done = exported[1]
-    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    oracle = Oracle(cut_v3())
     for name, file in (("train", "rows.jsonl"), ("test", "held_out.jsonl")):
         expected = [oracle.encode(row) for row in read_rows(done.folder.parent / file)]
         found = encoded_of(done, name)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from cut_sentencepiece import cut_v3
 from fp8_bases import BLOCK, GATE0, Q0, SCALE, WEIGHTS, by_formula, changed, fp8_config, fp8_copy, reconfigured
 from packaging.version import Version
 from safetensors.torch import load_file
@@ -19,7 +20,6 @@ from sampling import sampled
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 from transformers import AutoModelForCausalLM
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -240,9 +240,7 @@ def test_check_and_train_refuse_alike(
 @pytest.mark.parametrize("block", [None, 64])
 def test_experts_that_are_matrices_of_their_own_are_dequantised(tmp_path: Path, block: int | None) -> None:
     """Mixtral's files have a matrix for each expert: each has its scale, as those of Mistral 4, one tensor, cannot."""
-    full = write_tiny_base(
-        tmp_path / "full", shipped_tokenizer("spm-v3"), architecture=Architecture(TEXT_MODELS["mixtral"])
-    )
+    full = write_tiny_base(tmp_path / "full", cut_v3(), architecture=Architecture(TEXT_MODELS["mixtral"]))
     folder = fp8_copy(full, tmp_path / "fp8", block=block)
     ours = load_base(BaseFolder(folder), "bf16", "cpu").state_dict()
     layout = BaseFolder(folder).weights

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from cut_sentencepiece import cut_v3
 from fp8_bases import BLOCK, GATE0, K0, Q0, SCALE, WEIGHTS, by_formula, changed, fp8_config, fp8_copy, reconfigured
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -53,7 +53,7 @@ def test_the_memory_is_reported_before_the_weights_are_loaded(
     monkeypatch.setattr("pytest_mistral_lora.training.run.load_base", load)
     with caplog.at_level(logging.WARNING), pytest.raises(Loading):
         train(make_recipe(fp8_bases[BLOCK]))
-    assert re.search(r"FP8, blocks of 32 x 32, 0\.0171 GB .*fp32, .*0\.0347 GB", caplog.text)
+    assert re.search(r"FP8, blocks of 32 x 32, 0\.00228 GB .*fp32, .*0\.00513 GB", caplog.text)
 
 
 def test_a_run_records_the_layout(fp8_run: RunResult, fp8_bases: dict[int | None, Path]) -> None:
@@ -161,7 +161,7 @@ def wrapped_fp8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     kind = Architecture(TEXT_MODELS[request.param], is_wrapped=True)
     folder = tmp_path_factory.mktemp("wrapped")
     try:
-        full = write_tiny_base(folder / "full", shipped_tokenizer("spm-v3"), architecture=kind, tied=True)
+        full = write_tiny_base(folder / "full", cut_v3(), architecture=kind, tied=True)
     except PinError as error:
         pytest.skip(str(error))
     return fp8_copy(full, folder / "fp8")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cut_sentencepiece import cut_v3
 from safetensors.torch import save_file
 from tiny_runs import MakeRecipe, recipe_data, smoke
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
@@ -98,7 +98,7 @@ def encoder(base: Path) -> Encoder:
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Path:
     """A base that answers in prose, and that knows what `general` asks: there is something to lose."""
-    folder = write_tiny_base(tmp_path_factory.mktemp("knowing") / "tiny", shipped_tokenizer("spm-v3"))
+    folder = write_tiny_base(tmp_path_factory.mktemp("knowing") / "tiny", cut_v3())
     model = load_base(BaseFolder(folder), "fp32", "cpu")
     attend_in_segments(model)
     rows = [*rows_of(in_prose, range(40)), *rows_of(general, range(40))]

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from cut_sentencepiece import cut_v3
 from forked import run_forked
-from tiny_runs import CONVERSATIONS, recipe_data, smoke, write_rows, zero_a_layer
+from tiny_runs import CONVERSATIONS, recipe_data, smoke, write_rows, zero_the_layers
 from transformers import MistralForCausalLM
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
@@ -65,11 +65,11 @@ def test_log_probabilities_are_those_of_the_model(run: RunResult) -> None:
 
 
 def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    zero_a_layer(adapter)
+    zero_the_layers(adapter)
     assert smoke(adapter, "--base", base) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "different   row-0001"
-    assert lines[1].startswith("  token 0: recorded 6233 '▁Paris' (probability 0.")
+    assert lines[1].startswith("  token 0: recorded 2993 '▁Par' (probability 0.")
     assert lines[3] == "  recorded: 'Paris is the capital of France.'"
     remark, *verdict = lines[-3:]
     assert "another adapter" in remark
@@ -77,7 +77,7 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert smoke(adapter, "--base", base, "--json") == 1
     data = json.loads(capsys.readouterr().out)
     assert (data["passed"], data["recorded_adapter"], data["tiers"]["different"]) == (False, False, 5)
-    assert data["transcripts"][0]["difference"]["golden"]["piece"] == "▁Paris"
+    assert data["transcripts"][0]["difference"]["golden"]["piece"] == "▁Par"
     assert smoke(adapter, "--base", base, "--output-format", "github") == 1
     *annotations, verdict = capsys.readouterr().out.splitlines()
     assert annotations[0].startswith("::error file=")
@@ -173,7 +173,7 @@ def test_a_prompt_that_is_encoded_otherwise_is_an_error_of_its_own(
 
 
 def test_another_base_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = write_tiny_base(tmp_path / "other", shipped_tokenizer("spm-v3"), seed=1)
+    other = write_tiny_base(tmp_path / "other", cut_v3(), seed=1)
     assert smoke(adapter, "--base", other) == 2
     assert "which the adapter was trained on" in capsys.readouterr().err
     golden = adapter / TRANSCRIPTS
@@ -188,7 +188,7 @@ def test_a_base_is_found_where_its_recipe_has_it(
 ) -> None:
     assert smoke(adapter) == 2
     assert re.search("'tiny' is missing.*--base", capsys.readouterr().err)
-    write_tiny_base(tmp_path / "tiny", shipped_tokenizer("spm-v3"), seed=1)
+    write_tiny_base(tmp_path / "tiny", cut_v3(), seed=1)
     assert smoke(adapter) == 2  # a folder of that name with other weights is not the base
     monkeypatch.chdir(base.parent)
     assert smoke(adapter) == 0

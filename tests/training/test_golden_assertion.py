@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from suite_outcomes import suite_outcomes
-from tiny_runs import zero_a_layer
+from tiny_runs import zero_the_layers
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
 from pytest_mistral_lora.errors import InputError
@@ -41,7 +41,7 @@ def test_the_assertion_fails_with_each_rule(adapter: Path, base: Path, run: RunR
     file.write_text("{}")
     with pytest.raises(AssertionError, match="ML801"):
         assert_transcript_matches(adapter, file, base)
-    zero_a_layer(adapter)
+    zero_the_layers(adapter)
     with pytest.raises(AssertionError, match=r"ML804 .*row-0001\.json, token 0: answered") as caught:
         assert_transcript_matches(adapter, golden, base)
     assert str(caught.value).count("ML804 ") == 5

@@ -596,6 +596,7 @@ def test_a_server_that_does_not_read_patterns_is_said(
 TO_TRL = pytest.param(["export", "--to", "trl", "--output", "run"], marks=pytest.mark.of_field, id="export")
 
 
+@pytest.mark.usefixtures("data_alone")
 @pytest.mark.parametrize("words", [pytest.param(["check"], id="check"), pytest.param(["train"], id="train"), TO_TRL])
 def test_an_index_beyond_the_base_is_named_with_file_and_line(
     words: list[str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

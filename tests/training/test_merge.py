@@ -169,7 +169,7 @@ def test_a_layer_that_the_manifest_lists_and_the_weights_lack_is_an_error(
 def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny"
     model = load_base(BaseFolder(run.base_folder), "fp32", "cpu")
-    model.save_pretrained(base, max_shard_size="9MB")
+    model.save_pretrained(base, max_shard_size="2MB")
     sharded = Path(shutil.copytree(run.output, tmp_path / "lora"))
     recipe = {**run.manifest["recipe"], "base": {"path": str(base)}}
     declare(sharded, {**run.manifest, "recipe": recipe, "base_weights_sha256": BaseFolder(base).weights_sha256})

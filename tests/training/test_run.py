@@ -126,13 +126,13 @@ def test_other_architectures_are_refused_by_name(
 
 
 def test_failure_names_cause_rows_and_exit_code(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe(training={"max_length": 20})
+    recipe = make_recipe(training={"max_length": 26})
     with pytest.raises(RowsError):
         train(recipe)
     failure: dict[str, Any] = json.loads((work_folder(recipe) / "failure.json").read_text())
     assert failure["rows"] == [f"{recipe.data.train[0]}:{line}" for line in (2, 3)]
     assert failure["exit_code"] == 2
-    assert "at most training.max_length = 20" in failure["cause"]
+    assert "at most training.max_length = 26" in failure["cause"]
     assert not recipe.output.exists()
 
 

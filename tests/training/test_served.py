@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cut_sentencepiece import cut_v3
 from gguf_files import write_gguf
 from learned_rows import LEARNED, learn_by_heart
 from llamacpp_process import converted_model, needs_llamacpp, served, write_lora
@@ -30,7 +31,7 @@ Check = Callable[..., tuple[int, str]]
 def files(run: RunResult, base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The GGUF files of the base and of the adapter."""
     folder = tmp_path_factory.mktemp("gguf")
-    model = converted_model(base, Oracle(shipped_tokenizer("spm-v3")))
+    model = converted_model(base, Oracle(cut_v3()))
     return write_gguf(folder / "base.gguf", *model), write_lora(folder / "lora.gguf", run.output, base)
 
 
@@ -41,7 +42,7 @@ def check(run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
 
     def judge(address: str, *words: str, adapter: Path = run.output, kind: str = "llamacpp") -> tuple[int, str]:
-        asked = ["--tokenizer", "spm-v3", "--rows", str(tmp_path / "one.jsonl"), "--adapter", str(adapter), *words]
+        asked = ["--tokenizer", str(cut_v3()), "--rows", str(tmp_path / "one.jsonl"), "--adapter", str(adapter), *words]
         capsys.readouterr()
         code = main(["serve-check", f"{kind}={address}", *asked])
         return code, capsys.readouterr().out
@@ -80,7 +81,7 @@ def test_an_adapter_answers_as_recorded_and_nothing_of_its_base_is_left_behind(
 def test_with_a_second_space_the_ids_are_answered_as_recorded_and_the_messages_are_not(
     files: tuple[Path, Path], base: Path, check: Check, tmp_path: Path
 ) -> None:
-    fields, tensors = converted_model(base, Oracle(shipped_tokenizer("spm-v3")))
+    fields, tensors = converted_model(base, Oracle(cut_v3()))
     spaced = write_gguf(tmp_path / "spaced.gguf", {**fields, "tokenizer.ggml.add_space_prefix": None}, tensors)
     with served(spaced, lora=str(files[1])) as (_, address):
         assert fired(check(address, kind="openai:fp32")[1]) == {"ML904", "ML905", "ML909"}

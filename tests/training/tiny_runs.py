@@ -122,10 +122,10 @@ def rows_of(trainer: Any) -> list[StepRow]:
     return step_rows(collate(list(trainer.train_dataset)))
 
 
-def zero_a_layer(adapter: Path) -> None:
+def zero_the_layers(adapter: Path) -> None:
     tensors = load_file(adapter / ADAPTER_TENSORS)
     for name in tensors:
-        if ".layers.1." in name and ".lora_B." in name:
+        if ".lora_B." in name:
             tensors[name].zero_()
     save_file(tensors, adapter / ADAPTER_TENSORS)
 
