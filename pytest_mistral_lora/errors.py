@@ -99,7 +99,11 @@ class RowError(InputError):
     several_lines = False
 
 
-class UncheckedRowError(RowError):
+class OracleRejection(RowError):
+    """A row of the right shape that mistral-common's validation refuses."""
+
+
+class UncheckedRowError(OracleRejection):
     """A row that is not judged here, and may be sound: something in it becomes tokens that are not known.
 
     Args:
@@ -114,10 +118,6 @@ class UncheckedRowError(RowError):
     def __init__(self, found: str, *, reason: str = "", **fields: Any) -> None:
         self.reason: str = reason or found
         super().__init__(found, **fields)
-
-
-class OracleRejection(RowError):
-    """A row of the right shape that mistral-common's validation refuses."""
 
 
 class RowsError(InputError):

@@ -151,10 +151,10 @@ def imported_rows(folder: Path) -> str:
 
 
 def refused_loss(folder: Path) -> str:
-    """Return the error of an import that would lose pictures."""
-    row = {"messages": [QUESTION, ANSWER], "images": ["paris.png"]}
-    write_rows(folder / "pictures.jsonl", row, row)
-    return _printed_here("import", "pictures.jsonl", "--to", "rows.jsonl", folder=folder, exit_code=2)
+    """Return the error of an import that would lose audio."""
+    row = {"messages": [QUESTION, ANSWER], "audios": ["paris.wav"]}
+    write_rows(folder / "sounds.jsonl", row, row)
+    return _printed_here("import", "sounds.jsonl", "--to", "rows.jsonl", folder=folder, exit_code=2)
 
 
 def figures_of_rows(folder: Path) -> str:

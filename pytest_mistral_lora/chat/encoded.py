@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from pytest_mistral_lora.chat.chunks.registry import block_literals
 from pytest_mistral_lora.chat.objective import Objective
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
@@ -16,9 +17,6 @@ IGNORE_INDEX = -100
 
 ANSWERS = ("assistant", "completion")
 """The roles of the turns that the model writes."""
-
-IMAGE_MARKERS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
-"""The control tokens that stand for images."""
 
 SpanKind = Literal["control", "text", "tool_call", "eos"]
 
@@ -99,9 +97,9 @@ class EncodedRow:
             is_given = objective.turns == "everything" and not span.is_answer
             trained[span.start : span.end] = [span.supervised or is_given] * (span.end - span.start)
         if objective.turns == "everything":
-            images = {controls[name] for name in IMAGE_MARKERS if name in controls}
+            inputs = {controls[name] for name in block_literals() if name in controls}
             # no token predicts the first one
-            trained = [bool(at) and is_on and self.input_ids[at] not in images for at, is_on in enumerate(trained)]
+            trained = [bool(at) and is_on and self.input_ids[at] not in inputs for at, is_on in enumerate(trained)]
         if "no-thinking" in objective.without:
             for at in _thoughts(self, controls):
                 trained[at] = False

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
-from pytest_mistral_lora.chat.foreign_fields import MEDIA, MEDIA_PARTS
-from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
+from pytest_mistral_lora.chat.foreign_fields import MEDIA, MEDIA_PARTS, PICTURES
+from pytest_mistral_lora.chat.remedies import field_step, import_command, import_step, media_step, role_step
 from pytest_mistral_lora.errors import RowError, UncheckedRowError
-from pytest_mistral_lora.places import Place
+from pytest_mistral_lora.places import Place, file_of
 
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = {
@@ -48,7 +48,7 @@ def unchecked_medium(name: str, found: str, place: Place) -> UncheckedRowError:
         place: The place of the medium.
     """
     return UncheckedRowError(
-        found, reason=_medium_of(name), place=place, expected="text only", next_step=media_step(place)
+        found, reason=_medium_of(name), place=place, expected="text and images", next_step=media_step(place)
     )
 
 
@@ -84,7 +84,10 @@ def refuse_keys(data: Mapping[str, Any], place: Place) -> None:
             raise error_at(place / key, f"{data[key]!r}, which {effect}", "false, or no such key")
     for key in MEDIA:
         if data.get(key):
-            raise unchecked_medium(key, f"a row with {key}: {data[key]!r}"[:200], place / key)
+            found = f"a row with {key}: {data[key]!r}"[:200]
+            if key in PICTURES:
+                raise error_at(place / key, found, "pictures as chunks of the messages", import_step(file_of(place)))
+            raise unchecked_medium(key, found, place / key)
 
 
 def is_plain(message: Any) -> bool:
@@ -156,10 +159,10 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         here = place / index
         if not isinstance(chunk, Mapping):
             raise error_at(here, f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
-        kind = chunk.get("type")
-        if isinstance(kind, str) and kind in MEDIA_PARTS:
+        kind, types = chunk.get("type"), chunk_types()
+        names = {name for chunk_type in types.values() for name in (chunk_type.name, *chunk_type.foreign_names)}
+        if isinstance(kind, str) and kind in MEDIA_PARTS - names:
             raise unchecked_medium(kind, f"{_medium_of(kind)} chunk (type {kind!r})", here)
-        types = chunk_types()
         if not isinstance(kind, str) or kind not in types:
             expected = " or ".join(repr(name) for name, chunk_type in types.items() if role in chunk_type.roles)
             raise error_at(here / "type", "is missing" if "type" not in chunk else repr(kind), expected)

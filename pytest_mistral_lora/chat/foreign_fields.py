@@ -28,6 +28,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 CONTENT = ("content", "value", "text", "parts")
 """Fields of messages that hold the content."""
 
+PICTURES = ("image", "images")
+"""Keys of records that hold pictures: paths or URLs, or objects with one."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Keys of records that hold media: without them, the text would be trained alone."""
 MEDIA_PARTS = frozenset((*MEDIA, "image_url", "input_image", "input_audio", "audio_url", "video_url", "file"))

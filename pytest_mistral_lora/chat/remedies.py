@@ -90,7 +90,7 @@ def field_step(name: Any, origin: Place, known: Collection[str]) -> str:
 
 def media_step(origin: Place) -> str:
     """Return the sentence on images, audio and video."""
-    return f"This suite checks and trains text. To leave it out: {import_command(origin, '--lossy media')}"
+    return f"This suite trains text. To leave it out: {import_command(origin, '--lossy media')}"
 
 
 def json_step(fault: str) -> str:

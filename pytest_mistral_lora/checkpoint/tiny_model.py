@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle import ImageSizes, Oracle
+from pytest_mistral_lora.chat.chunks.chunk_type import ImageSizes
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.tokenizer_file import TEKKEN
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder

@@ -231,7 +231,7 @@ class CheckpointTokenizer:
             NoTemplateError: If it has no template.
             TokenizerError: If transformers cannot load the tokenizer.
         """
-        return ChatTemplate(self.fast)
+        return ChatTemplate(self.fast, blocks=lambda chunk: self.oracle.block_of(chunk))
 
     @property
     def is_there(self) -> bool:

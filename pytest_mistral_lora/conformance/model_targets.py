@@ -237,7 +237,7 @@ class TrainerTarget(Target):
         processing_class: The tokenizer or processor of the trainer.
         known: The Mistral tokenizer that applies.
         base: The folder that the tokenizer was loaded from; None if it is not on this machine.
-        has_images: Whether the batches have images.
+        has_inputs: Whether the batches have inputs beside texts, such as images.
         trains_eos: Whether a label of the batches is EOS.
         has_eos: Whether EOS is trained on in the dataset, before the collator.
         ids: The ids of the batches.
@@ -249,7 +249,7 @@ class TrainerTarget(Target):
     processing_class: Any
     known: Recognition
     base: CheckpointTokenizer | None = None
-    has_images: bool = False
+    has_inputs: bool = False
     trains_eos: bool = False
     has_eos: bool = False
     ids: Collection[int] = ()

@@ -126,7 +126,7 @@ def _placement(target: TrainerTarget) -> Result:
         return Result(not_checked=_NO_ADAPTER)
     found = []
     tower = [name for name in names if TOWER.search(name)]
-    if tower and not target.has_images:
+    if tower and not target.has_inputs:
         first = f"{tower[0]}{and_more(1, len(tower))}"
         expected = "layers of the text alone, or batches with images"
         found.append(

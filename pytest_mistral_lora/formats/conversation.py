@@ -307,7 +307,8 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
         chunk = {key: value for key, value in chunk.items() if value is not None}
         kind = chunk.get("type")
         ours = _chunk_type(kind)
-        if ours in MEDIA_PARTS:
+        types = chunk_types()
+        if ours in MEDIA_PARTS and ours not in types:
             changes.append(lost("media", str(kind), place / index))
             continue
         if ours == "tool_use" and role == "assistant":
@@ -315,7 +316,6 @@ def _chunks(chunks: Sequence[Any], role: str, place: Place, layout: Layout) -> t
             others = [other for other in chunk if other not in {"type", *_TOOL_USE}]
             changes += [lost("message-keys", other, place / index / other) for other in others]
             continue
-        types = chunk_types()
         if ours is None or (ours not in types and ours != "tool_call"):
             found.append(chunk)  # the check of the row reports it
             continue

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import check_tools, error_at, kind_of, refuse_near_misses, unchecked_medium
-from pytest_mistral_lora.chat.foreign_fields import MEDIA
+from pytest_mistral_lora.chat.foreign_fields import MEDIA, PICTURES
 from pytest_mistral_lora.chat.kinds.records import shown_kind
 from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.errors import RowError
@@ -18,6 +18,7 @@ from pytest_mistral_lora.formats.containers import Record
 from pytest_mistral_lora.formats.declared_keys import Mark, MarkColumns, flag_of, mark_of, unwanted_key
 from pytest_mistral_lora.formats.drafts import Draft, RecordReading, add_side
 from pytest_mistral_lora.formats.layouts import Layout
+from pytest_mistral_lora.formats.pictures import with_pictures
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise
 from pytest_mistral_lora.formats.report import LOSSES, Change, changed, lost
 from pytest_mistral_lora.formats.row_format import Recognised
@@ -85,6 +86,9 @@ def convert_record(
         if isinstance(letters := draft.fields[mark.key], str):
             changes.append(changed("label-letters", letters))
         draft = draft._replace(fields={key: item for key, item in draft.fields.items() if key != mark.key})
+    messages, fields, more = with_pictures(draft.messages, draft.fields, reading)
+    draft = draft._replace(messages=messages, fields=fields)
+    changes += more
     fields, more = _without_media(draft.fields, keys)
     changes += more
     answer_at = draft.answer_at
@@ -133,7 +137,7 @@ def convert_as_given(
     Raises:
         RowError: With the field and the value, if it has another format, cannot be converted, or would lose something.
     """
-    own = {key: data[key] for key in (*keys, "functions") if key in data}
+    own = {key: data[key] for key in (*keys, "functions", *PICTURES) if key in data}
     found = recognise(own)
     if found is None or not (found.is_row or shown_kind(data)):
         raise RowError("a record of another format", place=place)

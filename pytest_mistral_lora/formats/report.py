@@ -49,6 +49,7 @@ CHANGES = {
     "rated": "an answer that is marked as good or bad is `prompt`, `completion` and `label`, by `{detail}`",
     "label-letters": "a label in letters is true or false: {detail}",
     "fim-keys": "texts of fill-in-the-middle have the names of Mistral's API: {detail}",
+    "pictures": "pictures under `{detail}` are chunks of the messages",
     "completion-space": "one space at the start of a completion is left out",
 }
 """The kinds of changes, each with its effect."""

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torch.utils.data.dataloader import _DatasetKind  # the loader's own reader: trainers replace it for packed rows
 
+from pytest_mistral_lora.chat.chunks.registry import block_types
 from pytest_mistral_lora.errors import and_more
 from pytest_mistral_lora.guarding.pairing import Record, SourceRow, paired
 from pytest_mistral_lora.guarding.preferences import is_preference, preference_records
@@ -118,14 +119,15 @@ def rows_of(
         batches: The name of its batches, for places.
     """
     rows = paired(batch.records(), batch.sources)
-    has_images = batch.data.get("pixel_values") is not None
+    keys = (key for kind in block_types().values() for key in kind.tensors)
+    has_tensors = any(batch.data.get(key) is not None for key in keys)
     return [
         GuardedRow(
             Place(NamedSource(batches, is_value=True), position + 1, split=number)
             if row.index is None
             else replace(dataset, record=row.index + 1),
             row.record,
-            has_images,
+            has_tensors,
             row.count,
         )
         for position, row in enumerate(rows)

@@ -26,13 +26,13 @@ class GuardedRow:
     Attributes:
         place: Its place, for findings.
         record: Its ids and labels, as `audit` takes them.
-        has_images: Whether its batch has images.
+        has_tensors: Whether its batch has tensors of inputs beside its ids, such as the pixels of images.
         count: Number of rows of the dataset in it.
     """
 
     place: Place
     record: Mapping[str, Any]
-    has_images: bool = False
+    has_tensors: bool = False
     count: int = 1
 
     def sequences(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.registry import block_literals, block_types, blocks_in
 from pytest_mistral_lora.chat.objective import Declaration
 from pytest_mistral_lora.chat.token_rows import TokenRow
 from pytest_mistral_lora.checkpoint.loaded_tokenizer import recognise_loaded, recognition_of, source_of, text_tokenizer
@@ -28,7 +29,7 @@ from pytest_mistral_lora.conformance.trainer import embedding_shape
 from pytest_mistral_lora.errors import TokenizerError, counted, one_line
 from pytest_mistral_lora.guarding.epoch import EpochRows
 from pytest_mistral_lora.guarding.forms import fixes_of, form_of, trains
-from pytest_mistral_lora.guarding.rows import EVALUATION, FirstRows, GuardedRow, RowFigures
+from pytest_mistral_lora.guarding.rows import COLUMNS_OF_TEXTS, EVALUATION, FirstRows, GuardedRow, RowFigures
 from pytest_mistral_lora.guarding.steps import WAITING
 from pytest_mistral_lora.judging import AnyTokenizer, Verdict, encoder_of, verdict_of
 from pytest_mistral_lora.programs.fixes import fixes_in
@@ -37,8 +38,6 @@ from pytest_mistral_lora.runners import Trainer, trainer_of
 OF_ANY = Path(__file__).with_name("fixes.toml")
 """What to do with any trainer of transformers, by rule."""
 
-_IMAGE_KEYS = ("image_token_id", "image_token_index")
-"""Keys of the id that stands for an image, in the configurations of models."""
 _NEVER_CHECKED = ("rows-complete",)
 """Cases that are of files alone: the first batches of a run are never all of its rows."""
 
@@ -170,7 +169,7 @@ def judge_run(
         processing_class=run.processing_class,
         known=run.known,
         base=run.source,
-        has_images=IMAGES in read.left_out or any(row.has_images for row in rows),
+        has_inputs=MEDIA in read.left_out or any(row.has_tensors for row in rows),
         trains_eos=oracle is not None and oracle.eos_id in read.labels,
         has_eos=oracle is not None and trains(read.sample, oracle.eos_id),
         ids={token for row in rows for ids, _ in row.sequences() for token in ids},
@@ -296,8 +295,8 @@ def of_step(results: Mapping[str, Result]) -> Results:
     return {("train", case): result for case, result in results.items()}
 
 
-IMAGES = "images"
-"""The case, and the beginning of the reason, of rows with images."""
+MEDIA = "media"
+"""The case, and the beginning of the reason, of rows with inputs whose ids are not known."""
 
 
 def judged_rows(run: GuardedRun, read: FirstRows) -> FirstRows:
@@ -310,33 +309,39 @@ def judged_rows(run: GuardedRun, read: FirstRows) -> FirstRows:
     if not read.rows:
         reason = "the batches have no input_ids" if read.batches else "the run had no batch"
         return replace(read, left_out={"rows": reason, **read.left_out})
-    config = getattr(run.model, "config", None)
-    images = {token for token in (getattr(config, name, None) for name in _IMAGE_KEYS) if token is not None}
-    images |= run.known.oracle.image_ids if run.known.oracle is not None else set()
-    # the ids of a batch with images may not show which of its rows has them
-    are_shown = any(row.has_images and row.holds(images) for row in read.rows)
+    config, oracle = getattr(run.model, "config", None), run.known.oracle
+    keys = (key for kind in block_types().values() for key in kind.id_keys)
+    inputs = {token for token in (getattr(config, key, None) for key in keys) if token is not None}
+    readable = oracle.block_ids if oracle is not None and oracle.image_sizes is not None else frozenset()
+    inputs |= oracle.block_ids if oracle is not None else set()
+    # the ids of a batch with such tensors may not show which of its rows has them
+    are_shown = any(row.has_tensors and row.holds(inputs) for row in read.rows)
     left_out = dict(read.left_out)
-    rows = [row for row in read.rows if not _has_image(row, images, are_shown=are_shown)]
+    rows = []
+    for row in read.rows:
+        is_input = row.holds(inputs) if are_shown or not row.has_tensors else True
+        if not is_input or (readable and row.holds(readable)) or _spells(row, inputs):
+            rows.append(_with_own_texts(row) if is_input else row)
     if len(rows) < len(read.rows):
-        left_out[IMAGES] = f"images: {len(read.rows) - len(rows)} of {counted(len(read.rows), 'row')} have an image"
+        left_out[MEDIA] = f"media: {len(read.rows) - len(rows)} of {counted(len(read.rows), 'row')} have an image"
     labelled = [row for row in rows if "input_ids" not in row.record or "labels" in row.record]
     if len(labelled) < len(rows):
         left_out["labels"] = f"{len(rows) - len(labelled)} of {counted(len(read.rows), 'row')} have no labels"
     return replace(read, rows=labelled, left_out=left_out)
 
 
-def _has_image(row: GuardedRow, images: Collection[int], *, are_shown: bool) -> bool:
-    """Return whether a row has an image, which mistral-common encodes from its pixels alone.
+def _spells(row: GuardedRow, inputs: Collection[int]) -> bool:
+    """Return whether the messages of a row without tensors spell the marker that became an id of an input."""
+    text = json.dumps(row.record.get("messages"))
+    return not row.has_tensors and row.holds(inputs) and any(literal in text for literal in block_literals())
 
-    Args:
-        row: The row.
-        images: The ids that stand for images.
-        are_shown: Whether the rows with images have such ids, in batches with pixels.
-    """
-    if row.has_images:
-        return row.holds(images) or not are_shown
-    # without pixels, a text that spells the marker may have become it
-    return row.holds(images) and "[IMG" not in json.dumps(row.record.get("messages"))
+
+def _with_own_texts(row: GuardedRow) -> GuardedRow:
+    """Return a row whose batch has tensors without messages that do not have them: a collator may have put them in."""
+    messages = row.record.get("messages")
+    if not row.has_tensors or not messages or blocks_in(message.get("content") for message in messages):
+        return row
+    return replace(row, record={key: row.record[key] for key in row.record if key not in COLUMNS_OF_TEXTS})
 
 
 def _cost(epoch: EpochRows, read: FirstRows, seconds: float) -> str:

@@ -112,11 +112,9 @@ REFUSED: list[tuple[Any, str, tuple[str, ...]]] = [
         (
             with_user([{"type": "text", "text": "x"}, {"type": kind}]),
             "messages[1].content[1]",
-            (f"{name} chunk", f"'{kind}'", "text only", "--lossy media"),
+            (f"{name} chunk", f"'{kind}'", "text and images", "--lossy media"),
         )
         for kind, name in [
-            ("image", "image"),
-            ("image_url", "image"),
             ("audio", "audio"),
             ("input_audio", "audio"),
             ("audio_url", "audio"),
@@ -124,6 +122,29 @@ REFUSED: list[tuple[Any, str, tuple[str, ...]]] = [
             ("file", "file"),
         ]
     ),
+    (with_user([{"type": "image"}]), "messages[1].content[0].type", ("'image'", "'image_url'")),
+    (with_user([{"type": "image_url"}]), "messages[1].content[0].image_url", ("is null", "a string")),
+    (
+        with_user([{"type": "image_url", "image_url": {"url": 1}}]),
+        "messages[1].content[0].image_url.url",
+        ("a number",),
+    ),
+    (
+        with_user([{"type": "image_url", "image_url": "a.png", "width": 3}]),
+        "messages[1].content[0]",
+        ("width alone", "width and height"),
+    ),
+    (
+        with_user([{"type": "image_url", "image_url": "a.png", "width": 3, "height": 0}]),
+        "messages[1].content[0].height",
+        ("0", "a number of pixels"),
+    ),
+    (
+        with_message(ANSWER | {"content": [{"type": "image_url", "image_url": "a.png"}]}),
+        "messages[1].content[0]",
+        ("image_url chunk", "'assistant'", "the user"),
+    ),
+    (with_user([{"type": "image_url", "image_url": "a.png"}]), "messages[1].content[0]", ("a.png", "is not known")),
     (
         with_user([{"type": "thinking", "thinking": "x"}]),
         "messages[1].content[0]",

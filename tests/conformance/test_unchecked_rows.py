@@ -24,6 +24,8 @@ MEDIA: dict[str, Data] = {
 }
 """A chunk of each medium, of which neither the size nor the length is known."""
 
+REASONS = {"image": "image of unknown size", "audio": "audio", "video": "video"}
+
 
 def talk(content: object) -> Data:
     return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A red square."}]}
@@ -58,12 +60,12 @@ def test_a_row_with_media_is_not_checked(medium: str, mixed: bool, tmp_path: Pat
         "::file": audit(encoded, tokenizer=TOKENIZER),
     }
     for check, verdict in of_files.items():
-        assert f"{medium} in 1 row: " in unchecked(verdict, check)
+        assert f"{REASONS[medium]} in 1 row: " in unchecked(verdict, check)
         assert f":{len(rows)}, messages[0].content[1]" in unchecked(verdict, check)
         # a file of which nothing was judged does not pass
         assert verdict.ok is mixed
     in_memory = audit(with_any_ids(rows), tokenizer=TOKENIZER)
-    assert unchecked(in_memory, "::file").startswith(f"{medium} in 1 row: ")
+    assert unchecked(in_memory, "::file").startswith(f"{REASONS[medium]} in 1 row: ")
     for file in (path, encoded):
         assert main(["check", str(file), "--tokenizer", TOKENIZER, "--fail-on", "not-checked", "--no-cache"]) == 1
         assert main(["check", str(file), "--tokenizer", TOKENIZER, "--no-cache"]) == (0 if mixed else 1)
@@ -93,6 +95,6 @@ def test_a_recipe_with_such_a_row_is_not_checked_and_not_trained(tmp_path: Path)
     )
     results = check_dataset(recipe)
     assert [finding for result in results.values() for finding in result.findings] == []
-    assert results["rows-are-valid"].not_checked.startswith("image in 1 row: ")
+    assert results["rows-are-valid"].not_checked.startswith("image of unknown size in 1 row: ")
     assert main(["train", str(recipe)]) == 2
     assert not (tmp_path / "out").exists()

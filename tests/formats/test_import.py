@@ -149,7 +149,7 @@ def test_records_of_two_formats_are_an_error_of_the_second(tmp_path: Path) -> No
 
 
 def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path / "pictures.jsonl", *[GOOD | {"images": ["a.png"]}] * 5)
+    path = written(tmp_path / "sounds.jsonl", *[GOOD | {"audios": ["a.wav"]}] * 5)
     to = tmp_path / "rows.jsonl"
     words = ["import", str(path), "--to", str(to)]
     assert main(words) == 2
@@ -157,7 +157,7 @@ def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.Cap
     assert out == ""
     assert "error: 5 of 5 records cannot be converted" in err
     places = ", ".join(f"{path}:{number}" for number in (1, 2, 3))
-    assert f"(images): 5 rows ({places}, …)" in err
+    assert f"(audios): 5 rows ({places}, …)" in err
     assert "--lossy media" in err
     assert not to.exists()
     assert main([*words, "--lossy", "media"]) == 0

@@ -223,10 +223,10 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
     ),
     ("names", chat(user("u") | {"name": "Ann"}, answer("a")), GOOD, {"names": "lost"}),
     ("a key of a message", chat(user("u"), answer("a", id="x")), GOOD, {"message-keys": "lost"}),
-    ("images of a row", GOOD | {"images": ["a.png"]}, GOOD, {"media": "lost"}),
+    ("audio of a row", GOOD | {"audios": ["a.wav"]}, GOOD, {"media": "lost"}),
     (
-        "an image in a message",
-        chat(user([{"type": "text", "text": "u"}, {"type": "image_url", "image_url": {"url": "x"}}]), answer("a")),
+        "audio in a message",
+        chat(user([{"type": "text", "text": "u"}, {"type": "input_audio", "input_audio": "x"}]), answer("a")),
         chat(user([{"type": "text", "text": "u"}]), answer("a")),
         {"media": "lost", "chunks": ""},
     ),
@@ -353,7 +353,7 @@ def test_a_record_becomes_this_row(tmp_path: Path, name: str, record: Any, row: 
 def test_each_kind_is_seen_in_a_case() -> None:
     seen = {kind for case in CASES for kind in case[3]}
     # these are seen in test_declared_layouts.py, test_no_silent_loss.py, test_kinds_of_rows.py and
-    # test_imported_pairs.py
+    # test_imported_pairs.py and test_pictures.py
     elsewhere = {"system-dropped", "untrained-roles", "bad-records", "part-weights", "tool-keys", "refusals"}
     elsewhere |= {
         "call-text",
@@ -364,5 +364,6 @@ def test_each_kind_is_seen_in_a_case() -> None:
         "chosen-copy",
         "fim-keys",
         "label-letters",
+        "pictures",
     }
     assert CHANGES.keys() | LOSSES.keys() == seen | elsewhere

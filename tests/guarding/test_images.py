@@ -1,4 +1,4 @@
-"""Rows with images are not judged: mistral-common encodes them from their pixels alone."""
+"""Rows with images are judged by the grids in their ids; without such ids, a batch with pixels is not checked."""
 
 from __future__ import annotations
 
@@ -41,37 +41,30 @@ def _show(row: dict[str, Any], oracle: Oracle) -> None:
     row["labels"][at:at] = [-100] * len(ids)
 
 
-@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
-def test_rows_with_ids_of_images_are_not_checked(
-    messages: bool, seeing_base: Path, seeing: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = encoded(seeing, chat_rows(8), messages=messages)
+def test_rows_with_ids_of_images_are_read_back(seeing_base: Path, seeing: Oracle, tmp_path: Path) -> None:
+    rows = encoded(seeing, chat_rows(8))
     for row in rows[:3]:
-        _show(row, seeing)
-    callback = begin(make_trainer(seeing_base, rows, tmp_path))
-    callback.on_train_end(None, None, None)
-    verdict = callback.verdict
-    assert verdict is not None
-    assert errors_of(verdict) == set()
-    assert verdict.not_checked["trainer::encoded::images"] == "images: 3 of 8 rows have an image"
-    assert verdict.facts["batches::encoded::labels"]["judged"] == 5
-    line = capsys.readouterr().out
-    assert "5 of 8 rows judged" in line
-    assert "images: 3 of 8 rows have an image" in line
-
-
-def test_a_run_of_images_alone_is_not_checked(seeing_base: Path, seeing: Oracle, tmp_path: Path) -> None:
-    rows = encoded(seeing, chat_rows(4))
-    for row in rows:
         _show(row, seeing)
     verdict = begin(make_trainer(seeing_base, rows, tmp_path)).verdict
     assert verdict is not None
     assert verdict.findings == ()
-    assert verdict.not_checked["trainer::encoded::images"] == "images: 4 of 4 rows have an image"
+    assert verdict.facts["batches::encoded::labels"]["judged"] == 8
+    assert not [name for name in verdict.not_checked if name.endswith("media")]
+
+
+def test_an_image_that_no_message_and_no_tensor_has_is_a_fault(
+    seeing_base: Path, seeing: Oracle, tmp_path: Path
+) -> None:
+    rows = encoded(seeing, chat_rows(4), messages=True)
+    _show(rows[1], seeing)
+    verdict = begin(make_trainer(seeing_base, rows, tmp_path), on_finding="warn").verdict
+    assert errors_of(verdict) == {("ML533", "train_dataset[1]")}
 
 
 @pytest.mark.parametrize("shown", [True, False], ids=["ids", "no ids"])
-def test_rows_with_pixels_are_not_checked(shown: bool, seeing_base: Path, seeing: Oracle, tmp_path: Path) -> None:
+def test_rows_with_pixels_are_judged_if_their_ids_show_them(
+    shown: bool, seeing_base: Path, seeing: Oracle, tmp_path: Path
+) -> None:
     rows = encoded(seeing, chat_rows(8), messages=True)
     if shown:
         for row in rows[:4]:
@@ -91,7 +84,8 @@ def test_rows_with_pixels_are_not_checked(shown: bool, seeing_base: Path, seeing
     trainer.data_collator = collate
     verdict = begin(trainer, on_finding="warn").verdict
     assert verdict is not None
-    assert verdict.not_checked["trainer::encoded::images"] == "images: 4 of 8 rows have an image"
+    unchecked = verdict.not_checked.get("trainer::encoded::media")
+    assert unchecked == (None if shown else "media: 4 of 8 rows have an image")
     assert errors_of(verdict) == {("ML546", "train_dataset[6]")}
 
 
@@ -104,18 +98,24 @@ def test_a_text_that_became_a_marker_of_images_is_a_fault(seeing_base: Path, see
     assert {rule for rule, _ in errors_of(verdict)} == {"ML523"}
 
 
-def test_a_file_with_ids_of_images_is_not_checked(seeing: Oracle, tmp_path: Path) -> None:
+def test_a_file_with_ids_of_images_is_read_back(seeing: Oracle, tmp_path: Path) -> None:
     rows = encoded(seeing, chat_rows(4))
     _show(rows[1], seeing)
     verdict = audit(rows, tokenizer="spm-v7m1")
     assert verdict.ok
     assert verdict.findings == ()
-    facts = verdict.facts["rows::encoded::ids"]
-    assert facts["judged"] == 3
-    assert "image in 1 row" in facts["encoded rows of"]
-    assert verdict.not_checked["rows::encoded::file"] == "image in 1 row: rows[1]"
+    assert verdict.facts["rows::encoded::ids"]["judged"] == 4
+    rows[1]["input_ids"].remove(seeing.control_ids["[IMG]"])
+    rows[1]["labels"].pop(0)
     file = tmp_path / "images.jsonl"
     file.write_text(json.dumps(rows[1]) + "\n")
-    alone = audit(file, tokenizer="spm-v7m1")
-    assert alone.findings == ()
-    assert alone.not_checked["images.jsonl::encoded::file"].startswith("image in 1 row: ")
+    [finding] = audit(file, tokenizer="spm-v7m1").findings
+    assert finding.rule == "ML560"
+
+
+def test_ids_of_images_of_a_tokenizer_without_settings_of_images_are_not_checked(seeing: Oracle) -> None:
+    rows = encoded(seeing, chat_rows(2))
+    _show(rows[1], seeing)
+    verdict = audit(rows, tokenizer="spm-v7")
+    assert verdict.findings == ()
+    assert verdict.not_checked["rows::encoded::file"].startswith("image (the tokenizer file has no settings of images)")

@@ -1,10 +1,11 @@
-"""What every type of chunk answers: how it is checked, encoded and read as a part of an answer."""
+"""What every type of chunk answers: how it is checked and encoded, and how it is read back from ids."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pytest_mistral_lora.places import Place
 
@@ -12,6 +13,22 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.versions import VersionFacts
 
 ChunkData = Mapping[str, Any]
+
+_BLOCK = "mistral-lora:"
+
+
+class ImageSizes(NamedTuple):
+    """How an image becomes tokens: one for each square of `merge` by `merge` patches.
+
+    Attributes:
+        patch: The side of a patch, in pixels.
+        longest: The longest side of an image, in pixels: larger ones are scaled down.
+        merge: The patches of a token, along each side.
+    """
+
+    patch: int
+    longest: int
+    merge: int
 
 
 class ChunkType(ABC):
@@ -29,6 +46,10 @@ class ChunkType(ABC):
         literals: The control tokens that stand around the text of a chunk.
         lost: What has happened to a row whose ids lack the first of them, in words.
         count: The name of the count of rows that have it in statistics, `rows_with_...`; empty if they are not counted.
+        block: The control tokens that its tokens are; the first one opens it. Empty if its tokens spell a text. No
+            token of a block has a loss, whatever the objective is.
+        tensors: The keys of a trainer's batch that hold what its block stands for.
+        id_keys: The keys of the id that opens its block, in the configurations of models.
     """
 
     name: ClassVar[str]
@@ -42,6 +63,9 @@ class ChunkType(ABC):
     literals: ClassVar[tuple[str, ...]] = ()
     lost: ClassVar[str] = ""
     count: ClassVar[str] = ""
+    block: ClassVar[tuple[str, ...]] = ()
+    tensors: ClassVar[tuple[str, ...]] = ()
+    id_keys: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def check(self, chunk: ChunkData, place: Place) -> None:
@@ -55,8 +79,25 @@ class ChunkType(ABC):
     def text(self, chunk: ChunkData) -> str:
         """Return the text that the tokens of a chunk spell."""
 
+    def shown(self, chunk: ChunkData) -> str:
+        """Return a chunk as people read it."""
+        return self.text(chunk)
+
     def native(self, chunk: ChunkData) -> ChunkData:
         """Return a chunk as mistral-common and chat templates take it: a text, or a chunk of another type of theirs."""
+        return chunk
+
+    def assets(self, chunk: ChunkData) -> tuple[str, ...]:
+        """Return the files that a chunk names, relative to the folder of its dataset."""
+        return ()
+
+    def measured(self, chunk: ChunkData, place: Place) -> ChunkData:
+        """Return a checked chunk with the measures that its ids are made of, such as the size of a picture.
+
+        Raises:
+            UncheckedRowError: If a measure is not known here.
+            RowError: If an asset cannot be used.
+        """
         return chunk
 
     def from_foreign(self, chunk: ChunkData, value: Any) -> dict[str, Any]:
@@ -93,3 +134,62 @@ class ChunkType(ABC):
     def is_in(self, content: Any) -> bool:
         """Return whether a checked `content` has a chunk of this type."""
         return not isinstance(content, str | None) and any(chunk["type"] == self.name for chunk in content)
+
+
+class BlockType(ChunkType):
+    """A type whose tokens are a block of control tokens, which is made of measures: an input that is not trained on.
+
+    mistral-common puts its blocks where it puts images.
+
+    Attributes:
+        title: What it is, in sentences.
+        measures: The keys of a chunk that its block is made of.
+    """
+
+    title: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]]
+    roles = ("user",)
+    whose = "the user"
+
+    def text(self, chunk: ChunkData) -> str:
+        """Return the empty text."""
+        return ""
+
+    def native(self, chunk: ChunkData) -> ChunkData:
+        """Return a chunk of an image whose URL spells the measures of the chunk, and no path: nothing opens it."""
+        measured = {key: chunk[key] for key in self.measures if key in chunk}
+        return {"type": "image_url", "image_url": {"url": f"{_BLOCK}{json.dumps({'type': self.name, **measured})}"}}
+
+    def unencoded_by(self, sizes: ImageSizes | None) -> str:
+        """Return why a tokenizer has no such block; empty if it has.
+
+        Args:
+            sizes: How the tokenizer cuts images; None if it takes none.
+        """
+        return "" if sizes is not None else "the tokenizer file has no settings of images"
+
+    @abstractmethod
+    def literals_of(self, chunk: ChunkData, sizes: ImageSizes) -> Sequence[str]:
+        """Return the control tokens of a measured chunk, in order.
+
+        Args:
+            chunk: The chunk.
+            sizes: How the tokenizer cuts images.
+        """
+
+    @abstractmethod
+    def read(self, literals: Sequence[str], sizes: ImageSizes) -> tuple[dict[str, Any], int]:
+        """Return a chunk that becomes the block at the beginning of some control tokens, and the length of the block.
+
+        Args:
+            literals: The control tokens, the first of which opens a block.
+            sizes: How the tokenizer cuts images.
+
+        Raises:
+            ValueError: If they are no whole block, with what is wrong.
+        """
+
+
+def chunk_of_block(url: str) -> ChunkData | None:
+    """Return the type and the measures of the chunk that the URL of a native chunk spells; None for any other URL."""
+    return dict(json.loads(url.removeprefix(_BLOCK))) if url.startswith(_BLOCK) else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from pytest_mistral_lora.chat import chunks
-from pytest_mistral_lora.chat.chunks.chunk_type import ChunkData, ChunkType
+from pytest_mistral_lora.chat.chunks.chunk_type import BlockType, ChunkData, ChunkType
+from pytest_mistral_lora.places import Place
 
 
 @cache
@@ -50,3 +51,43 @@ def types_in(contents: Iterable[Any]) -> set[str]:
 def type_of(chunk: ChunkData) -> ChunkType:
     """Return the type of a checked chunk."""
     return chunk_types()[chunk["type"]]
+
+
+def is_block(chunk: ChunkData) -> bool:
+    """Return whether the tokens of a checked chunk are a block of control tokens."""
+    return isinstance(type_of(chunk), BlockType)
+
+
+def block_types() -> dict[str, BlockType]:
+    """Return the types whose tokens are blocks of control tokens, by the control token that opens a block."""
+    return {kind.block[0]: kind for kind in chunk_types().values() if isinstance(kind, BlockType)}
+
+
+def block_literals() -> frozenset[str]:
+    """Return the control tokens of blocks, which have no loss under any objective."""
+    return frozenset(literal for kind in block_types().values() for literal in kind.block)
+
+
+def blocks_in(contents: Iterable[Any]) -> list[tuple[ChunkData, BlockType]]:
+    """Return the chunks of some checked contents whose tokens are blocks, with their types."""
+    chunks = (chunk for content in contents if not isinstance(content, str | None) for chunk in content)
+    return [(chunk, kind) for chunk in chunks if isinstance(kind := type_of(chunk), BlockType)]
+
+
+def measured(message: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Return a checked message whose chunks have the measures that their ids are made of.
+
+    Args:
+        message: The message.
+        place: Its place.
+
+    Raises:
+        UncheckedRowError: If a measure is not known here.
+        RowError: If an asset of a chunk cannot be used.
+    """
+    content = message.get("content")
+    if isinstance(content, str | None):
+        return message
+    chunks = [type_of(chunk).measured(chunk, place / "content" / at) for at, chunk in enumerate(content)]
+    is_same = all(new is chunk for new, chunk in zip(chunks, content, strict=True))
+    return message if is_same else {**message, "content": chunks}

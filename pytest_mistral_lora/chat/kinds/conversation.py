@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from pytest_mistral_lora.chat.chunks.registry import measured
 from pytest_mistral_lora.chat.fields import (
     ROW_KEYS,
     check_message,
@@ -152,7 +153,11 @@ def parse_row(data: Any, *, place: Place = NOWHERE) -> Row:
             check_message(message, place.within("messages", index))
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError("no assistant message", place=place / "messages", expected="a turn that can be trained on")
-    return Row(tuple(messages), place=place, kind=CONVERSATION, **row_settings(data, place))
+    whole = tuple(
+        message if is_plain(message) else measured(message, place.within("messages", index))
+        for index, message in enumerate(messages)
+    )
+    return Row(whole, place=place, kind=CONVERSATION, **row_settings(data, place))
 
 
 def row_settings(data: Mapping[str, Any], place: Place) -> dict[str, Any]:

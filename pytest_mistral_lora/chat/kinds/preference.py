@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
+from pytest_mistral_lora.chat.chunks.registry import measured
 from pytest_mistral_lora.chat.fields import ROW_KEYS, check_message, error_at, refuse_keys, refuse_near_misses
 from pytest_mistral_lora.chat.kinds.conversation import Conversation, row_settings
 from pytest_mistral_lora.chat.remedies import import_command
@@ -173,7 +174,7 @@ def _checked_messages(messages: Any, place: Place) -> Sequence[Mapping[str, Any]
         raise error_at(place, "is empty", "at least one message")
     for index, message in enumerate(messages):
         check_message(message, place / index)
-    return list(messages)
+    return [measured(message, place / index) for index, message in enumerate(messages)]
 
 
 def is_list(value: Any) -> bool:

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.registry import blocks_in
 from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
 from pytest_mistral_lora.chat.kinds.registry import KINDS
+from pytest_mistral_lora.chat.remedies import media_step
 from pytest_mistral_lora.chat.rows import RecordKind, Row, imported
 from pytest_mistral_lora.errors import RowError, UncheckedRowError
 from pytest_mistral_lora.places import NOWHERE, Place
@@ -80,8 +82,22 @@ def trained_row(rows: tuple[Row, ...]) -> Row:
     """Return the row of a record that is trained on.
 
     Raises:
+        UncheckedRowError: If the row has an image, or another input that is not trained on here.
         RowError: With the way out, if the record has a kind that is not trained on here.
     """
+    row = _row_of_one_answer(rows)
+    for chunk, kind in blocks_in(message.get("content") for message in row.messages):
+        raise UncheckedRowError(
+            f"a row with {kind.shown(chunk)}, on which nothing is trained here",
+            reason=f"{kind.title} in a row to train on",
+            place=row.place,
+            expected="rows of text",
+            next_step=media_step(row.place),
+        )
+    return row
+
+
+def _row_of_one_answer(rows: tuple[Row, ...]) -> Row:
     row = rows[0]
     if row.kind.is_trained:
         return row
@@ -98,9 +114,9 @@ def parse_trained(data: Any, *, place: Place = NOWHERE) -> Row:
     """Check a record of any kind, and return its row that is trained on.
 
     Raises:
-        RowError: As for `parse_rows` and `trained_row`.
+        RowError: As for `parse_rows`, and with the way out, if the record has a kind that is not trained on here.
     """
-    return trained_row(parse_rows(data, place=place))
+    return _row_of_one_answer(parse_rows(data, place=place))
 
 
 def as_row(row: Row | Mapping[str, Any]) -> Row:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, starmap
 from pathlib import Path
@@ -17,8 +16,11 @@ from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import mistral_common
+import numpy
 
-from pytest_mistral_lora.chat.encoded import ANSWERS, IMAGE_MARKERS, EncodedRow
+from pytest_mistral_lora.chat.chunks.chunk_type import BlockType, ChunkData, ImageSizes, chunk_of_block
+from pytest_mistral_lora.chat.chunks.registry import block_literals, blocks_in, type_of
+from pytest_mistral_lora.chat.encoded import ANSWERS, EncodedRow
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
@@ -38,6 +40,7 @@ from pytest_mistral_lora.errors import (
     NoTemplateError,
     OracleRejection,
     TokenizerError,
+    UncheckedRowError,
     loading,
 )
 from pytest_mistral_lora.places import Place
@@ -104,19 +107,24 @@ def is_mistral_tokenizer(given: Any) -> bool:
     return isinstance(given, MistralTokenizer)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSizes:
-    """How an image becomes tokens: one for each square of `merge` by `merge` patches.
+class _BlockEncoder:
+    """Makes the ids of blocks in the place of mistral-common's encoder of images, which opens paths and URLs."""
 
-    Attributes:
-        patch: The side of a patch, in pixels.
-        longest: The longest side of an image, in pixels: larger ones are scaled down.
-        merge: The patches of a token, along each side.
-    """
+    def __init__(self, theirs: Any, ids: Callable[[ChunkData], list[int]]) -> None:
+        self.image_config = theirs.image_config
+        self.special_ids = theirs.special_ids
+        self._ids = ids
 
-    patch: int
-    longest: int
-    merge: int
+    def __call__(self, content: Any) -> SimpleNamespace:
+        """Return the ids of a chunk, and no picture.
+
+        Raises:
+            MistralLoraError: If the chunk is none of this package.
+        """
+        chunk = chunk_of_block(content.get_url()) if hasattr(content, "get_url") else None
+        if chunk is None:
+            raise MistralLoraError("a picture is encoded by its size, and never opened")
+        return SimpleNamespace(tokens=self._ids(chunk), image=numpy.empty(0))
 
 
 class Oracle:
@@ -228,6 +236,8 @@ class Oracle:
         self._prepared: dict[Any, Any] = {}
         self._trace = EncoderTrace()
         self._trace.follow(self._text, self._instruct)
+        if self._instruct.image_encoder is not None:
+            vars(self._instruct)["image_encoder"] = _BlockEncoder(self._instruct.image_encoder, self.block_of)
         self._plain_rows = PlainRows(self._normalised)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -259,10 +269,20 @@ class Oracle:
         """The ids that no text encodes to, with their literals: the control tokens and `<unk>`."""
         return {self.unk_id: "<unk>", **self.control_tokens}
 
-    @cached_property
-    def image_ids(self) -> frozenset[int]:
-        """The control tokens that stand for images; empty if the version takes none."""
-        return frozenset(token for token, literal in self.control_tokens.items() if literal in IMAGE_MARKERS)
+    @property
+    def block_ids(self) -> frozenset[int]:
+        """The control tokens of blocks, such as those of images, which have no loss under any objective."""
+        return frozenset(self.control_ids[literal] for literal in block_literals() if literal in self.control_ids)
+
+    def block_of(self, chunk: ChunkData) -> list[int]:
+        """Return the ids of a measured chunk whose tokens are a block.
+
+        Raises:
+            UncheckedRowError: If the tokenizer has no such block.
+        """
+        kind, sizes = type_of(chunk), self.image_sizes
+        literals = kind.literals_of(chunk, sizes) if isinstance(kind, BlockType) and sizes is not None else ()
+        return [self.control_ids[literal] for literal in literals]
 
     @property
     def byte_pairs(self) -> tuple[str, Sequence[bytes]] | None:
@@ -466,6 +486,11 @@ class Oracle:
                 place=row.place / "tools",
                 expected=f"a row without tools, or a tokenizer {taken_by(lambda facts: facts.tools_in)}",
             )
+        sizes = self.image_sizes
+        for chunk, kind in blocks_in(message.get("content") for message in row.messages):
+            if reason := kind.unencoded_by(sizes):
+                found = f"{kind.shown(chunk)}: {reason} ({self.path.name})"
+                raise UncheckedRowError(found, reason=f"{kind.title} ({reason})", place=row.place)
         self._trace.turns.clear()
         try:
             request = self._plain_rows.request(row) if mode == ValidationMode.finetuning else None

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import groupby, pairwise, takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from pytest_mistral_lora.chat.chunks.registry import chunk_types
+from pytest_mistral_lora.chat.chunks.registry import block_types, chunk_types, is_block
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import check_tools
 from pytest_mistral_lora.chat.kinds.registry import KINDS
@@ -35,6 +35,7 @@ from pytest_mistral_lora.errors import MistralLoraError, RowError, shortened
 from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.chunks.chunk_type import ImageSizes
     from pytest_mistral_lora.chat.oracle.oracle import Oracle
 
 _BLOCKS = {
@@ -138,6 +139,8 @@ class _IdsReader:
         self._at = next((n for n, part in enumerate(self._parts) if part.ids[0] != oracle.bos_id), len(self._parts))
         self._starts_with_bos = self._at > 0
         self._marked = {kind.literals[0]: kind for kind in chunk_types().values() if kind.is_written_by(self._facts)}
+        sizes = oracle.image_sizes
+        self._blocks = {} if sizes is None else block_types()
         self._messages: list[dict[str, Any]] = []
         self._tools: list[Any] | None = None
         self._settings: dict[str, Any] = {}
@@ -194,7 +197,7 @@ class _IdsReader:
             elif opening.marker == "[SYSTEM_PROMPT]":
                 self._messages.append({"role": "system", "content": self._content(inside)})
             elif opening.marker == "[INST]":
-                self._add_user(self._text(inside))
+                self._add_user(self._content(inside))
             else:
                 self._read_result(inside, opening)
 
@@ -229,13 +232,19 @@ class _IdsReader:
         found = f"the ids end within the part after the {opening.marker} at token {opening.start}"
         raise UnreadableIdsError(len(self._ids), found, closing)
 
-    def _add_user(self, text: str) -> None:
+    def _add_user(self, content: Any) -> None:
         if self._messages and self._messages[-1]["role"] == "user":
             if self._empty_answer is None:
                 self._followed_by_user.append(len(self._messages) - 1)
             elif self._unanswered is None and self._messages_before_empty == len(self._messages):
                 self._unanswered = self._empty_answer
-        self._messages.append({"role": "user", "content": text})
+        if not isinstance(content, str) and self._facts.system_in != "own-turn" and is_block(content[-1]):
+            # only a system prompt stands in front of a block that mistral-common has put before the texts
+            text = "".join(chunk.get("text", "") for chunk in content[:-1])
+            if text.endswith("\n\n") and not any(map(is_block, content[:-1])):
+                self._messages.append({"role": "system", "content": text.removesuffix("\n\n")})
+                content = content[-1:]
+        self._messages.append({"role": "user", "content": content})
 
     def _read_tools(self, inside: list[_Part], opening: _Part) -> None:
         tools = self._json(inside, opening)
@@ -366,14 +375,19 @@ class _IdsReader:
 
     def _content(self, inside: list[_Part]) -> Any:
         """Return the content of a message: a text, or chunks if a part of it has markers of its type."""
-        if not any(part.marker in self._marked for part in inside):
+        if not any(part.marker in self._marked or part.marker in self._blocks for part in inside):
             return self._text(inside)
         chunks: list[dict[str, Any]] = []
         at = 0
         while at < len(inside):
+            if inside[at].marker in self._blocks:
+                chunk, length = self._read_block(inside[at:])
+                chunks.append(chunk)
+                at += length
+                continue
             kind = self._marked.get(inside[at].marker)
             at += kind is not None
-            ends = {*self._marked, *(kind.literals if kind is not None else ())}
+            ends = {*self._marked, *self._blocks, *(kind.literals if kind is not None else ())}
             end = next((n for n in range(at, len(inside)) if inside[n].marker in ends), len(inside))
             run = inside[at:end]
             at = end
@@ -388,6 +402,19 @@ class _IdsReader:
                 if text:
                     chunks.append({"type": "text", "text": text})
         return chunks
+
+    def _read_block(self, parts: Sequence[_Part]) -> tuple[dict[str, Any], int]:
+        """Return the chunk of the block at the beginning of some parts, and the number of its parts.
+
+        Raises:
+            UnreadableIdsError: If it is no whole block.
+        """
+        kind, sizes = self._blocks[parts[0].marker], self._oracle.image_sizes
+        literals = [part.marker for part in takewhile(lambda part: part.marker in kind.block, parts)]
+        try:
+            return kind.read(literals, cast("ImageSizes", sizes))
+        except ValueError as error:
+            raise UnreadableIdsError(parts[0].start, str(error), f"the block of an {kind.title}") from error
 
     def _cut_open(self, run: list[_Part]) -> tuple[str, str]:
         """Return a chunk that is not closed, and the text behind it: two texts, with no token between them."""
@@ -461,6 +488,8 @@ class _IdsReader:
             return
         users = [n for n, message in enumerate(self._messages) if message["role"] == "user"]
         holder = self._messages[users[0 if self._facts.system_in == "first-user-turn" else -1]]
+        if not isinstance(holder["content"], str):
+            return
         prompt, joint, text = holder["content"].partition("\n\n")
         if not prompt or not joint:
             return

@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks.registry import blocks_in
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.kinds.records import as_row
 from pytest_mistral_lora.chat.rows import Row, native_content
 from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.chat.templates.own_prompt import OwnSystemPrompt, find_own_prompt
-from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError
+from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError, UncheckedRowError
 
 REFUSES = "the chat template refuses the row: "
 """The start of an error that the template raised itself."""
@@ -46,13 +48,25 @@ class ChatTemplate:
         tool_source: The text for rows with tools: the template named `tool_use`, or else `source`.
     """
 
-    def __init__(self, tokenizer: Any, source: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        source: str | None = None,
+        blocks: Callable[[Mapping[str, Any]], Sequence[int]] | None = None,
+    ) -> None:
         """Use `source`, or the tokenizer's own templates.
+
+        Args:
+            tokenizer: A `transformers` fast tokenizer.
+            source: The template's text; None for the tokenizer's own.
+            blocks: Returns the ids of a chunk whose tokens are a block, such as an image: a template writes the first
+                of them, and a processor the rest. None if there is no Mistral tokenizer.
 
         Raises:
             NoTemplateError: If the tokenizer has no template, or no template for every row.
         """
         self.tokenizer = tokenizer
+        self._block_of = blocks
         # one text, or texts by name
         stored = tokenizer.chat_template if source is None else source
         named: Mapping[str, str] = {"default": stored} if isinstance(stored, str) and stored else stored or {}
@@ -134,6 +148,9 @@ class ChatTemplate:
         rendered: list[tuple[Row, str, list[tuple[int, int]] | None] | RowError] = []
         for row in rows:
             try:
+                for _, kind in blocks_in(message.get("content") for message in row.messages):
+                    found = f"{kind.title} in a row that a chat template encodes"
+                    raise UncheckedRowError(found, reason=found, place=row.place)
                 rendered.append((row, *self._render(row, mark=True)))
             except RowError as error:
                 rendered.append(error)
@@ -159,18 +176,34 @@ class ChatTemplate:
         Raises:
             RowError: If the template refuses the row.
         """
-        return ids_of(self.tokenizer, [self._render(row, generation_prompt)[0]])[0]
+        return self._with_blocks(row, ids_of(self.tokenizer, [self._render(row, generation_prompt)[0]])[0])
+
+    def _with_blocks(self, row: Row, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the ids of a row with its blocks in place of their first ids, as a processor writes them."""
+        chunks = blocks_in(message.get("content") for message in row.messages)
+        if self._block_of is None or not chunks:
+            return ids
+        blocks = [self._block_of(chunk) for chunk, _ in chunks]
+        places = [at for at, token in enumerate(ids) if token in {block[0] for block in blocks}]
+        if len(places) != len(blocks):
+            return ids
+        parts = [ids[before + 1 : at] for before, at in pairwise([-1, *places, len(ids)])]
+        return (*chain.from_iterable((*part, *block) for part, block in zip(parts, [*blocks, ()], strict=True)),)
 
     def ids_of_rows(self, rows: Iterable[Row]) -> list[tuple[int, ...] | None]:
         """Return the ids of some rows, encoded at once; None for a row that the template refuses."""
         texts: list[str | None] = []
+        rows = [*rows]
         for row in rows:
             try:
                 texts.append(self._render(row)[0])
             except RowError:
                 texts.append(None)
         encoded = iter(ids_of(self.tokenizer, [text for text in texts if text is not None]))
-        return [None if text is None else next(encoded) for text in texts]
+        return [
+            None if text is None else self._with_blocks(row, next(encoded))
+            for row, text in zip(rows, texts, strict=True)
+        ]
 
     def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
         """Return the ids of the tokenizer's own `apply_chat_template`, whether it returns a list or a mapping.

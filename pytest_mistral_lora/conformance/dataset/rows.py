@@ -228,9 +228,6 @@ class RowJudge:
         """Add the rows, counts and findings of a record to a part of a pass."""
         self.rules.begin_record()
         errors: list[tuple[RowError, Row | None]] = [] if record.error is None else [(record.error, None)]
-        if isinstance(record.error, UncheckedRowError):
-            part.unchecked.take(record.error.reason, part.findings.at, record.error.place)
-            return
         empty = [finding for row in record.rows if (finding := empty_side(row)) is not None]
         judged: list[EncodedRow] = []
         kept: list[EncodedRow] = []
@@ -246,6 +243,10 @@ class RowJudge:
                     kept.append(encoded)
             except RowError as refusal:
                 errors.append((refusal, row))
+        unchecked = next((error for error, _ in errors if isinstance(error, UncheckedRowError)), None)
+        if unchecked is not None:
+            part.unchecked.take(unchecked.reason, part.findings.at, unchecked.place)
+            return
         self._add(empty, None, part)
         # no tokenizer encodes an empty answer: the finding of the side says more
         for error, refused in () if empty else errors:

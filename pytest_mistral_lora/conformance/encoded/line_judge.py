@@ -368,8 +368,8 @@ class LineJudge:
                 # no conversation can be read back from it
                 return LineVerdict(line.index, line.place, "wrong", tuple(findings))
         if not (line.rows or line.error or self._has_dataset):
-            if not self._oracle.image_ids.isdisjoint(line.input_ids):
-                self._note_unchecked("image", line.place)
+            if self._oracle.image_sizes is None and not self._oracle.block_ids.isdisjoint(line.input_ids):
+                self._note_unchecked("image (the tokenizer file has no settings of images)", line.place)
                 return LineVerdict(line.index, line.place, "not judged", tuple(findings))
             read = self._read(line)
             if read.findings and (explained := self._explained(line, read.findings)) is not None:
@@ -390,6 +390,9 @@ class LineJudge:
             return LineVerdict(line.index, line.place, "not judged", tuple(findings))
         try:
             expected = [self._oracle.encode(row) for row in line.rows]
+        except UncheckedRowError as error:
+            self._note_unchecked(error.reason, error.place)
+            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
         except OracleRejection as error:
             if is_empty:
                 # the message is empty as well

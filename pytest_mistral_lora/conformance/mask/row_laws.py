@@ -93,10 +93,10 @@ def partition_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """No token outside an assistant turn is supervised; by the objective `everything`, each but the first is."""
     if row.objective.turns == "everything":
-        images, thoughts = oracle.image_ids, _thought_tokens(row, encoded, oracle)
+        inputs, thoughts = oracle.block_ids, _thought_tokens(row, encoded, oracle)
         for span in encoded.spans:
             for at in range(span.start, span.end):
-                is_left_out = at == 0 or encoded.input_ids[at] in images or at in thoughts
+                is_left_out = at == 0 or encoded.input_ids[at] in inputs or at in thoughts
                 if not span.is_answer and span.supervised == is_left_out:
                     return f"token {at} of the {span.role or 'beginning'} is {'' if is_left_out else 'not '}supervised"
         return ""

@@ -15,7 +15,7 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import short_json
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import ImageSizes
+    from pytest_mistral_lora.chat.chunks.chunk_type import ImageSizes
 
 _TOKENS = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
 _INDEXES = ("image_token_index", "image_token_id")
