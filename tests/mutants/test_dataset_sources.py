@@ -16,14 +16,16 @@ from sampling import sampled_case
 
 from pytest_mistral_lora.chat.kinds.fim import parse_fim_row
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading.row_source import RowSource
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.cases import OF_ENCODED_ROWS
-from pytest_mistral_lora.conformance.dataset.checks import file_results
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.row_pass import LOST_IN_IDS
+from pytest_mistral_lora.conformance.targets import DatasetTarget, Target
 from pytest_mistral_lora.errors import OracleRejection, RowError
-from pytest_mistral_lora.formats.row_sources import FileRows
+from pytest_mistral_lora.formats.row_sources import FileRows, rows_source
 
 pytestmark = pytest.mark.gallery
 
@@ -130,9 +132,12 @@ def write(folder: Path, lines: Sequence[Data], name: str) -> Path:
     return path
 
 
-def found(lines: Sequence[Data], oracle: Oracle, folder: Path, *, is_sample: bool = False) -> set[str]:
-    rows = FileRows(write(folder, lines, "encoded.jsonl"), is_sample=is_sample)
+def found(rows: RowSource, oracle: Oracle) -> set[str]:
     return {finding.rule for verdict in Audit(rows, oracle).verdicts() for finding in verdict.findings}
+
+
+def of_target(target: DatasetTarget) -> set[str]:
+    return {finding.rule for result in dataset_results(target).values() for finding in result.findings}
 
 
 def without_ids(line: Data) -> Data:
@@ -142,15 +147,22 @@ def without_ids(line: Data) -> Data:
 @pytest.mark.parametrize("mutant", CASES)
 def test_a_rule_on_rows_sees_each_source_or_is_listed(mutant: Mutant, tmp_path: Path) -> None:
     tokenizer, lines = rows_of(mutant, tmp_path)
-    chat_rows = write(tmp_path, [without_ids(line) for line in lines], "chat.jsonl")
-    results = file_results(chat_rows, tokenizer).values()
-    of_chat_rows = {finding.rule for result in results for finding in result.findings} & OBSERVED
+    messages = [without_ids(line) for line in lines]
+    judge, chat_rows = Target.of_loaded(tokenizer), write(tmp_path, messages, "chat.jsonl")
+    of_file = of_target(DatasetTarget("chat.jsonl", chat_rows, judge=judge))
+    assert of_target(DatasetTarget("rows", judge=judge, source=rows_source(messages))) == of_file
+    of_chat_rows = of_file & OBSERVED
     alone = [ids_alone(line) for line in lines]
     oracle, judged_by_ids = tokenizer.oracle, SAID_BY_IDS.keys()
-    assert of_chat_rows - found(lines, oracle, tmp_path) <= judged_by_ids
+    beside = found(FileRows(write(tmp_path, lines, "beside.jsonl")), oracle)
+    assert found(rows_source(lines), oracle) == beside
+    assert of_chat_rows - beside <= judged_by_ids
     lost = judged_by_ids | LOST_IN_IDS.keys() | LOST_IN_PART.keys()
-    assert of_chat_rows - found(alone, oracle, tmp_path) <= lost
-    of_guard = found(alone, oracle, tmp_path, is_sample=True)
+    file = write(tmp_path, alone, "alone.jsonl")
+    of_ids = found(FileRows(file), oracle)
+    assert found(rows_source(alone), oracle) == of_ids
+    assert of_chat_rows - of_ids <= lost
+    of_guard = found(FileRows(file, is_sample=True), oracle)
     assert of_chat_rows - of_guard <= lost | OF_WHOLE_FILES
     # a guard has the rows with messages, too
     assert not of_guard & OF_WHOLE_FILES - {"ML628", "ML629"}
