@@ -80,12 +80,14 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
     share = masking["supervised_tokens"] / masking["tokens"]
     supervised = (
         "## Supervised tokens\n\n"
-        f"Supervised: {masking['policy']}. {_objectives(manifest)}{masking['supervised_tokens']} of "
-        f"{masking['tokens']} tokens ({share:.0%}) carry loss. `rendered_row.json` shows one row token by token."
+        f"Supervised: {masking['policy']}. {_objectives(manifest)}{masking['supervised_tokens']:,} of "
+        f"{masking['tokens']:,} tokens ({share:.0%}) carry loss. `rendered_row.json` shows one row token by token."
     )
     parts = [title, status, reasons, f"## Context\n\n{_table(context)}", _decision(manifest)]
     parts += [_line_of_parents(start)] if (start := manifest["lora"].get("start")) else []
     parts += [supervised]
+    if manifest["kind"] != "merged":
+        parts += ["[training.html](training.html) shows the losses and the answers of the run."]
     parts += [_evaluation(manifest), _consequences(manifest), _reproduce(manifest)]
     return "\n\n".join(parts) + "\n"
 
@@ -145,9 +147,9 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     rows = [
         ("LoRA", shape),
         ("Layers", f"{lora['layers']}: {', '.join(layers)}{_chosen_layers(lora)}"),
-        ("Trained numbers", f"{lora['parameters']}"),
-        ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
-        ("Tokens", f"{training['max_length']} in a row at most, {training['micro_batch_tokens']} fed at once"),
+        ("Trained numbers", f"{lora['parameters']:,}"),
+        ("Steps", f"{training['steps']} of {training['batch_size']} rows ({counted(training['epochs'], 'epoch')})"),
+        ("Tokens", f"{training['max_length']:,} in a row at most, {training['micro_batch_tokens']:,} fed at once"),
         ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
         ("Weight decay, clipping", f"{training['weight_decay']:g}, gradient norm {training['max_grad_norm']:g}"),
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
@@ -276,11 +278,15 @@ def _reproduce(manifest: Mapping[str, Any]) -> str:
     code = manifest["environment"].get("code")
     changes = "  # plus uncommitted changes" if code and code["dirty"] else ""
     checkout = f"git checkout {code['commit']}{changes}\n" if code else ""
+    devices = manifest["training"]["devices"]
+    command = "mistral-lora train recipe.yaml"
+    if devices > 1:
+        command = f"accelerate launch --num_processes {devices} -m pytest_mistral_lora.training recipe.yaml"
     recipe = manifest.get("recipe")
     shown = f"\n\n```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```" if recipe else ""
     return (
         "## Reproduce\n\n"
-        f"```\n{checkout}pip install {packages}\npython -m pytest_mistral_lora.training recipe.yaml\n```\n\n"
+        f"```\n{checkout}pip install {packages}\n{command}\n```\n\n"
         "Use this `recipe.yaml` (JSON is YAML). On a CPU of the same kind, with the same libraries and thread count, "
         f"the adapter is equal bit for bit; on other machines, losses agree within rounding.{shown}"
     )
@@ -309,6 +315,7 @@ def card_text(manifest: Mapping[str, Any]) -> str:
     facts = (
         f"Prompts are those of `{tokenizer['file']}` ({tokenizer['version'] or tokenizer['backend']}), in this "
         "folder. [DECISION.md](DECISION.md) records the data, the settings and how to reproduce the run; "
+        f"{'' if manifest['kind'] == 'merged' else '[training.html](training.html) shows its losses and answers; '}"
         "`manifest.json` has every hash, and `mistral-lora verify .` recomputes them."
     )
     merged = manifest["kind"] == "merged"
@@ -328,13 +335,15 @@ def card_text(manifest: Mapping[str, Any]) -> str:
             f"# {name}, fine-tuned and merged\n\nFull weights: {base} with a LoRA adapter merged into it. It is a "
             "model of its own: no adapter of the base is valid on it."
         )
-        code = 'model = AutoModelForCausalLM.from_pretrained("this folder")'
+        where, folder, load = "In this folder", ".", "model = AutoModelForCausalLM.from_pretrained(folder)"
     else:
         title = f"# LoRA adapter of {name}\n\nAn adapter, not a model. It is valid on {base} only."
         pin = f', revision="{manifest["revision"]}"' if manifest["revision"] else ""
-        code = (
-            f'base = AutoModelForCausalLM.from_pretrained("{manifest["base"]}"{pin})\n'
-            'model = PeftModel.from_pretrained(base, "this folder")'
+        # the path of a local base is relative to the recipe, and so is the output
+        where, folder = ("In this folder", ".") if pin else ("In the folder of the recipe", _output_of(manifest))
+        load = (
+            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(manifest['base'])}{pin})\n"
+            "model = PeftModel.from_pretrained(base, folder)"
         )
     if role := deployed(manifest):
         title += f"\n\n{role}"
@@ -342,7 +351,29 @@ def card_text(manifest: Mapping[str, Any]) -> str:
     if training.get("quantization"):
         facts += f" The base was in {training['quantization']}{_unquantized(training)} while the adapter was trained."
     front = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
-    return "\n\n".join([front, title, _EMPTY_SECTION, f"## Use\n\n```python\n{code}\n```", facts]) + "\n"
+    code = _SNIPPET.format(
+        imports="" if merged else "from peft import PeftModel\n", folder=json.dumps(folder), load=load
+    )
+    use = f"## Use\n\n{where}:\n\n```python\n{code}```"
+    return "\n\n".join([front, title, _EMPTY_SECTION, use, facts]) + "\n"
+
+
+_SNIPPET = """\
+{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder}
+{load}
+tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config)
+chat = [{{"role": "user", "content": "Hello"}}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+answer = model.generate(**prompt, max_new_tokens=200)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+"""A program that loads the folder and answers one question."""
+
+
+def _output_of(manifest: Mapping[str, Any]) -> str:
+    return str(manifest.get("recipe", {}).get("output", "."))
 
 
 def _hub_id(name: str) -> str:

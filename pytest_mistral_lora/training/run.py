@@ -160,7 +160,7 @@ def _train(
             f"{trainer.state.max_steps}, with a checkpoint",
             signal=number,
             place=str(folder.work),
-            next_step="Go on with --resume.",
+            next_step=recipe.resume_step,
         )
     step, log = trainer.state.global_step, trainer.state.log_history
     # a run that resumes from its last step makes no step, so the loop evaluates nothing

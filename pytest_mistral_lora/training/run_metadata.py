@@ -205,7 +205,7 @@ def _evaluation(
     log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float], gate: Gate | None
 ) -> list[dict[str, Any]]:
     """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generated answers."""
-    command = "python -m pytest_mistral_lora.training recipe.yaml"
+    command = "mistral-lora train recipe.yaml"
     measured: list[dict[str, Any]] = [{"command": command, "results": loss_results(log)}]
     if completions:
         verdicts = {

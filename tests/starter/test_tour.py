@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return Tour(capsys)
 
 
-def test_each_printed_command_leads_on_from_an_empty_folder_to_a_proven_adapter(tour: Tour) -> None:
+def test_each_printed_command_leads_on_from_an_empty_folder_to_a_proven_adapter(
+    tour: Tour, capsys: pytest.CaptureFixture[str]
+) -> None:
     check = tour.run("mistral-lora init --demo")
     assert check == "mistral-lora check recipe.yaml"
     TEMPLATE.write_text(TEMPLATE.read_text().replace(SOUND, BROKEN))
@@ -61,6 +64,10 @@ def test_each_printed_command_leads_on_from_an_empty_folder_to_a_proven_adapter(
     assert prove == "mistral-lora verify lora-out && mistral-lora smoke lora-out"
     tour.run(prove)
     assert "0 equivalent, 0 different" in tour.shown
+    card = Path("lora-out/README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of PEFT, about transformers
+        exec(compile(card.replace("Hello", "What is the capital of France?"), "README.md", "exec"), {})
+    assert capsys.readouterr().out == "The capital of France is Paris.\n"
 
 
 @pytest.mark.parametrize("words", [["rows.jsonl"], ["--base", "models/base"], ["--dry-run"]])

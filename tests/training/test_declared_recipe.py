@@ -335,3 +335,13 @@ def test_note_of_another_version_refuses_to_write_without_a_change(
 def test_without_a_folder_a_tokenizer_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve-check", "http://127.0.0.1:1"]) == 2
     assert "no tokenizer is named" in capsys.readouterr().err
+
+
+def test_the_snippet_of_the_model_card_loads_a_merged_model_and_answers(
+    declared_merge: MergedModel, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(declared_merge.output)
+    code = Path("README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    # 200 tokens of a tiny model would be a minute of the test
+    exec(compile(code.replace("max_new_tokens=200", "max_new_tokens=2"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n")

@@ -84,10 +84,11 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     assert fault_of(checkpoint) == ""
     assert f"{number.name}: the run stops after this step" in errors
     said = f"error: {work}: stopped by {number.name} after step {step_of(checkpoint)} of 1000000, with a checkpoint. "
-    assert f"{said}Go on with --resume.\n" in errors
+    step = f"Go on: mistral-lora train {tmp_path / 'recipe.yaml'} --resume"
+    assert f"{said}{step}\n" in errors
     assert "Traceback" not in errors
     failure = json.loads((work / "failure.json").read_text())
-    assert (failure["exit_code"], failure["advice"]) == (code, "Go on with --resume.")
+    assert (failure["exit_code"], failure["advice"]) == (code, step)
     assert not (tmp_path / "out").exists()
 
 

@@ -108,6 +108,13 @@ class Recipe(Section):
         """Folder of the recipe's file; its relative paths start here."""
         return self._folder
 
+    @property
+    def resume_step(self) -> str:
+        """The sentence on how a stopped run goes on: the whole command, if one process runs a recipe's file."""
+        if not self._text.place or os.environ.get("WORLD_SIZE", "1") != "1":
+            return "Go on with --resume."
+        return f"Go on: {shlex.join(['mistral-lora', 'train', self._text.place.source.name, '--resume'])}"
+
     def line_of(self, path: Sequence[str | int]) -> int | None:
         """Return the line of a field in the recipe's file, or of the nearest section around it; None without a file."""
         lines, steps = {tuple(map(str, key)): line for key, line in self._text.lines.items()}, tuple(map(str, path))
