@@ -121,7 +121,7 @@ def _questions(node: ast.AST) -> Iterator[str]:
     if any(isinstance(part, ast.Constant) and part.value is None for part in operands):
         return
     is_identity = any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
-    for part in operands:
+    for part in (part for part in operands if isinstance(part, ast.Attribute | ast.Call)):
         text = ast.unparse(part)
         of_row = text.startswith(("record_kind(", "shown_kind(")) or text.endswith("row.kind")
         if (isinstance(part, ast.Attribute) and part.attr in SIDE_NAMES) or (is_identity and of_row):

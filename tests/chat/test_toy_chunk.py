@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from each_oracle import oracle_named
 from toy_chunk import ASIDE
+from toy_kind import POEM
 
 from pytest_mistral_lora.chat.answer_message import AnswerChunk, AnswerMessage
 from pytest_mistral_lora.chat.chunks.registry import chunk_types, register_types
+from pytest_mistral_lora.chat.kinds.records import parse_rows
+from pytest_mistral_lora.chat.kinds.registry import KINDS, register_kinds
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, chunks, in_order
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.chat.templates.compare import compare
@@ -82,21 +85,25 @@ def test_it_is_a_part_of_an_answer():
     assert text_of(row.messages[-1]["content"]) == "Red.\n\n(or blue)"
 
 
-def texts_of_chunk(plan: None) -> Callable[[Chunk], list[str]]:
-    """Return the work of a process: the text of each line's answer."""
+def rows_of_chunk(plan: None) -> Callable[[Chunk], list[Row]]:
+    """Return the work of a process: the row of each line."""
 
-    def work(chunk: Chunk) -> list[str]:
-        rows = [Row.from_dict(json.loads(line)) for _, line in chunk.lines]
-        return [text_of(row.messages[-1]["content"]) for row in rows]
+    def work(chunk: Chunk) -> list[Row]:
+        return [parse_rows(json.loads(line))[0] for _, line in chunk.lines]
 
     return work
 
 
-def test_other_processes_know_it(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(f"{json.dumps(record(*ANSWER))}\n", encoding="utf-8")
-    given = chunks([DataFile(path)], lambda error: None)
-    assert [found for found, _ in in_order(texts_of_chunk, None, given, 2)] == [["Red.\n\n(or blue)"]]
+def test_other_processes_know_it_and_a_kind_of_record(tmp_path):
+    path, poem = tmp_path / "rows.jsonl", {"poem": ["Two roads diverged"]}
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (record(*ANSWER), poem)), encoding="utf-8")
+    register_kinds([POEM.importable])
+    try:
+        [(rows, _)] = in_order(rows_of_chunk, None, chunks([DataFile(path)], lambda error: None), 2)
+    finally:
+        del KINDS[POEM.name]
+    assert text_of(rows[0].messages[-1]["content"]) == "Red.\n\n(or blue)"
+    assert (rows[1].kind, rows[1].to_json()) == (POEM, poem)
 
 
 def test_it_is_shown_and_imported(tmp_path, capsys):

@@ -15,7 +15,6 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.kinds.conversation import CONVERSATION
 from pytest_mistral_lora.chat.kinds.records import parse_rows, parse_trained, record_kind
 from pytest_mistral_lora.chat.kinds.registry import KINDS, register_kinds
-from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, chunks, in_order
 from pytest_mistral_lora.chat.row_files import scan_records
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.chat_template import ChatTemplate
@@ -78,22 +77,6 @@ def test_what_takes_conversations_alone_refuses_it(take: Callable[[Row], Any]):
 
 def template() -> ChatTemplate:
     return CheckpointTokenizer(oracle_named("spm-v3").path).template
-
-
-def texts_of_chunk(plan: None) -> Callable[[Chunk], list[Any]]:
-    """Return the work of a process: the rows of each line, as plain data."""
-
-    def work(chunk: Chunk) -> list[Any]:
-        return [parse_rows(json.loads(line))[0] for _, line in chunk.lines]
-
-    return work
-
-
-def test_other_processes_know_it(tmp_path):
-    path = written(tmp_path, RECORD, RECORD)
-    given = chunks([DataFile(path)], lambda error: None)
-    [(rows, _)] = in_order(texts_of_chunk, None, given, 2)
-    assert [(row.kind, row.to_json()) for row in rows] == [(POEM, {"poem": LINES})] * 2
 
 
 def test_its_tokens_are_shown(tmp_path, capsys):

@@ -82,6 +82,7 @@ def count_lines(chunk: Chunk) -> int:
     return len(chunk.lines)
 
 
+@pytest.mark.slow
 def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 2000)
     monkeypatch.setattr(chunks, "CHUNK_LINES", 50)

@@ -86,7 +86,7 @@ def expected(files: list[DataFile]) -> dict[str, Result]:
     return results(scan(PLAN, files, tokenizer=v3(), processes=1), files)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_parts_in_any_order_are_one_pass(
     data: st.DataObject, files: list[DataFile], expected: dict[str, Result]

@@ -15,6 +15,7 @@ from encoded_files import write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preference_records import texts_pair, with_ids
+from sampling import sampled
 
 from pytest_mistral_lora import Verdict, audit, judge
 from pytest_mistral_lora.assertions import assert_encoded_rows_sound, assert_labels_exact
@@ -84,8 +85,9 @@ def errors(verdict: Verdict) -> set[str]:
     return {finding.rule for finding in verdict.findings if finding.severity == "error"}
 
 
-@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
-@pytest.mark.parametrize("declared", WORDS)
+@pytest.mark.parametrize(
+    ("declared", "messages"), [*((words, True) for words in WORDS), ("last-answer", False), ("everything", False)]
+)
 def test_labels_of_each_other_objective_are_faults(declared: str, messages: bool) -> None:
     for words in WORDS:
         verdict = judged(lines(words, 1, messages=messages), declared)
@@ -156,8 +158,10 @@ def test_an_answer_whose_thought_has_no_loss_is_not_empty() -> None:
     assert_encoded_rows_sound([line], oracle.path, objective="no-thinking")
 
 
-@pytest.mark.parametrize("messages", [True, False], ids=["with messages", "ids alone"])
-@pytest.mark.parametrize("words", ["last-answer", "last-round", "no-calls", "everything"])
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [("last-answer", True), ("last-round", True), ("no-calls", True), ("last-answer", False), ("everything", False)],
+)
 def test_what_all_rows_follow_is_one_finding(words: str, messages: bool) -> None:
     rows = [*lines(words, messages=messages), *(encoded(plain(n), words, messages=messages) for n in range(3))]
     verdict = judged(rows)
@@ -252,12 +256,12 @@ MIXED = {
 }
 
 
-@pytest.fixture(scope="module", params=MIXED)
+@pytest.fixture(scope="module", params=sampled(MIXED, ("agree", "differ", "no messages")))
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(tmp_path_factory.mktemp("rows"), MIXED[request.param])
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(chunk=st.integers(1, 9), held=st.integers(1, 20))
 def test_the_verdict_does_not_depend_on_the_parts(
     path: Path, chunk: int, held: int, monkeypatch: pytest.MonkeyPatch

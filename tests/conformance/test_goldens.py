@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from sampling import sampled
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates import ChatTemplate
@@ -16,7 +17,7 @@ from pytest_mistral_lora.conformance.template import checks, judge
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, load
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", sampled(SHIPPED, ("spm-v1", "spm-v3", "spm-v7", "tekken-240911")))
 def test_every_packaged_golden_has_the_right_form(name: str) -> None:
     paths = golden_paths(goldens_folder() / "templates" / name)
     assert len(paths) >= 20

@@ -113,7 +113,7 @@ def rows_of_a_trainer(draw: st.DrawFn) -> dict[Any, Any]:
     return row
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(rows_of_a_trainer(), min_size=1, max_size=3))
 def test_a_file_and_the_same_rows_in_memory_have_one_verdict(rows: list[dict[Any, Any]], tmp_path: Path) -> None:
     assert_one_verdict(rows, tmp_path)

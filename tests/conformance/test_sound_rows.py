@@ -27,7 +27,7 @@ def test_sound_rows_have_no_finding(rows: SoundRows, tmp_path: Path) -> None:
 
 
 def test_tags_that_a_prompt_asks_for_are_no_thought_of_a_tokenizer_that_thinks(tmp_path: Path) -> None:
-    tokenizer = CheckpointTokenizer(derived_tokenizer("derived-v13-thinking", words=0))
+    tokenizer = CheckpointTokenizer(derived_tokenizer("derived-v13-thinking"))
     files = [file for rows in SOUND_ROWS for file in rows.files if "think>" in json.dumps(file[0])]
     for file in files:
         path = write_rows(tmp_path / "rows.jsonl", file)

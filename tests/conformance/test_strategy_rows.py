@@ -23,11 +23,11 @@ from pytest_mistral_lora.strategies import conversations, plain_text, rows, tool
 
 NEWEST = {"thinking": True, "any_ids": True, "result_chunks": True}
 STRATEGIES: dict[str, tuple[list[str], st.SearchStrategy[Data]]] = {
-    "rows": (["spm-v1", "spm-v3"], rows(alternating=False)),
+    "rows": (["spm-v1"], rows(alternating=False)),
     "rows with weights": (["spm-v3"], rows(weights=True, text=plain_text())),
     "conversations": (["spm-v7"], conversations().map(lambda messages: {"messages": messages})),
     "tool_rows": (["spm-v2"], tool_rows()),
-    "parallel tool_rows": (["spm-v3", "derived-v11"], tool_rows(parallel=True)),
+    "parallel tool_rows": (["derived-v11"], tool_rows(parallel=True)),
     "newest tool_rows": (["derived-v15"], tool_rows(parallel=True, **NEWEST)),
 }
 CASES = [(name, tokenizer) for name, (tokenizers, _) in STRATEGIES.items() for tokenizer in tokenizers]

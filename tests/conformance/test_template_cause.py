@@ -92,8 +92,7 @@ def test_a_template_of_another_layout_is_one_finding(
     assert str(folder) in finding.next_step
 
 
-@pytest.mark.parametrize("has_messages", [True, False])
-def test_a_second_fault_is_reported_beside_it(has_messages: bool, folder: Path, encode: Callable[..., Record]) -> None:
+def test_a_second_fault_is_reported_beside_it(folder: Path, encode: Callable[..., Record]) -> None:
     said = messages(HISTORY)
     sound = encode(said)
     ids, labels = sound["input_ids"], sound["labels"]
@@ -105,20 +104,15 @@ def test_a_second_fault_is_reported_beside_it(has_messages: bool, folder: Path, 
         {"input_ids": ids, "labels": [*labels[:user], ids[user], *labels[user + 1 :]]},
         {"input_ids": ids, "labels": [*labels[: trained[2]], -100, *labels[trained[2] + 1 :]]},
     ]
-    if has_messages:
-        records.append({"input_ids": ids[:-10], "labels": labels[:-10]})
-        records = [record | {"messages": said} for record in records]
+    records.append({"input_ids": ids[:-10], "labels": labels[:-10]})
+    records = [record | {"messages": said} for record in records]
     first, *others = audit(records, tokenizer=folder).findings
     assert first.rule == "ML004"
     found = {(finding.rule, str(finding.place)) for finding in others}
-    expected = {("ML543", "rows[1]"), ("ML547", "rows[2]"), ("ML550", "rows[3]")}
-    assert found == expected | ({("ML531", "rows[4]")} if has_messages else set())
+    assert found == {("ML543", "rows[1]"), ("ML547", "rows[2]"), ("ML550", "rows[3]"), ("ML531", "rows[4]")}
 
 
-@pytest.mark.parametrize("has_messages", [True, False])
-def test_labels_beside_it_are_judged_by_a_declared_objective(
-    has_messages: bool, folder: Path, encode: Callable[..., Record]
-) -> None:
+def test_labels_beside_it_are_judged_by_a_declared_objective(folder: Path, encode: Callable[..., Record]) -> None:
     said = [messages(HISTORY), messages(SHORT)]
     by_answers = [encode(each) for each in said]
     everything = [{**record, "labels": record["input_ids"]} for record in by_answers]
@@ -128,8 +122,7 @@ def test_labels_beside_it_are_judged_by_a_declared_objective(
     last[0]["labels"][first_answer:end] = [-100] * (end - first_answer)
     for objective, labels in (("answers", by_answers), ("everything", everything), ("last-answer", last)):
         for words, records in (("answers", by_answers), ("everything", everything), ("last-answer", last)):
-            given = [{**one, "messages": each} for one, each in zip(records, said, strict=True)]
-            found = audit(given if has_messages else records, tokenizer=folder, objective=objective).findings
+            found = audit(records, tokenizer=folder, objective=objective).findings
             assert found[0].rule == "ML004"
             assert (len(found) == 1) == (labels is records), (objective, words, found)
 
