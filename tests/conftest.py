@@ -187,7 +187,7 @@ def _trim() -> None:
 
 def _limit(item: pytest.Item) -> float:
     """Return the seconds after which a test has hung."""
-    is_long = any(item.get_closest_marker(name) for name in _LONG)
+    is_long = any(mark.name in _LONG for mark in item.iter_markers())
     return float(os.environ.get("MISTRAL_LORA_FUZZ_SECONDS", 0)) + (_LONG_SECONDS if is_long else _SECONDS)
 
 
