@@ -43,6 +43,8 @@ def folder(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The current folder, with a recipe, its schema, rows and base: a test may change each."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(kept_results, "_SETTLED", 0)
+    # the states of all libraries take longer than the rest
+    monkeypatch.setattr(kept_results, "_LIBRARIES", ("jinja2",))
     monkeypatch.setattr(verb, "_kept_folder", lambda: tmp_path / "kept")
     shutil.copytree(tiny_base, "base", copy_function=shutil.copy)
     Path("rows.jsonl").write_text(SOUND)
