@@ -22,7 +22,7 @@ from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.strategies import fim_rows
 
-SHIPPED = ("spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
+SHIPPED = ("spm-v3", "spm-v7", "tekken-240911")
 DERIVED = ("derived-v11", "derived-v15")
 WORDS = 40_000
 """Words of a derived vocabulary that hold the two parts of the character before a suffix."""

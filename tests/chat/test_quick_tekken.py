@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from derived_tekken import cut_tokenizer
+from derived_tekken import cut_tokenizer, tokenizer_named
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from sampling import sampled
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.oracle.quick_tekken import QuickTekkenizer, load_tokenizer
@@ -28,8 +29,9 @@ def parts(loaded: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(loaded.instruct_tokenizer.tokenizer).items() if name != "_model"}
 
 
-def test_a_file_is_loaded_into_what_mistral_common_makes() -> None:
-    file = shipped_tokenizer("tekken-240911")
+@pytest.mark.parametrize("name", sampled(["tekken-cut", "tekken-240718", "tekken-240911"], {"tekken-cut"}))
+def test_a_file_is_loaded_into_what_mistral_common_makes(name: str) -> None:
+    file = tokenizer_named(name)
     loaded, plain = load_tokenizer(str(file)), MistralTokenizer.from_file(file)
     assert parts(loaded) == parts(plain)
     assert pieces(file) == parts(plain)["_vocab"]
