@@ -63,8 +63,8 @@ def findings(
 @pytest.mark.parametrize(
     ("broken", "case", "rule"),
     [
-        pytest.param(_Shouting, "supervised-text-is-what-is-said", "ML109", marks=pytest.mark.slow),
-        (_Shouting, "mistral-common-agrees", "ML107"),
+        (_Shouting, "supervised-text-is-what-is-said", "ML109"),
+        pytest.param(_Shouting, "mistral-common-agrees", "ML107", marks=pytest.mark.slow),
         pytest.param(_OtherPrompt, "prompt-is-the-beginning", "ML112", marks=pytest.mark.slow),
     ],
 )
@@ -90,6 +90,7 @@ def test_a_broken_template_is_found_with_the_smallest_row_and_the_row_can_be_pas
     assert [row.to_json() for row in read_rows(tmp_path / "pasted.jsonl")] == [SMALLEST]
 
 
+@pytest.mark.slow
 def test_a_wrong_generation_block_is_found_on_generated_rows() -> None:
     target = Target("spm-v3")
     answer = "{{- render_content(content=message['content'], context_name='assistant message contents') -}}"
