@@ -32,6 +32,8 @@ Origin = Literal["written", "read back"]
 LOST_IN_IDS: Mapping[str, str] = {
     "ML614": "messages that the encoder joins into one turn are one message when the ids are read back",
     "ML616": "an empty answer cannot be told from a turn that is missing: ML560; an empty completion is ML616",
+    "ML677": "the ids have the system prompt where the encoder writes it",
+    "ML678": "the empty user turn that the encoder writes is a message when the ids are read back",
     "ML648": "characters that are not encoded are not in the ids; U+2581 is a space, at the end of an answer ML528, "
     "ML529 or, if the answer is nothing else, ML560",
 }
@@ -231,6 +233,7 @@ OBSERVERS: list[str] = [
         "every_side:RATINGS",
         "declared_answers:DECLARED",
         "declared_answers:CUT",
+        "turn_order:TURN_ORDER",
     )
 ]
 """The importable names of the observers, in order: `package.module:NAME`. Add yours behind them.

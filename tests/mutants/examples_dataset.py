@@ -678,3 +678,18 @@ class ML676(Example):
 
     def sound(self, artifact: Artifact) -> None:
         recipe.use_columns(artifact, instruction="instruction", output="output")
+
+
+class ML677(Example):
+    mutant = bad_rows.system_prompt_behind_the_question
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"].insert(0, {"role": "system", "content": "In one word."})
+
+
+class ML678(Example):
+    mutant = bad_rows.greeting_first
+
+    def sound(self, artifact: Artifact) -> None:
+        greeting = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "How can I help you?"}]
+        artifact["rows"][0]["messages"][:0] = greeting

@@ -145,6 +145,18 @@ def two_user_messages(artifact: Artifact) -> None:
     artifact["rows"][0]["messages"].insert(1, {"role": "user", "content": "In one word."})
 
 
+@mutant("ML677", "I48", says="messages[1].role: a system prompt straight after a user message")
+def system_prompt_behind_the_question(artifact: Artifact) -> None:
+    """The system prompt stands behind the first question."""
+    artifact["rows"][0]["messages"].insert(1, {"role": "system", "content": "In one word."})
+
+
+@mutant("ML678", "I48", says="messages[0]: the conversation begins with an answer")
+def greeting_first(artifact: Artifact) -> None:
+    """The assistant greets before the first question."""
+    artifact["rows"][0]["messages"].insert(0, {"role": "assistant", "content": "How can I help you?"})
+
+
 @mutant("ML614", says="messages[1] to [2] are joined into one assistant turn")
 def two_answers_in_a_row(artifact: Artifact) -> None:
     """Two assistant messages follow one another."""
