@@ -311,6 +311,7 @@ def test_paths_meet_on_the_disk(tmp_path: Path) -> None:
 READ = [one for one in OPTIONS if one.metavar and one not in WRITTEN and one.metavar not in ("N", "FORMAT", "DEVICE")]
 
 
+@pytest.mark.usefixtures("suite_libraries")
 @pytest.mark.parametrize("option", READ, ids=lambda one: one.flag)
 def test_no_report_of_pytest_is_an_input(option: object, pytester: pytest.Pytester) -> None:
     flag, metavar = option.flag, option.metavar  # type: ignore[attr-defined]
@@ -331,6 +332,7 @@ def test_no_report_of_pytest_is_an_input(option: object, pytester: pytest.Pytest
     assert bytes_of(pytester.path) == before
 
 
+@pytest.mark.usefixtures("suite_libraries")
 @pytest.mark.parametrize("option", [one for one in OPTIONS if one.metavar], ids=lambda one: one.flag)
 def test_a_null_character_is_an_error_of_usage_for_pytest(option: object, pytester: pytest.Pytester) -> None:
     flag, ini = option.flag, option.ini  # type: ignore[attr-defined]

@@ -120,7 +120,7 @@ def described(setup: Setup, folder: Path, layers: int) -> BaseFolder:
 
 
 def compared(
-    setup: Setup, fake: ModuleType, folder: Path, make_recipe: MakeRecipe, layers: int = 3
+    setup: Setup, fake: ModuleType, folder: Path, make_recipe: MakeRecipe, layers: int = 2
 ) -> tuple[int, MemoryNeed, int]:
     """Return the peak of a step, the estimate, and the estimate's bytes for the step."""
     if setup.case.kind == "mixtral" and not FUSED_EXPERTS:
