@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cut_sentencepiece import cut_v3
 from transformers import AutoTokenizer
 
 from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_control_token_injection
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint import tokenizer_folder
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, loaded_place, template_places
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -31,9 +32,8 @@ ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "con
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    source = shipped_tokenizer("spm-v1")
-    CheckpointTokenizer(source).fast.save_pretrained(folder)
-    shutil.copy(source, folder / "tokenizer.model.v1")
+    CheckpointTokenizer(cut_v3()).fast.save_pretrained(folder)
+    shutil.copy(cut_v3(), folder)
     return folder
 
 
@@ -66,7 +66,7 @@ def snapshot(folder: Path, home: Path) -> Path:
 
 def test_the_files_check_says_what_loads(folder: Path) -> None:
     facts = dict(results(folder)["file"].facts)
-    assert facts["oracle_file"] == "tokenizer.model.v1"
+    assert facts["oracle_file"] == cut_v3().name
     assert facts["tokenizer_file"] == "tokenizer.json"
     assert facts["template_place"] == "chat_template.jinja"
     assert facts["tokenizer_class"] == json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
@@ -119,11 +119,12 @@ def test_a_folder_of_one_file_passes_no_check_of_others(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_mistral_file_is_judged_in_what_needs_none(folder: Path) -> None:
-    (folder / "tokenizer.model.v1").unlink()
+    (folder / cut_v3().name).unlink()
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config.update(pad_token="</s>", chat_template="{{ messages[0].content }}")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text('{"model_type": "mistral", "vocab_size": 31999, "eos_token_id": 4}')
+    config = {"model_type": "mistral", "vocab_size": Oracle(cut_v3()).vocab_size - 1, "eos_token_id": 1100}
+    (folder / "config.json").write_text(json.dumps(config))
     found = results(folder, "none")
     unchecked = {case for case, result in found.items() if result.not_checked}
     assert unchecked == {"oracle", "control-tokens", "bos-eos-unk", "vocabulary", "text-ids", "one-revision"}
@@ -131,7 +132,7 @@ def test_a_folder_without_a_mistral_file_is_judged_in_what_needs_none(folder: Pa
 
 
 def test_a_derivatives_chat_markup_is_no_finding_where_there_is_no_oracle(folder: Path) -> None:
-    (folder / "tokenizer.model.v1").unlink()
+    (folder / cut_v3().name).unlink()
     prompt = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>\n{% endfor %}" + prompt
     (folder / "chat_template.jinja").write_text(template)
@@ -141,7 +142,7 @@ def test_a_derivatives_chat_markup_is_no_finding_where_there_is_no_oracle(folder
 
 
 def test_a_derivative_that_closes_answers_with_a_token_of_its_own_is_sound(folder: Path) -> None:
-    (folder / "tokenizer.model.v1").unlink()
+    (folder / cut_v3().name).unlink()
     loaded = AutoTokenizer.from_pretrained(folder)
     loaded.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
     loaded.chat_template = (
@@ -150,7 +151,7 @@ def test_a_derivative_that_closes_answers_with_a_token_of_its_own_is_sound(folde
     )
     loaded.save_pretrained(folder)
     assert rules(folder, "none") == set()
-    assert "ML202" in rules(folder)  # nobody has declared that it is no Mistral layout
+    assert "ML229" in rules(folder)  # nobody has declared that it is no Mistral layout
 
 
 def test_a_folder_without_a_template_is_not_checked_for_one(folder: Path) -> None:
@@ -172,7 +173,7 @@ def test_what_must_not_be_opened_is_refused_before_it_is(folder: Path, tmp_path:
 
 
 def test_a_link_within_the_folder_is_fine(folder: Path) -> None:
-    (folder / "tokenizer.model").symlink_to("tokenizer.model.v1")
+    (folder / "tokenizer.model").symlink_to(cut_v3().name)
     assert rules(folder) == set()
 
 

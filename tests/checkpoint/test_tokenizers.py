@@ -50,7 +50,7 @@ def differing(oracle: Oracle, tokenizer: Any) -> list[int]:
     ]
 
 
-@pytest.fixture(scope="module", params=sampled(SHIPPED, ("spm-v1", "spm-v3", "tekken-240718")))
+@pytest.fixture(scope="module", params=sampled([*SHIPPED, "derived-v13"], ("spm-v1", "spm-v3", "derived-v13")))
 def shipped(request: pytest.FixtureRequest) -> CheckpointTokenizer:
     return converted_tokenizer(request.param)
 
