@@ -122,7 +122,8 @@ class Verdict:
         """Write the report, and beside it a page with the tokens of the failed rows.
 
         Args:
-            path: A file whose name ends in `.html` or `.json`. An existing file is replaced only if it is a report.
+            path: A file whose name ends in `.html`, `.md` or `.json`. An existing file is replaced only if it is a
+                report.
 
         Returns:
             The path.
@@ -133,8 +134,6 @@ class Verdict:
         from pytest_mistral_lora.report import write_report
 
         file = path_of(path, "a report")
-        if file.suffix not in (".html", ".json"):
-            raise InputError(f"{str(path)!r} is not a report", expected="a name that ends in .html or .json")
         write_report(file, self._report, self._rows)
         return file
 

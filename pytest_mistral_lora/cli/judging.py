@@ -40,8 +40,8 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="write every check and finding to this file (*.json or *.html), and beside it the tokens of failed rows "
-        "(repeatable)",
+        help="write every check and finding to this file (*.json, *.html or *.md), and beside it the tokens of failed "
+        "rows (repeatable)",
     )
 
 
@@ -68,8 +68,6 @@ def add_rules_option(parser: argparse.ArgumentParser) -> None:
 def _report_file(text: str) -> Path:
     from pytest_mistral_lora.report import require_report_file
 
-    if Path(text).suffix not in (".json", ".html"):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .json or .html")
     try:
         return require_report_file(Path(text))
     except InputError as error:

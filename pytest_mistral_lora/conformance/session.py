@@ -428,7 +428,7 @@ class Session:
         return report_data(
             [outcome.to_json() for outcome in self.outcomes],
             code,
-            RunFacts(command, self._started, seconds, code_of(folder)),
+            RunFacts(command, self._started, seconds, code_of(folder), folder.resolve().name),
             verdict=self.verdict(),
             causes=[cause.to_json() for cause in self.causes()],
             deselected=self.deselected,

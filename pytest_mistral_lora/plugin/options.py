@@ -251,7 +251,9 @@ OUTPUT_FORMAT = Option(
     "string",
     "FORMAT",
 )
-REPORT = Option("--mistral-report", "Write every check and finding to this file (*.json or *.html).", metavar="PATH")
+REPORT = Option(
+    "--mistral-report", "Write every check and finding to this file (*.json, *.html or *.md).", metavar="PATH"
+)
 
 OPTIONS = (
     GOLDEN,

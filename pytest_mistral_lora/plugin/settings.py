@@ -66,7 +66,6 @@ _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json")
 _DEVICES = ("auto", "cpu", "cuda")
 _OUTPUT_FORMATS = ("text", "github")
-_REPORTS = (".json", ".html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         options=_check_options(config),
         leaves_out_targets=_leaves_out_targets(config),
         output_format=_output_format(config),
-        report=written_file(config, REPORT, _report_file, suffixes=_REPORTS),
+        report=written_file(config, REPORT, _report_file),
     )
     _refuse_clashes(config, settings)
     if settings.update:

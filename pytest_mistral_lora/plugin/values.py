@@ -80,9 +80,7 @@ def _is_there(config: pytest.Config, path: Path, source: str) -> bool:
         raise pytest.UsageError(f"{source}: {path}: {error.strerror}") from error
 
 
-def written_file(
-    config: pytest.Config, option: Option, check: Callable[[Path], Path], *, suffixes: tuple[str, ...] = ()
-) -> Path | None:
+def written_file(config: pytest.Config, option: Option, check: Callable[[Path], Path]) -> Path | None:
     """Return the file that an option names for this run to write; None if the option is not given.
 
     Args:
@@ -90,7 +88,6 @@ def written_file(
         option: The option.
         check: Returns the path if it can be written without loss of other data: it is written last, and must not fail a
             long run.
-        suffixes: The allowed endings of its name; empty for any.
     """
     value, source = option_value(config, option)
     if value is None:
@@ -98,8 +95,6 @@ def written_file(
     from pytest_mistral_lora.errors import InputError
 
     path = shown_path(config, config.invocation_params.dir / value)
-    if suffixes and path.suffix not in suffixes:
-        raise pytest.UsageError(f"{source}: {path.name}; expected a name that ends in {' or '.join(suffixes)}")
     try:
         return check(path)
     except InputError as error:

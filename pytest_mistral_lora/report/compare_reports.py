@@ -90,7 +90,7 @@ class ComparedCause:
     @property
     def table_row(self) -> str:
         """The row of a table of Markdown: the state, the text, and the fix of a cause that is there now."""
-        fix = _cut(self.cause["fix"]) if self.after else ""
+        fix = self.cause["fix"] if self.after else ""
         return f"| {self.state} | {code_span(self.text, in_table=True)} | {code_span(fix, in_table=True)} |"
 
     def to_json(self) -> dict[str, Any]:

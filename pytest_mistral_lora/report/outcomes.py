@@ -42,6 +42,7 @@ class RecordedOutcome:
     """The outcome of a check in a report that was written.
 
     Attributes:
+        nodeid: The node id of the check.
         target: As for `Outcome`.
         subject: As for `Outcome`.
         case: As for `Outcome`.
@@ -50,6 +51,7 @@ class RecordedOutcome:
         facts: As for `Outcome`.
     """
 
+    nodeid: str
     target: str
     subject: str
     case: str
@@ -60,7 +62,7 @@ class RecordedOutcome:
     @classmethod
     def of(cls, check: Mapping[str, Any]) -> RecordedOutcome:
         """Return the outcome of a check of a report."""
-        names = {name: check[name] for name in ("target", "subject", "case", "not_checked", "facts")}
+        names = {name: check[name] for name in ("nodeid", "target", "subject", "case", "not_checked", "facts")}
         return cls(**names, state=check["outcome"])
 
 

@@ -16,7 +16,7 @@ from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.diff import ShownToken
 from pytest_mistral_lora.chat.pieces import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, TokenRow
-from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.errors import and_more, one_line
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.records.files import beginning
 from pytest_mistral_lora.report.outcomes import RecordedOutcome
@@ -114,6 +114,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
         .get_template("page.html.jinja")
         .render(
             data=data,
+            heading=_heading(data, outcomes),
             causes=causes,
             sides=sides,
             # a report of an earlier version has no proofs
@@ -132,6 +133,18 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
             script_hash=script_hash(script),
         )
     )
+
+
+_MOST_NAMED = 3
+"""Most targets that the heading of a report names."""
+
+
+def _heading(data: Mapping[str, Any], outcomes: Sequence[RecordedOutcome]) -> str:
+    """Return the names of the project and of the judged targets."""
+    targets = [*dict.fromkeys(outcome.target for outcome in outcomes)]
+    names = f"{', '.join(targets[:_MOST_NAMED])}{and_more(_MOST_NAMED, len(targets))}"
+    # a report of an earlier version has no project
+    return one_line(" / ".join(filter(None, (data.get("project", ""), names))) or "Mistral conformance")
 
 
 def _is_sign(cause: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The file of a report, `.json` or `.html`: its data, its form, and the page of rows beside it."""
+"""The file of a report, `.json`, `.html` or `.md`: its data, its form, and the page of rows beside it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.escaping import safe_json
 from pytest_mistral_lora.records.files import beginning, put_text, require_writable
 from pytest_mistral_lora.records.goldens import library_versions
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow
 
 
+SUFFIXES = (".json", ".html", ".md")
+"""The endings of the name of a report: each front writes the same forms."""
 SCHEMA_VERSION = 1
 """Version of the report's form; it grows if a key is removed or changes its meaning."""
 
@@ -37,12 +40,14 @@ class RunFacts:
         started: The time of its start.
         seconds: Its duration.
         code: `commit` and `dirty` of its repository, or None.
+        project: The name of the folder where it ran.
     """
 
     command: str
     started: datetime
     seconds: float
     code: Mapping[str, Any] | None
+    project: str = ""
 
 
 def report_data(
@@ -86,6 +91,7 @@ def report_data(
         "python": platform.python_version(),
         "started": run.started.isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),
+        "project": run.project,
         "command": run.command,
         "code": run.code,
         "verdict": verdict,
@@ -121,13 +127,22 @@ def require_report_file(path: Path) -> Path:
     """Return the path of a report, if it and the page beside it can be written and overwrite nothing else.
 
     Raises:
-        InputError: As for `require_writable`; of existing files, only an earlier report may be replaced.
+        InputError: If its name ends otherwise; or as for `require_writable`: of existing files, only an earlier report
+            may be replaced.
     """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path.name!r}", expected=f"a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     from pytest_mistral_lora.report.pages import is_report_page, is_tokens_page
 
-    require_writable(path, is_report_page if path.suffix == ".html" else _is_report)
+    require_writable(path, {".html": is_report_page, ".md": _is_markdown}.get(path.suffix, _is_report))
     require_writable(rows_page(path), is_tokens_page)
     return path
+
+
+def _is_markdown(file: Path) -> bool:
+    from pytest_mistral_lora.report.markdown import MARK
+
+    return beginning(file).startswith(MARK)
 
 
 def _is_report(file: Path) -> bool:
@@ -138,7 +153,7 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
     """Write a report atomically, and beside it a page with the tokens of the failed rows.
 
     Args:
-        path: A file; HTML if its name ends in `.html`, otherwise JSON.
+        path: A file; HTML or Markdown if its name ends in `.html` or `.md`, otherwise JSON.
         data: The result of `report_data`.
         rows: The failed rows.
 
@@ -154,10 +169,12 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
     if rows:
         notes = (f"Each row as mistral-common encodes it; below its tokens, those that {path.name} reports.",)
         put_text(beside, tokens_page(rows, heading="Rows as tokens", notes=notes))
-    is_page = path.suffix == ".html"
-    put_text(
-        path,
-        html_page(data, rows_page=beside.name if rows else "")
-        if is_page
-        else f"{safe_json(data, indent=2, allow_nan=False)}\n",
-    )
+    if path.suffix == ".html":
+        text = html_page(data, rows_page=beside.name if rows else "")
+    elif path.suffix == ".md":
+        from pytest_mistral_lora.report.markdown import report_markdown
+
+        text = report_markdown(data)
+    else:
+        text = f"{safe_json(data, indent=2, allow_nan=False)}\n"
+    put_text(path, text)

@@ -148,7 +148,30 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
         assert found in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["x.html", "x.json"])
+def test_a_report_of_markdown_has_each_fix_whole_and_replaces_no_other_file(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "x.md"
+    for cause in report["causes"]:
+        cause["fix"] = f"{cause['fix']} {'x' * 1000} end"
+    for _ in range(2):
+        write_report(file, report)
+        text = file.read_text(encoding="utf-8")
+        assert [text.count(f"### ❌ {cause['rule']}: {cause['fault']}") for cause in report["causes"]] == [1, 1, 1]
+        assert all(f"fix: {cause['fix']}" in text for cause in report["causes"])
+    file.write_text("mine")
+    with pytest.raises(InputError):
+        write_report(file, report)
+
+
+def test_the_title_names_project_and_target_and_the_first_finding_comes_before_the_run(report: dict[str, Any]) -> None:
+    page = html_page({**report, "project": "my-project"})
+    assert "<title>my-project / encoded.jsonl: " in page
+    # the facts of the run are folded
+    assert page.index("<details>\n<summary>The run") < page.index("<dt>versions") < page.index("</details>")
+
+
+@pytest.mark.parametrize("name", ["x.html", "x.json", "x.md"])
 def test_a_report_for_which_there_is_no_room_is_an_error_and_leaves_nothing(
     name: str, report: dict[str, Any], tmp_path: Path
 ) -> None:
