@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pytest_mistral_lora.cli.judging import (
     add_xfails_option,
     check_options,
 )
+from pytest_mistral_lora.cli.mend import mend_templates
 from pytest_mistral_lora.cli.verb import (
     INPUT,
     PathArgument,
@@ -108,6 +110,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="run every check: by default, those of recipes, rows and tokenizers that passed are not run again if "
         "nothing that they read has changed, unless CI is set",
     )
+    mending = parser.add_mutually_exclusive_group()
+    mending.add_argument(
+        "--fix",
+        action="store_true",
+        help="write Mistral's own chat template into a local checkpoint folder whose template is at fault; nothing "
+        "else is changed",
+    )
+    mending.add_argument("--diff", action="store_true", help="print what --fix would change, and write nothing")
     parser.add_argument(
         "-v",
         "--verbose",
@@ -152,6 +162,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(found, expected="one file of encoded rows, or --runner")
     if args.dataset and not alone:
         raise InputError("--dataset is for one file of encoded rows, or for --runner", expected="one of them")
+    mends = args.fix or args.diff
+    if mends and (alone or args.output_format == "json"):
+        option = "--fix" if args.fix else "--diff"
+        raise InputError(f"{option} is for the templates of checkpoints, and prints text", expected=f"no {option}")
     if args.output_format == "text" and (args.verbose or not alone):
         titles = [f"{shown_path(path.path)}: {path.title}\n" for path in plan.paths]
         if len(titles) > _MOST_TITLES and not args.verbose:
@@ -167,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
         options=check_options(args, examples=args.examples, train=plan.train),
         brief=not args.verbose,
         whole_by="" if args.verbose else "-v",
+        mend=partial(mend_templates, writes=args.fix) if mends else None,
     )
     kept = None if args.no_cache else _kept_folder()
     return judging.judge(plan.targets, kept)

@@ -184,6 +184,7 @@ class Judging:
         brief: Whether a run without an error prints a few lines.
         whole_by: The option that shows each cause whole; empty to do so.
         view: What is printed in place of the output of `check`; None for that.
+        mend: Called with the session at the end, to mend what a verb may mend; None for nothing.
         has_bar: Whether the checks draw a bar, so that no other one is needed.
     """
 
@@ -196,6 +197,7 @@ class Judging:
     brief: bool = False
     whole_by: str = "--report FILE.html"
     view: VerbView | None = None
+    mend: Callable[[Session], None] | None = None
     has_bar: bool = False
 
     @classmethod
@@ -237,6 +239,8 @@ class Judging:
                 print_json({**data, "paths": list(self.paths), "memory": list(self.memory)})
             else:
                 self._print(session)
+            if self.mend is not None:
+                self.mend(session)
         return code
 
     def _commands(self, target: str) -> Mapping[str, str]:

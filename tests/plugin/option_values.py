@@ -158,7 +158,7 @@ BAD = [
     ("--mistral-write-xfails", "known.txt", ("known.txt exists",)),
     ("--mistral-write-xfails", "nope/new.txt", ("nope: no such folder",)),
     ("--mistral-output-format", "sarif", ("'sarif'; expected one of text, github",)),
-    ("--mistral-report", "out.txt", ("out.txt; ", ".json or .html")),
+    ("--mistral-report", "out.txt", ("out.txt", ".html or .md")),
     ("--mistral-report", "nope/out.json", ("nope: no such folder",)),
     ("--mistral-report", LONG, (f"{LONG}: ", "too long")),
     ("--mistral-report", "folder.json", ("folder.json: ", "expected a file")),
