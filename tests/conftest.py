@@ -71,7 +71,7 @@ if "MISTRAL_LORA_CACHE" not in os.environ:
 _NEW = 200_000
 """New objects after which the old ones are set apart: a tokenizer has 131,000 tokens."""
 
-_GROWN = 100 << 20
+_GROWN = 200 << 20
 """Bytes by which this process grows until what was set apart is looked through: it holds garbage by then."""
 
 _MANY = 1000 << 20
