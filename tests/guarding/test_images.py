@@ -58,7 +58,7 @@ def test_an_image_that_no_message_and_no_tensor_has_is_a_fault(
     rows = encoded(seeing, chat_rows(4), messages=True)
     _show(rows[1], seeing)
     verdict = begin(make_trainer(seeing_base, rows, tmp_path), on_finding="warn").verdict
-    assert errors_of(verdict) == {("ML533", "train_dataset[1]")}
+    assert errors_of(verdict) == {("ML562", "train_dataset[1]")}
 
 
 @pytest.mark.parametrize("shown", [True, False], ids=["ids", "no ids"])

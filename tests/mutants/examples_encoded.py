@@ -5,6 +5,7 @@ from __future__ import annotations
 import bench_encoded as bench
 import mutants_encoded_fim as gaps
 import mutants_encoded_ids as ids
+import mutants_encoded_images as images
 import mutants_encoded_labels as labels
 import mutants_encoded_lines as lines
 import mutants_encoded_packing as packing
@@ -335,6 +336,13 @@ class ML561(EncodedExample):
     def sound(self, artifact: Artifact) -> None:
         lengths = packing.give_lengths(artifact)
         artifact["packed"][0]["cu_seqlens"] = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+
+
+class ML562(EncodedExample):
+    mutant = images.settings_of_another_base
+
+    def sound(self, artifact: Artifact) -> None:
+        images.show(artifact)
 
 
 class ML565(EncodedExample):

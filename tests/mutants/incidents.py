@@ -481,6 +481,11 @@ INCIDENTS = (
         "huggingface/peft#3009",
     ),
     Incident(
+        "N208",
+        "An image becomes another number of tokens in a trainer or a server than in mistral-common",
+        "huggingface/transformers#37019, unslothai/unsloth#2225",
+    ),
+    Incident(
         "N205",
         "A run goes on from an adapter that is loaded in part, or replaced by a new one, and nothing says so",
         "jaredpalmer/kev#9, NVIDIA-NeMo/RL#3874, huggingface/lerobot#3459, verl-project/verl#3400",

@@ -177,6 +177,17 @@ class BlockType(ChunkType):
             sizes: How the tokenizer cuts images.
         """
 
+    def difference(self, chunk: ChunkData, literals: Sequence[str], sizes: ImageSizes) -> str:
+        """Return how other control tokens differ from the block of a measured chunk, in words.
+
+        Args:
+            chunk: The chunk.
+            literals: The control tokens.
+            sizes: How the tokenizer cuts images.
+        """
+        expected = len(self.literals_of(chunk, sizes))
+        return f"{self.shown(chunk)} is {len(literals)} tokens, and not {expected}"
+
     @abstractmethod
     def read(self, literals: Sequence[str], sizes: ImageSizes) -> tuple[dict[str, Any], int]:
         """Return a chunk that becomes the block at the beginning of some control tokens, and the length of the block.

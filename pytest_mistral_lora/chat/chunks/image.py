@@ -16,6 +16,9 @@ from pytest_mistral_lora.chat.reading.pictures import Picture, picture_in
 from pytest_mistral_lora.errors import UncheckedRowError
 from pytest_mistral_lora.places import Place, file_of
 
+PUBLISHED = (ImageSizes(16, 1024, 1), ImageSizes(14, 1540, 2), ImageSizes(14, 1540, 1), ImageSizes(14, 1024, 1))
+"""The settings of published bases: Pixtral, Small 3.1 and later, and Small 3.1 without its merge."""
+
 
 class Grid(NamedTuple):
     """The tokens of a picture.
@@ -161,6 +164,23 @@ class Image(BlockType):
     def literals_of(self, chunk: ChunkData, sizes: ImageSizes) -> Sequence[str]:
         """Return the control tokens of the grid."""
         return grid_of(chunk["width"], chunk["height"], sizes).literals
+
+    def difference(self, chunk: ChunkData, literals: Sequence[str], sizes: ImageSizes) -> str:
+        """Return the grid that some control tokens are, that of the picture, and the settings that cut it so."""
+        size = chunk["width"], chunk["height"]
+        try:
+            read, _ = self.read(literals, sizes)
+        except ValueError as error:
+            return f"{self.shown(chunk)} is {error}"
+        found, expected = grid_of(read["width"], read["height"], sizes), grid_of(*size, sizes)
+        words = f"{self.shown(chunk)} is {found.columns}x{found.lines} tokens, and not "
+        words += f"{expected.columns}x{expected.lines}"
+        if found == grid_of_transformers(*size, sizes):
+            return f"{words}: a side that is scaled down is rounded down"
+        other = next((other for other in PUBLISHED if found == grid_of(*size, other)), None)
+        if other is None:
+            return words
+        return f"{words}: cut by patches of {other.patch}, {other.merge} to a token, up to {other.longest} pixels"
 
     def read(self, literals: Sequence[str], sizes: ImageSizes) -> tuple[dict[str, Any], int]:
         """Return a picture of the grid at the beginning of some control tokens, and the length of the grid.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
+from pytest_mistral_lora.chat.chunks.registry import blocks_in
 from pytest_mistral_lora.chat.diff import common_ends, decode_text, split_at_markers
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.objective import ANSWERS, Objective
@@ -17,7 +18,7 @@ from pytest_mistral_lora.conformance.encoded.fault import EncodingFault
 from pytest_mistral_lora.conformance.encoded.integers import Ids
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.encoded.text_reasons import spells_row
-from pytest_mistral_lora.errors import MistralLoraError, and_more
+from pytest_mistral_lora.errors import MistralLoraError, and_more, counted
 
 
 def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> list[EncodingFault]:
@@ -50,12 +51,36 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
     cut = cut_fault(expected, with_bos, oracle, marker)
     if cut or with_bos == expected:
         return [*bos, cut] if cut else bos
+    if fault := _block_fault(row, expected, with_bos, oracle):
+        return [*bos, fault]
     # A row with far too many ids has its class within the first of them; decoding and comparing them all is slow.
     rest = _content_faults(row, expected, with_bos[: 4 * len(expected) + 1000], oracle)
     # Ids of another vocabulary look like other texts or turns.
     looks_like_another = {fault.rule for fault in rest} & {"ML533", "ML534", "ML535", "ML555", "ML577"}
     other = _other_tokenizer(row, ids, oracle) if looks_like_another else None
     return [other] if other else [*bos, *rest]
+
+
+def _block_fault(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
+    """Return the fault of ids that differ from mistral-common's in blocks alone, such as those of images, else None."""
+    inputs, sizes = oracle.block_ids, oracle.image_sizes
+    texts = [[token for token in side if token not in inputs] for side in (expected, ids)]
+    if sizes is None or texts[0] != texts[1]:
+        return None
+    chunks = blocks_in(message.get("content") for message in row.messages)
+    rest = [oracle.control_tokens[token] for token in ids if token in inputs]
+    title = " and ".join(dict.fromkeys(kind.title for _, kind in chunks)) or "block"
+    for number, (chunk, kind) in enumerate(chunks):
+        block = kind.literals_of(chunk, sizes)
+        if rest[: len(block)] == block:
+            rest = rest[len(block) :]
+            continue
+        if not rest:
+            return EncodingFault("ML562", f"{counted(len(chunks) - number, kind.title)} of {len(chunks)} lost")
+        return EncodingFault("ML562", kind.difference(chunk, rest, sizes), kind.shown(chunk))
+    if rest:
+        return EncodingFault("ML562", f"{counted(len(rest), 'token')} of {rest[0]} that no message has")
+    return EncodingFault("ML562", f"the {title} stands at another place than mistral-common puts it")
 
 
 def outside_fault(ids: Ids, oracle: Oracle) -> EncodingFault | None:
