@@ -184,11 +184,10 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
             raise InputError(found, next_step=f"Leave --{given[0]} out.")
         if args.objective is not None:
             refuse_objective(first)
-        target = RecipeTarget(first.stem, first, oracle_name=args.oracle)
-        if args.tokenizer is not None:
-            # the base may be elsewhere
-            vars(target)["tokenizer"] = CheckpointTokenizer(*named_tokenizer(args.tokenizer, args.oracle)[:2])
-        return target, None
+        # the base may be elsewhere
+        named = None if args.tokenizer is None else named_tokenizer(args.tokenizer, args.oracle)[:2]
+        tokenizer = None if named is None else CheckpointTokenizer(*named)
+        return RecipeTarget(first.stem, first, oracle_name=args.oracle, loaded=tokenizer), None
     files = [file for path in args.sources for file in _files_of(path, args)]
     if args.tokenizer is None:
         words = shlex.join(["mistral-lora", "stats", *map(str, args.sources), "--tokenizer"])

@@ -150,7 +150,7 @@ def base_result(folder: AdapterFolder) -> Result:
 @lru_cache(maxsize=1)  # three checks of one folder load both tokenizers once
 def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer, Target | None, str]:
     base = folder.located_base
-    target = None if base.folder is None else Target.of_base(base.folder)
+    target = None if base.folder is None else Target(base.folder.path.name, base.folder.path, opened=base.folder)
     return folder.checkpoint.tokenizer(), target, base.missing
 
 

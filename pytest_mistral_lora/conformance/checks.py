@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
+from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import (
     EntryPointError,
     MistralLoraError,
@@ -223,7 +223,7 @@ class Check:
         except Exception as error:
             # the tokenizer of a program may raise any error, wherever it is called
             is_of_machine = is_disk_fault(error) or is_out_of_memory(error)
-            if not isinstance(self.target, LoadedTarget) or is_of_machine or is_raised_here(error):
+            if not self.target.is_in_memory or is_of_machine or is_raised_here(error):
                 raise
             found = f"it raises {type(error).__name__}: {one_line(error)}"
             raise TokenizerError(found, place=self.target.tokenizer.place) from error

@@ -29,7 +29,6 @@ from pytest_mistral_lora.conformance.targets import (
     DatasetTarget,
     EncodedTarget,
     JudgedTarget,
-    LoadedTarget,
     RecipeTarget,
     RunnerChoice,
     RunnerTarget,
@@ -417,7 +416,7 @@ def _made_checks(named: str, target: Target, settings: Settings, results: _Resul
     is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
     subject = "merged" if is_merged else named
     # which of the user's goldens apply depends on the target's name
-    is_shared = subject in _OF_TOKENIZER and subject != "user goldens" and not isinstance(target, LoadedTarget)
+    is_shared = subject in _OF_TOKENIZER and subject != "user goldens" and not target.is_in_memory
     for check in _subject_checks(subject, target, settings):
         yield replace(check, judge=partial(_judge_once, check, results)) if is_shared else check
 

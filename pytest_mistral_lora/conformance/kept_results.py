@@ -107,7 +107,7 @@ def _paths(subject: str, target: Target) -> Iterator[Path]:
     from pytest_mistral_lora.training.run_folder import work_folder
 
     judge = target.judge if isinstance(target, DatasetTarget) else target
-    if type(judge) not in (Target, RecipeTarget):
+    if type(judge) not in (Target, RecipeTarget) or judge.loaded is not None:
         raise LookupError
     if judge.path is not None:  # else a file of mistral-common
         folder, oracle = judge.tokenizer.path, judge.tokenizer.declared

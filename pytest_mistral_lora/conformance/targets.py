@@ -43,12 +43,16 @@ class Target:
         path: The file or folder; None for a shipped tokenizer.
         trains: Whether the end-to-end train runs with it.
         oracle_name: The declared oracle of a folder without a Mistral tokenizer file, or None.
+        loaded: The tokenizer, if it is loaded already; else None.
+        opened: The folder, if it is opened already; else None.
     """
 
     name: str
     path: Path | None = None
     trains: bool = False
     oracle_name: str | None = None
+    loaded: CheckpointTokenizer | None = field(default=None, kw_only=True, repr=False, compare=False)
+    opened: BaseFolder | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @classmethod
     def of_loaded(cls, tokenizer: CheckpointTokenizer, name: str = "") -> Target:
@@ -58,12 +62,8 @@ class Target:
             tokenizer: The tokenizer.
             name: Its part of the node ids; empty for the name of its path.
         """
-        kind: type[Target] = LoadedTarget if tokenizer.is_object else cls
-        if tokenizer.is_object and tokenizer.is_on_disk:
-            kind = MistralObjectTarget
-        target = kind(name or tokenizer.path.name, tokenizer.path, oracle_name=tokenizer.declared)
-        vars(target)["tokenizer"] = tokenizer
-        return target
+        path = tokenizer.path
+        return cls(name or path.name, path, oracle_name=tokenizer.declared, loaded=tokenizer)
 
     @property
     def place(self) -> Place:
@@ -71,9 +71,14 @@ class Target:
         return Place.of(self.path or self.name)
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether it is a tokenizer in memory: nothing lies at its path, and it has no files to judge."""
+        return self.loaded is not None and self.loaded.is_object and not self.loaded.is_on_disk
+
+    @property
     def is_folder(self) -> bool:
         """Whether the files of a folder are judged, too."""
-        return self.path is not None and self.path.is_dir()
+        return self.path is not None and not self.is_in_memory and self.path.is_dir()
 
     @property
     def declaration(self) -> Declaration | None:
@@ -95,6 +100,8 @@ class Target:
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
+        if self.loaded is not None:
+            return self.loaded
         if self.checkpoint is not None:
             return self.checkpoint.tokenizer(self.oracle_name)
         return CheckpointTokenizer(shipped_tokenizer(self.name) if self.path is None else self.path, self.oracle_name)
@@ -106,8 +113,8 @@ class Target:
 
         is_folder = False
         with suppress(OSError):  # a name that is too long
-            is_folder = self.path is not None and self.path.is_dir()
-        return BaseFolder(given_path(self.path)) if is_folder else None
+            is_folder = self.is_folder
+        return self.opened or (BaseFolder(given_path(self.path)) if is_folder else None)
 
     def weights_header(self, file: Path) -> Mapping[str, TensorInfo]:
         """Return the header of a safetensors file of the folder.
@@ -118,13 +125,6 @@ class Target:
         from pytest_mistral_lora.checkpoint.weights import read_header
 
         return read_header(file) if self.checkpoint is None else self.checkpoint.header(file)
-
-    @classmethod
-    def of_base(cls, base: BaseFolder) -> Target:
-        """Return the target of a base that has been read."""
-        target = cls(base.path.name, base.path)
-        vars(target)["checkpoint"] = base
-        return target
 
     @property
     def oracle(self) -> Oracle:
@@ -143,6 +143,9 @@ class Target:
     @property
     def fix_paths(self) -> dict[str, str]:
         """The paths that the fix of a finding about this target names, with the keys of `finding.EXAMPLE_PATHS`."""
+        if self.is_in_memory:  # those of the Mistral tokenizer that applies
+            oracle = self.tokenizer.recognition.oracle
+            return {} if oracle is None else checkpoint_paths(oracle.path)
         is_named = self.path is None or (self.path.is_file() and is_shipped(Path(self.name)))
         return checkpoint_paths(self.name if is_named else given_path(self.path))
 
@@ -159,6 +162,8 @@ class Target:
         """
         from pytest_mistral_lora.chat.templates import ChatTemplate
 
+        if self.is_in_memory:
+            return self.tokenizer.template
         if not self.has_template:
             if self._is_file:
                 self.oracle.chat_template()  # says why there is none
@@ -185,7 +190,7 @@ class Target:
 
     @property
     def _is_file(self) -> bool:
-        return self.path is None or self.path.is_file()
+        return self.path is None or (not self.is_in_memory and self.path.is_file())
 
     @cached_property
     def shipped_name(self) -> str | None:
@@ -197,43 +202,6 @@ class Target:
 
 NO_FILES = "the files of a tokenizer in memory, or with `template`, are not judged: judge its folder by the path"
 """Why the checks of the files of a folder are not made."""
-
-
-class MistralObjectTarget(Target):
-    """A tokenizer of mistral-common in memory, made by `Target.of_loaded`: it is judged by its file."""
-
-
-class LoadedTarget(Target):
-    """A tokenizer in memory, made by `Target.of_loaded`: nothing lies at its path, and it has no files to judge."""
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether the files of a folder are judged: no."""
-        return False
-
-    @property
-    def checkpoint(self) -> None:
-        """The folder: none is known."""
-        return
-
-    @property
-    def fix_paths(self) -> dict[str, str]:
-        """The paths of the Mistral tokenizer that applies; none without one."""
-        oracle = self.tokenizer.recognition.oracle
-        return {} if oracle is None else checkpoint_paths(oracle.path)
-
-    @property
-    def _is_file(self) -> bool:
-        return False
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The chat template of this tokenizer.
-
-        Raises:
-            NoTemplateError: If it has none.
-        """
-        return self.tokenizer.template
 
 
 class RecipeTarget(Target):
@@ -297,6 +265,8 @@ class RecipeTarget(Target):
         """The tokenizer of the base checkpoint."""
         from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 
+        if self.loaded is not None:
+            return self.loaded
         named = self.recipe.base.oracle or self.oracle_name
         if named is None and self.recipe.backend == "chat-template":
             # a derivative with another layout, such as ChatML's: Mistral's layout would make every row a fault
@@ -413,7 +383,7 @@ class DatasetTarget(JudgedTarget):
         """Whether there may be two backends to compare: a file has no template, and an oracle may be declined."""
         if isinstance(self.judge, RecipeTarget):
             return True
-        has_template = self.judge.is_folder or isinstance(self.judge, LoadedTarget)
+        has_template = self.judge.is_folder or self.judge.is_in_memory
         return has_template and self.judge.oracle_name != "none"
 
 

@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result, shown_difference
-from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
+from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, RowError
 from pytest_mistral_lora.places import NOWHERE, Place
 from pytest_mistral_lora.records.goldens import (
@@ -46,7 +46,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     else:
         for case in packaged_cases():
             yield Check(target, "template", case.name, partial(_check_packaged, target, case))
-        if target.is_folder or isinstance(target, LoadedTarget):
+        if target.is_folder or target.is_in_memory:
             yield Check(target, "template", "published", partial(_check_published, target))
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 

@@ -10,7 +10,7 @@ from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineCompar
 from pytest_mistral_lora.conformance.encoded.template_cause import Cause
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget
-from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
+from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError
 
 _ENCODE_AGAIN = (
@@ -61,7 +61,7 @@ def pad_cause_of(target: Target | None) -> PadCause | None:
         return PadCause(judge=lambda: target.pad_findings[0], is_reported=True) if target.pad_findings else None
     # a tokenizer that is converted from Mistral's own file never pads with EOS
     is_converted = target is None or target.checkpoint is None or not target.tokenizer.loads_as_it_is
-    if target is None or (is_converted and not isinstance(target, LoadedTarget)):
+    if target is None or (is_converted and not target.is_in_memory):
         return None
     found: list[Finding] = []
     with suppress(MistralLoraError):  # a check of the tokenizer reports it

@@ -24,7 +24,7 @@ from pytest_mistral_lora.conformance.encoded.read_lines import LineStretch, stre
 from pytest_mistral_lora.conformance.encoded.row_faults import cut_fault
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import TrainerTarget
-from pytest_mistral_lora.conformance.targets import LoadedTarget, Target
+from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError, RowError
 
 _MOST_TRIES = 20
@@ -233,7 +233,7 @@ def cause_of(target: Target | None) -> TemplateCause | None:
             load=lambda: target.template, judge=target.template_finding, is_reported=target.reports_template
         )
     # the template of a single file is mistral-common's
-    may_differ = isinstance(target, LoadedTarget) or (target is not None and target.checkpoint is not None)
+    may_differ = target is not None and (target.is_in_memory or target.checkpoint is not None)
     if target is None or not may_differ or not target.tokenizer.has_template:
         return None
     return TemplateCause(load=lambda: target.template, judge=partial(_finding_of_folder, target))

@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.folder_contents import other_files
-from pytest_mistral_lora.conformance.targets import NO_FILES, LoadedTarget, MistralObjectTarget, Target
+from pytest_mistral_lora.conformance.targets import NO_FILES, Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.conformance.tokenizer import template_traits
@@ -135,7 +135,7 @@ def loaded(target: Target) -> Result:
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a target's tokenizer."""
-    if isinstance(target, LoadedTarget):
+    if target.is_in_memory:
         yield from _loaded_checks(target)
         return
     yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
@@ -145,14 +145,14 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     if folder:
         yield Check(target, "tokenizer", "backend", partial(loaded, target))
         yield Check(target, "tokenizer", "other-files", partial(_other_files, target))
-    if isinstance(target, MistralObjectTarget):
+    if target.loaded is not None and target.loaded.is_object:
         yield from _left_out(target, _OF_FOLDERS)
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
         yield Check(target, "tokenizer", case, partial(_judge_files, target, case, judge))
     yield from _trait_checks(target)
 
 
-def _loaded_checks(target: LoadedTarget) -> Iterator[Check]:
+def _loaded_checks(target: Target) -> Iterator[Check]:
     """Yield the checks of a tokenizer in memory; those of files are not made."""
     yield Check(target, "tokenizer", "oracle", partial(oracle, target))
     yield from _left_out(target, ("file", *_OF_FOLDERS, _UNREAD))
@@ -166,7 +166,7 @@ def _left_out(target: Target, cases: Iterable[str]) -> Iterator[Check]:
         yield Check(target, "tokenizer", case, partial(Result, not_checked=NO_FILES))
 
 
-def _judge_object(target: LoadedTarget, judge: Judge) -> Result:
+def _judge_object(target: Target, judge: Judge) -> Result:
     found = judge(target)
     return found if isinstance(found, Result) else Result(tuple(found))
 
