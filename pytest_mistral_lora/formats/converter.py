@@ -87,7 +87,9 @@ def convert_record(
             changes.append(changed("label-letters", letters))
         draft = draft._replace(fields={key: item for key, item in draft.fields.items() if key != mark.key})
     messages, fields, more = with_pictures(draft.messages, draft.fields, reading)
-    draft = draft._replace(messages=messages, fields=fields)
+    # both answers of a pair are given to one prompt, with its pictures
+    rejected = None if draft.rejected is None else with_pictures(draft.rejected, draft.fields, reading)[0]
+    draft = draft._replace(messages=messages, rejected=rejected, fields=fields)
     changes += more
     fields, more = _without_media(draft.fields, keys)
     changes += more

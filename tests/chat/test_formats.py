@@ -194,7 +194,7 @@ CONVERT = "mistral-lora import 'my rows.jsonl' --to rows.jsonl"
             f"To leave it out: {CONVERT} --lossy media",
         ),
         (
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "x"}}]},
             f"To leave it out: {CONVERT} --lossy media",
         ),
         ({"role": "user", "content": "a", "name": "Ann"}, f"To leave it out: {CONVERT} --lossy names"),

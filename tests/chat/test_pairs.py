@@ -99,7 +99,7 @@ def test_what_other_programs_write_is_converted(change, messages):
         ({"chosen": [{**RED[0], "weight": 0}]}, "chosen[0].weight", "0"),
         ({"tool": []}, "", "unknown key 'tool'"),
         ({"tools": {}}, "tools", "is an object"),
-        ({"images": ["a.png"]}, "images", "a row with images"),
+        ({"audios": ["a.wav"]}, "audios", "a row with audios"),
     ],
 )
 def test_a_faulty_pair_is_refused_with_its_field(change, place, found):
@@ -107,6 +107,13 @@ def test_a_faulty_pair_is_refused_with_its_field(change, place, found):
         parse_rows({**A_PAIR, **change}, place=Place.of("rows.jsonl", 3))
     assert str(error.value.place) == ", ".join(filter(None, ("rows.jsonl:3", place)))
     assert error.value.found.startswith(found)
+
+
+def test_pictures_of_a_pair_stand_in_the_prompt_of_both_sides():
+    picture = {"url": "a.png", "width": 10, "height": 20}
+    chosen, rejected = parse_rows({**A_PAIR, "images": [picture]})
+    assert chosen.messages[0]["content"][0] == {"type": "image_url", "image_url": "a.png", "width": 10, "height": 20}
+    assert rejected.messages[0] == chosen.messages[0]
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ def test_every_field_within_a_request_is_known(model: type[BaseModel]) -> None:
         ({"truncate_for_context_length": True}, "truncate_for_context_length: True, which leaves out"),
         ({"messages": [USER, {**ANSWER, "prefix": True}]}, "messages[1].prefix: unknown field"),
         *(
-            ({"messages": [{"role": "user", "content": [{"type": kind}]}, ANSWER]}, "messages[0].content[0]: ")
-            for kind in ("image", "image_url", "input_audio", "audio_url")
+            ({"messages": [{"role": "user", "content": [{"type": kind}]}, ANSWER]}, f"messages[0].content[0]{field}: ")
+            for kind, field in (("image", ".type"), ("image_url", ".image_url"), ("input_audio", ""), ("audio_url", ""))
         ),
         ({"response_format": "json"}, "response_format: is a string"),
         ({"response_format": {"type": "json"}}, "response_format.type: 'json'"),
