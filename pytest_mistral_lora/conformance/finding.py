@@ -344,8 +344,8 @@ class Finding:
         error_from: The version from which it is an error, if it is a note because the run is by older rules; else
             empty.
         is_newer: Whether the rules of the run are older than its rule: then it never fails.
-        effect_of: The rule of the finding that was shown to explain it; empty if it stands for itself. Beside that
-            finding, it is only counted.
+        effect_of: The rule of the finding that was shown to explain it, or its cause if only findings of that one do;
+            empty if it stands for itself. Beside that finding, it is only counted.
         covers: The number of findings that this one explains, by their rules.
         others: Places of other rows that it is about, such as the first of equal rows.
         fixes: The fix in each known program, by the program's name, if the program that made the artifact is not known.

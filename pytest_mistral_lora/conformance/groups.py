@@ -130,6 +130,7 @@ class FindingGroups:
         self._unnamed: Counter[str] = Counter()
         self._fixes: dict[str, tuple[tuple[str, str], ...]] = {}
         self._effects: list[tuple[Finding, str, str | Place]] = []
+        self._folded: set[tuple[str, Place, str]] = set()
 
     def add(self, finding: Finding, check: str, name: str | Place = "") -> None:
         """Add a finding.
@@ -161,17 +162,26 @@ class FindingGroups:
     def _settle(self) -> None:
         """Count each effect at its cause; without a finding of its cause, it stands for itself."""
         effects, self._effects = self._effects, []
-        alone = []
-        for finding, check, name in effects:
-            causes = [*self._causes.get(finding.effect_of, {}).values()]
-            if not causes:
-                alone.append((finding, check, name))
-                continue
-            target = check.partition("::")[0]
-            cause = next((cause for cause in causes if cause.check.partition("::")[0] == target), causes[0])
-            cause.explained[finding.rule] += 1 + finding.more
-        for finding, check, name in alone:
-            self._add(finding, check, name)
+        # those of their own rule first: if they stand for themselves, they may be the cause of others
+        for is_own in (True, False):
+            alone = []
+            for finding, check, name in effects:
+                rule = finding.effect_of.partition(" ")[0]
+                if (rule == finding.rule) != is_own:
+                    continue
+                of_rule = self._causes.get(rule, {})
+                causes = [*of_rule.values()]
+                if finding.effect_of != rule:
+                    causes = [cause for key, cause in of_rule.items() if key == finding.effect_of]
+                if not causes:
+                    alone.append((finding, check, name))
+                    continue
+                target = check.partition("::")[0]
+                cause = next((cause for cause in causes if cause.check.partition("::")[0] == target), causes[0])
+                cause.explained[finding.rule] += 1 + finding.more
+                self._folded.add((finding.rule, finding.place, finding.found))
+            for finding, check, name in alone:
+                self._add(finding, check, name)
 
     def standing(self, findings: Iterable[Finding]) -> list[Finding]:
         """Return those of some findings that no other finding explains, the explaining ones in front.
@@ -180,13 +190,8 @@ class FindingGroups:
             findings: Findings that were added.
         """
         explaining = [cause.shown for cause in self if cause.shown.covers]
-        rules = {finding.rule for finding in explaining}
-        shown = {(finding.rule, finding.place, finding.found) for finding in explaining}
-        others = [
-            finding
-            for finding in findings
-            if finding.effect_of not in rules and (finding.rule, finding.place, finding.found) not in shown
-        ]
+        hidden = {(finding.rule, finding.place, finding.found) for finding in explaining} | self._folded
+        others = [finding for finding in findings if (finding.rule, finding.place, finding.found) not in hidden]
         return [*explaining, *others]
 
     def __iter__(self) -> Iterator[FindingGroup]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,27 @@ def mismatch_finding(field: FieldCheck, manifest: Path | None = None) -> Finding
         return Finding("ML716", f"{field.name} is {field.recorded}", place, f"{field.found}, as {field.again} says")
     found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
     return Finding(_rule_of(field), found, place, f"{field.recorded}, as recorded")
+
+
+def _folded(fields: Iterable[FieldCheck]) -> Iterator[Finding]:
+    """Yield the findings of mismatches; those that follow from a data file that is missing, or is another, name it.
+
+    Of other bytes, each hash and number of rows, ids and labels is another one, too: it says nothing of its own. Of a
+    missing file, none can be computed, and the check of the rows reports the file.
+    """
+    fields = list(fields)
+    has_changed = any(map(_is_data_file, fields))
+    for field in fields:
+        finding = mismatch_finding(field)
+        if finding.rule == "ML706" and field.place and not Path(field.place.source.name).exists():
+            finding = replace(finding, effect_of="ML602")
+        elif finding.rule == "ML706" and has_changed and not _is_data_file(field):
+            finding = replace(finding, effect_of="ML706")
+        yield finding
+
+
+def _is_data_file(field: FieldCheck) -> bool:
+    return re.fullmatch(r"dataset\.(eval_)?files\[\d+\]\.sha256", field.name) is not None
 
 
 def value_results(fields: Iterable[FieldCheck], manifest: Path) -> Iterator[tuple[str, Result]]:
@@ -234,7 +257,7 @@ class ManifestChecks:
         unavailable = [field for field in chosen if field.state == "not available"]
         missing = [f"{field.name}: {field.found}" for field in unavailable if not field.name.startswith(_YOURS)]
         matched = sum(field.state == "match" for field in chosen)
-        findings = tuple(mismatch_finding(field) for field in chosen if field.state == "mismatch")
+        findings = tuple(_folded(field for field in chosen if field.state == "mismatch"))
         return Result(findings, "; ".join(missing), facts=(("facts that match", matched),))
 
     def declared(self) -> Result:

@@ -67,6 +67,9 @@ def backend_findings(row: Row, comparison: BackendComparison, oracle: Oracle) ->
         text, ids = difference_words(difference, is_prompt=is_prompt(row))
         detail = "\n".join(filter(None, (ids, parts["detail"])))
         parts |= {"detail": detail, "shape": difference.shape, "name": difference.fault}
+        if difference.shape:
+            # each difference of a row is a finding: one that packaged rows show, too, is theirs, and any other stands
+            parts["effect_of"] = f"ML004 {difference.shape}"
         yield Finding("ML603", text, row.place, row=printed_row(row), **parts)
 
 
