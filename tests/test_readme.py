@@ -95,7 +95,7 @@ def test_the_readme_is_read_in_a_few_minutes() -> None:
 
 
 def test_the_lines_that_an_audit_reads_are_named_by_their_keys() -> None:
-    section = README.partition("check encoded.jsonl")[2].partition("\n## ")[0]
+    section = README.partition("\n## Check another trainer")[2].partition("\n## ")[0]
     assert [key for key in ("messages", "input_ids", "labels") if f"`{key}`" not in section] == []
 
 
