@@ -271,7 +271,7 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
         tool_rows(result_chunks=True),
         lambda row: any(isinstance(one, list) for one in results(row)),
     ),
-    ("an id of any form", tool_rows(any_ids=True), lambda row: any(len(one) > 20 for one in in_order(row))),
+    ("an id of any form", tool_rows(any_ids=True), lambda row: any(len(one) > 12 for one in in_order(row))),
     ("a reasoning effort", rows(efforts=("low", "high")), lambda row: row.get("reasoning_effort") == "high"),
     ("arguments as a nested object", CALLS, lambda row: any(nested(a) for a in arguments(row))),
     ("a result that is JSON", CALLS, lambda row: any(s.startswith("{") for s in results(row))),
