@@ -30,7 +30,7 @@ from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.formats.containers import open_source
 from pytest_mistral_lora.plugin import options
 from pytest_mistral_lora.plugin import settings as plugin_settings
-from pytest_mistral_lora.records.adapter_config import read_adapter_config, require_supported
+from pytest_mistral_lora.records.adapter_config import parse_adapter_config, require_supported
 from pytest_mistral_lora.records.secrets import redacted
 from pytest_mistral_lora.report import compare_reports
 from pytest_mistral_lora.runners import configuration
@@ -110,13 +110,13 @@ def grown(times: int, path: Path) -> None:
 
 def adapter_of(size: int, path: Path) -> None:
     path.write_bytes(b"{}" + b" " * (size - 2))
-    read_adapter_config(path)
+    parse_adapter_config(path.read_bytes(), path)
 
 
 def adapter_levels(levels: int, path: Path) -> None:
     # the value within the innermost list is a level, too
     path.write_text('{"a":' + "[" * (levels - 2) + "1" + "]" * (levels - 2) + "}")
-    read_adapter_config(path)
+    parse_adapter_config(path.read_bytes(), path)
 
 
 def adapter_with(path: Path, **keys: Any) -> None:
