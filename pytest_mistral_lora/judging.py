@@ -28,9 +28,12 @@ from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import require_writable
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.reading.row_source import RowSource
     from pytest_mistral_lora.chat.token_rows import TokenRow
+    from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.dataset.training_pass import TrainingPass
 
 AnyPath: TypeAlias = "str | Path"
 AnyTokenizer: TypeAlias = "str | Path | Any"
@@ -534,6 +537,16 @@ def verdict_of(
     """
     for _ in session.run():
         pass
+    return finished_verdict(session, command, notes, earlier)
+
+
+def finished_verdict(
+    session: Session,
+    command: str,
+    notes: Callable[[Session], Sequence[str]] = lambda session: (),
+    earlier: Verdict | None = None,
+) -> Verdict:
+    """Return the verdict of a session that has run; the arguments are as for `verdict_of`."""
     lines = [*(earlier._notes if earlier is not None else ()), *notes(session)]
     if earlier is not None:
         session.go_on_from(earlier._outcomes)
@@ -557,3 +570,10 @@ def verdict_of(
         _outcomes=outcomes,
         _notes=lines,
     )
+
+
+def rows_judge(recipe: Any, encoder: Encoder, files: Sequence[DataFile], xfails: Path | None) -> TrainingPass:
+    """Return the judge of the rows that a run trains on, as `training.rows.judgement` asks for it."""
+    from pytest_mistral_lora.conformance.dataset.training_pass import TrainingPass
+
+    return TrainingPass(recipe, encoder, files, xfails, finished_verdict)

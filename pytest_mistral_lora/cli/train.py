@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
+from pytest_mistral_lora.cli.judging import add_xfails_option
 from pytest_mistral_lora.cli.verb import INPUT, Verb, shown_path
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 from pytest_mistral_lora.extras import require_extra
@@ -22,6 +23,10 @@ _DESCRIPTION = """\
 Train the adapter of a recipe, and write its folder: tensors, tokenizer files, manifest.json and DECISION.md. Print the
 folder's path.
 
+The rows are judged in the pass that encodes them, by the rules of `mistral-lora check recipe.yaml`: a finding stops the
+run before a weight is loaded, and the exit code is 1. Correct the rows, accept the finding with a reason in a file for
+--xfails or for the recipe's key xfails, or train with --unjudged. A later run with the same rows takes the verdict.
+
 After Ctrl-C or SIGTERM, the run ends with a checkpoint after the current step; a second signal ends it at once. A
 run that fails leaves failure.json in its work folder, beside the output folder. If the recipe's evaluation.gate fails,
 the folder is written all the same, and the exit code is 1. To train on several GPUs, start the same command with a
@@ -31,6 +36,12 @@ launcher, as in the last example."""
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=INPUT, help="recipe.yaml")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run from its last checkpoint")
+    add_xfails_option(parser)
+    parser.add_argument(
+        "--unjudged",
+        action="store_true",
+        help="train on rows that are not judged; manifest.json and DECISION.md record it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +65,14 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.run import train
 
     with stop_on_signals() as stop:
-        result = train(recipe, resume=args.resume, display=display, stop=stop)
+        result = train(
+            recipe,
+            resume=args.resume,
+            xfails=args.xfails,
+            unjudged=args.unjudged,
+            display=display,
+            stop=stop,
+        )
     if result.gate is not None:
         _show_gate(result.gate, display)
     display.line("next:", "bold")

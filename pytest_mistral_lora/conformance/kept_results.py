@@ -89,17 +89,21 @@ class KeptResults:
     @cached_property
     def _surroundings(self) -> list[Any]:
         """What a result depends on beside options and files: code, packages, devices, date and variables."""
-        code = [Path(__file__).parents[1], goldens_folder()]
-        code += [Path(spec.origin).parent for name in _LIBRARIES if (spec := find_spec(name)) and spec.origin]
-        files = [f"{parent}/{name}" for folder in code for parent, _, names in os.walk(folder) for name in names]
-        files += [str(info) for folder in sys.path for info in Path(folder).glob("*.*-info")]
-        states = ((file, os.lstat(file)) for file in files if "__pycache__" not in file)
-        sizes = {file: [status.st_size, status.st_mtime_ns] for file, status in states}
         devices = sorted(str(path) for path in [*Path("/dev").glob("nvidia*"), *Path("/dev").glob("kfd")])
         # a secret opens a door; nothing is made of it
         values = {name: is_secret_name(name) or value for name, value in os.environ.items()}
         variables = {name: value for name, value in values.items() if not _IGNORED.fullmatch(name)}
-        return [sizes, sys.version, sys.path, devices, date.today().isoformat(), variables]
+        return [states_of_code(), sys.version, sys.path, devices, date.today().isoformat(), variables]
+
+
+def states_of_code() -> dict[str, list[int]]:
+    """Return size and time of each file of code that a result depends on: this package, its libraries, its plugins."""
+    code = [Path(__file__).parents[1], goldens_folder()]
+    code += [Path(spec.origin).parent for name in _LIBRARIES if (spec := find_spec(name)) and spec.origin]
+    files = [f"{parent}/{name}" for folder in code for parent, _, names in os.walk(folder) for name in names]
+    files += [str(info) for folder in sys.path for info in Path(folder).glob("*.*-info")]
+    states = ((file, os.lstat(file)) for file in files if "__pycache__" not in file)
+    return {file: [status.st_size, status.st_mtime_ns] for file, status in states}
 
 
 def _paths(subject: str, target: Target) -> Iterator[Path]:

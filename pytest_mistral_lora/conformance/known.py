@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.chat.reading import opened
 from pytest_mistral_lora.conformance.checks import ROOT, SUBJECTS
 from pytest_mistral_lora.conformance.finding import RULES, Finding
-from pytest_mistral_lora.errors import InputError, did_you_mean
+from pytest_mistral_lora.errors import InputError, RecipeError, did_you_mean
 from pytest_mistral_lora.escaping import printable
+from pytest_mistral_lora.places import NOWHERE
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.programs.facts import Standing
+    from pytest_mistral_lora.training.recipe import Recipe
 
 # the date is the last part of a line, and has a # of its own
 _UNTIL = re.compile(r"(?:^|\s)#\s*(?P<end>until\b(?P<date>.*))$", re.IGNORECASE)
@@ -221,6 +223,18 @@ def known_deviations(file: Path | None, option: str) -> tuple[Xfail, ...]:
         raise InputError(f"{file} cannot be read: {error.strerror}", place=option) from error
     except ValueError as error:
         raise InputError(str(error), place=option) from error
+
+
+def recipe_deviations(recipe: Recipe) -> tuple[Xfail, ...]:
+    """Return the known deviations of the list that a recipe names; none without a list.
+
+    Raises:
+        RecipeError: If it cannot be read, or a line is invalid.
+    """
+    try:
+        return known_deviations(recipe.xfails, "xfails")
+    except InputError as error:
+        raise RecipeError(error.found, place=NOWHERE / "xfails") from error
 
 
 def _require_fault(name: str, place: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,15 +152,15 @@ class Session:
         def server() -> str:
             return check.target.served_by
 
-        rules = self.options.rules
+        rules, xfails = self.options.rules, (*self.options.xfails, *check.target.xfails)
         found = result.findings if rules is None else tuple(rules.applied(result.findings))
         outcome = CheckOutcome(
             check.target.name,
             check.subject,
             check.case,
             "passed",
-            findings=tuple(unknown_among(found, nodeid, self.options.xfails, server)),
-            known=tuple(known_among(found, nodeid, self.options.xfails, server)),
+            findings=tuple(unknown_among(found, nodeid, xfails, server)),
+            known=tuple(known_among(found, nodeid, xfails, server)),
             not_checked=result.not_checked,
             facts=dict(result.facts),
         )
@@ -173,7 +174,7 @@ class Session:
     def fails_unchecked(self, outcome: CheckOutcome) -> bool:
         """Return whether a check fails because it could not judge."""
         # such a check breaks no rule, so only its node id can accept it
-        is_accepted = any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self.options.xfails)
+        is_accepted = any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self._xfails)
         return bool(outcome.not_checked) and self.options.fails_not_checked and not is_accepted
 
     def take(self, outcome: CheckOutcome) -> None:
@@ -215,7 +216,7 @@ class Session:
         A fault that has ended, or that nobody has checked with the versions of the run, still accepts its findings.
         """
         lines, remarked = [], set()
-        for xfail in self.options.xfails:
+        for xfail in self._xfails:
             for standing in self._standings(xfail):
                 if standing.remark and xfail.id not in remarked:
                     remarked.add(xfail.id)
@@ -248,7 +249,14 @@ class Session:
         return {outcome.target: proof for outcome in self.outcomes if (proof := outcome.facts.get("server of"))}
 
     def _without_finding(self) -> list[Xfail]:
-        return [xfail for xfail in self.options.xfails if not any(outcome.meets(xfail) for outcome in self.outcomes)]
+        return [xfail for xfail in self._xfails if not any(outcome.meets(xfail) for outcome in self.outcomes)]
+
+    @property
+    def _xfails(self) -> list[Xfail]:
+        """The known deviations of the run and of its targets."""
+        # once by place: a recipe may name the list of the run
+        of_targets = (target.xfails for target in self.targets)
+        return [*{(xfail.id, xfail.place): xfail for xfail in chain(self.options.xfails, *of_targets)}.values()]
 
     def _is_looked_for(self, xfail: Xfail) -> bool:
         """Return whether every check that can find a deviation ran, and a check of its own subjects could judge."""

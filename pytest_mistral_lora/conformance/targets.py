@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.checkpoint.weights import TensorInfo
     from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -84,6 +85,11 @@ class Target:
     def declaration(self) -> Declaration | None:
         """The declared objective of its rows; None if none is declared, or it has no rows."""
         return None
+
+    @property
+    def xfails(self) -> tuple[Xfail, ...]:
+        """The known deviations that the target itself lists, beside those of the run."""
+        return ()
 
     @property
     def served_by(self) -> str:
@@ -207,6 +213,31 @@ NO_FILES = "the files of a tokenizer in memory, or with `template`, are not judg
 class RecipeTarget(Target):
     """A recipe: its pinned base, its rows, and the adapter of a finished run."""
 
+    @classmethod
+    def of_run(cls, recipe: Recipe, tokenizer: CheckpointTokenizer) -> RecipeTarget:
+        """Return the target of a run, whose recipe is read, and whose tokenizer is loaded."""
+        from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+        target = cls(name_of(recipe.file), recipe.file)
+        vars(target)["recipe"] = recipe
+        if target.declared_oracle != tokenizer.declared:
+            fast, files = tokenizer.loaded_fast, tokenizer.files
+            tokenizer = CheckpointTokenizer(tokenizer.path, target.declared_oracle)
+            tokenizer.use_files(files)
+            if fast is not None:
+                tokenizer.use_fast(fast)
+        vars(target)["tokenizer"] = tokenizer
+        return target
+
+    @cached_property
+    def xfails(self) -> tuple[Xfail, ...]:
+        """The known deviations of `xfails`; none if the recipe or its list cannot be read, which a check reports."""
+        from pytest_mistral_lora.conformance.known import recipe_deviations
+
+        with suppress(MistralLoraError):
+            return recipe_deviations(self.recipe)
+        return ()
+
     @property
     def is_folder(self) -> bool:
         """Whether the files of a folder are judged: those of its base."""
@@ -263,6 +294,11 @@ class RecipeTarget(Target):
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the base checkpoint."""
+        return self.base_folder.tokenizer(self.declared_oracle)
+
+    @property
+    def declared_oracle(self) -> str | None:
+        """The declared oracle of the base; None to recognise it."""
         from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 
         if self.loaded is not None:
@@ -271,7 +307,7 @@ class RecipeTarget(Target):
         if named is None and self.recipe.backend == "chat-template":
             # a derivative with another layout, such as ChatML's: Mistral's layout would make every row a fault
             named = NO_ORACLE
-        return self.base_folder.tokenizer(named)
+        return named
 
     @property
     def files(self) -> list[DataFile]:

@@ -128,6 +128,11 @@ def _data_rows(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if changes:
             removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
             yield name, f"{', '.join(changes)}: {removed}"
+    judgement = dataset.get("judgement", {"judged": True, "accepted": ()})
+    if not judgement["judged"]:
+        yield "Rows were judged", "no: trained with `--unjudged`"
+    for known in judgement["accepted"]:
+        yield f"Accepted: {code_span(known['id'])}", known["reason"]
 
 
 def _decision(manifest: Mapping[str, Any]) -> str:

@@ -383,6 +383,9 @@ def _dataset_fields(
     folder: AdapterFolder, dataset: Path | Sequence[Path] | None, open_file: Opener | None
 ) -> Iterator[FieldCheck]:
     data = folder.require_manifest().data
+    judgement = data.get("dataset", {}).get("judgement")
+    if judgement is not None and not judgement["judged"]:
+        yield unavailable_field("dataset.judgement", judgement, "the rows were not judged: trained with --unjudged")
     if dataset is None:
         yield unavailable_field("dataset_sha256", data["dataset_sha256"], "no dataset given")
         return

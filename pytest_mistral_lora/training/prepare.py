@@ -14,6 +14,7 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
 from pytest_mistral_lora.places import NOWHERE, Place
+from pytest_mistral_lora.records.judged_rows import UNJUDGED, Judgement
 from pytest_mistral_lora.training.adapter import saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
@@ -27,7 +28,7 @@ from pytest_mistral_lora.training.gate.rows import GateRows, require_apart
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.layers import layers_text, planned_layers, ranks_and_alphas
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
-from pytest_mistral_lora.training.rows.loading import RunData, load_data, load_retention
+from pytest_mistral_lora.training.rows.loading import RunData, load_rows
 from pytest_mistral_lora.training.start import Start, plan_start
 from pytest_mistral_lora.training.step import DEALING
 
@@ -77,10 +78,12 @@ class Preparation(RunPlan):
     Attributes:
         data: The encoded rows.
         retention: The rows of `evaluation.retention`, as held-out rows; None without them.
+        judgement: How all these rows were judged.
     """
 
     data: RunData
     retention: RunData | None = None
+    judgement: Judgement = UNJUDGED
 
     @property
     def gate_rows(self) -> GateRows:
@@ -94,7 +97,10 @@ class Preparation(RunPlan):
         # these only save, show or stop a run: you may change them after a stop, and resume
         others = {"report_to", "checkpoint_steps", "checkpoint_minutes", "dry_run", "on_oom"}
         others |= {"stop_at_grad_norm", "max_skipped_steps"}
-        left_out: Any = {**dict.fromkeys(("output", "evaluation", "card", "deployment"), True), "training": others}
+        left_out: Any = {
+            **dict.fromkeys(("output", "evaluation", "card", "deployment", "xfails"), True),
+            "training": others,
+        }
         recipe = self.recipe.model_dump(mode="json", exclude=left_out)
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
         machine: dict[str, Any] = {
@@ -113,18 +119,24 @@ class Preparation(RunPlan):
         return {"recipe": recipe, "rows": rows, "base": self.base.canonical_config, **start, **machine}
 
 
-def prepare(recipe: Recipe) -> Preparation:
-    """Check a recipe and its files, the cheapest first, and encode the rows.
+def prepare(recipe: Recipe, *, xfails: Path | None = None, unjudged: bool = False) -> Preparation:
+    """Check a recipe and its files, the cheapest first, and encode and judge the rows.
+
+    Args:
+        recipe: The recipe.
+        xfails: A file of known deviations beside that of the recipe, or None.
+        unjudged: Whether nobody judges the rows.
 
     Raises:
         InputError: If recipe, environment, base or rows do not allow the run.
+        FindingsError: If the rows have an error that is not accepted.
     """
     check_machine(recipe)
     plan = plan_run(recipe)
-    data, retention = load_data(recipe, plan.encoder), load_retention(recipe, plan.encoder)
+    data, retention, judgement = load_rows(recipe, plan.encoder, xfails=xfails, unjudged=unjudged)
     if recipe.evaluation.gate:
         require_apart(data.train.rows, data.held_out.rows, retention.held_out.rows if retention is not None else ())
-    return Preparation(**vars(plan), data=data, retention=retention)
+    return Preparation(**vars(plan), data=data, retention=retention, judgement=judgement)
 
 
 def check_machine(recipe: Recipe) -> None:

@@ -101,7 +101,8 @@ def rerun(
     recorded = folder.load_tensors()
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
-        result = train(_recipe(folder, dataset, Path(temporary) / "adapter"), display=display)
+        # it is compared with the recorded run, whose rows were judged or not
+        result = train(_recipe(folder, dataset, Path(temporary) / "adapter"), unjudged=True, display=display)
     return Rerun(
         recorded_sha256=sha256_tensors(recorded),
         sha256=sha256_tensors(result.adapter.tensors),

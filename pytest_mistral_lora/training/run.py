@@ -84,10 +84,14 @@ def train(
     recipe: Recipe | str | Path,
     *,
     resume: bool = False,
+    xfails: str | Path | None = None,
+    unjudged: bool = False,
     display: RunDisplay | None = None,
     stop: StopRequest | None = None,
 ) -> RunResult:
     """Train a recipe's adapter and write its folder.
+
+    The rows are judged in the pass that encodes them, by the rules of `mistral-lora check recipe.yaml`.
 
     Checkpoints, and `failure.json` if the run fails, are in the folder `work_folder(recipe)` beside the output; a
     finished run removes it. A folder of another run, or one that waits for `resume`, is not changed.
@@ -95,6 +99,8 @@ def train(
     Args:
         recipe: The recipe, or its YAML file.
         resume: Whether to continue an unfinished run from its last complete checkpoint.
+        xfails: A file of known deviations, beside that of the recipe; the manifest records those that were found.
+        unjudged: Whether to train on rows that nobody judges; the manifest and the decision note record it.
         display: Display of the progress; None to show nothing.
         stop: A request to stop after a step, from signals; by default the run does not stop early.
 
@@ -102,6 +108,8 @@ def train(
         RecipeError: If the file of the recipe cannot be read, or a value is wrong.
         InputError: If recipe, rows, base or folders do not allow the run, or another process writes its output; before
             any weight is loaded.
+        FindingsError: If the rows have an error that no known deviation accepts; before any weight is loaded. Its
+            `verdict` has the findings.
         TrainingError: If the run must stop; no adapter is written.
         MemoryShortageError: If a step does not fit into memory.
         DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
@@ -112,7 +120,9 @@ def train(
     with recipe.naming_lines(), opened_run(recipe, resume=resume) as folder:
         display = RunDisplay() if display is None else display
         display.phase("reading base, tokenizer and rows")
-        prepared = prepare(recipe)
+        prepared = prepare(recipe, xfails=None if xfails is None else Path(xfails), unjudged=unjudged)
+        for note in prepared.judgement.notes:
+            display.line(note)
         checkpoint = folder.claim(prepared.identity)
         with display:
             return _train(prepared, folder, checkpoint, display, stop or StopRequest())

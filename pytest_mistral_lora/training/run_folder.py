@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import (
+    FindingsError,
     InputError,
     MistralLoraError,
     NonFiniteError,
@@ -207,6 +208,8 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         rows = [str(row_error.place) for row_error in error.errors]
     elif isinstance(error, NonFiniteError):
         rows = list(map(str, error.places))
+    elif isinstance(error, FindingsError) and error.verdict is not None:
+        rows = [str(finding.place) for finding in error.verdict.findings if finding.severity == "error"]
     return {
         "error": type(error).__name__,
         "cause": str(error) or type(error).__name__,

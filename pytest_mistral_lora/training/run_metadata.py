@@ -85,7 +85,7 @@ def run_facts(
         "base_config": base.canonical_config,
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
-        "dataset": _dataset(recipe, data, prepared.retention),
+        "dataset": _dataset(recipe, data, prepared.retention) | {"judgement": prepared.judgement.to_json()},
         "masking": {
             "policy": masking_policy(data.train.figures, [file.objective for file in data.files]),
             "objective": str(recipe.training.objective),

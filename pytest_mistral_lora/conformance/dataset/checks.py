@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -20,7 +20,7 @@ from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError, 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.dataset.rows import DatasetPass
+    from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, ScanPlan
 
 
 def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator[Check]:
@@ -75,7 +75,7 @@ def dataset_results(
         PinError: As `check_dataset`.
         TokenizerError: As `check_dataset`.
     """
-    no_comparison = _no_comparison(target)
+    no_comparison = why_not_compared(target)
     try:
         files = target.files
     except InputError as error:
@@ -123,17 +123,27 @@ def _judged(
         near: Whether to count nearly equal rows although no row is held out.
         how: `processes` and `progress`, as for `check_dataset`.
     """
+    from pytest_mistral_lora.conformance.dataset.report import scan
+
+    plan = scan_plan(target, files, no_comparison, near)
+    found = scan(plan, files, tokenizer=target.tokenizer, **how)
+    return results_of(target, files, plan, found, no_comparison)
+
+
+def scan_plan(
+    target: RecipeTarget | DatasetTarget, files: Sequence[DataFile], no_comparison: str, near: bool = False
+) -> ScanPlan:
+    """Return the settings by which the rows of a target are judged; the arguments are as for `_judged`."""
     from pytest_mistral_lora.chat.encoded import Policy
     from pytest_mistral_lora.chat.oracle import WRITES_TEMPLATES
     from pytest_mistral_lora.chat.reading.chunks import is_long
     from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
-    from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
     from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 
     policy, held_out = Policy(max_length=sys.maxsize), 0.0
     if isinstance(target, RecipeTarget):
         policy, held_out = target.recipe.training.policy, target.recipe.data.held_out
-    plan = ScanPlan(
+    return ScanPlan(
         target.tokenizer.path,
         target.backend,
         policy,
@@ -148,7 +158,26 @@ def _judged(
         sketches=sketches_available() and (near or bool(held_out) or any(file.is_held_out for file in files)),
         alone=isinstance(target, DatasetTarget),
     )
-    found = scan(plan, files, tokenizer=target.tokenizer, **how)
+
+
+def results_of(
+    target: RecipeTarget | DatasetTarget,
+    files: Sequence[DataFile],
+    plan: ScanPlan,
+    found: DatasetPass,
+    no_comparison: str,
+) -> dict[str, Result]:
+    """Return the result of each check by case, once the pass has seen all rows.
+
+    Args:
+        target: The target.
+        files: Its data files, which the pass has read.
+        plan: The settings by which the rows were judged.
+        found: The pass.
+        no_comparison: Why the backends were not compared; empty if they were.
+    """
+    from pytest_mistral_lora.conformance.dataset.report import epoch, report
+
     _note_exchanged(found, files)
     if plan.alone:
         _note_columns(found, files)
@@ -159,6 +188,30 @@ def _judged(
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
     results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files, found)))
     return results
+
+
+def results_to_json(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Return the results of checks as plain JSON data, for another process or a later run."""
+    return {
+        case: {
+            "findings": [finding.to_json() for finding in result.findings],
+            "not_checked": result.not_checked,
+            "facts": dict(result.facts),
+        }
+        for case, result in results.items()
+    }
+
+
+def results_from_json(data: Mapping[str, Any]) -> dict[str, Result]:
+    """Return the results that `results_to_json` has made data of."""
+    return {
+        case: Result(
+            tuple(Finding.from_json(finding) for finding in kept["findings"]),
+            kept["not_checked"],
+            tuple(kept["facts"].items()),
+        )
+        for case, kept in data.items()
+    }
 
 
 def _note_exchanged(found: DatasetPass, files: Sequence[DataFile]) -> None:
@@ -217,7 +270,7 @@ def _basis(
         yield "rows of", "; ".join(parts)
 
 
-def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
+def why_not_compared(target: RecipeTarget | DatasetTarget) -> str:
     """Return why the two backends cannot be compared; empty if they can.
 
     Raises:
@@ -272,21 +325,6 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
     with FileLock(f"{file}.lock"):
         if not file.is_file():
             results = dataset_results(target, progress=sys.__stderr__)
-            plain = {
-                case: {
-                    "findings": [finding.to_json() for finding in result.findings],
-                    "not_checked": result.not_checked,
-                    "facts": dict(result.facts),
-                }
-                for case, result in results.items()
-            }
-            write_text(file, json.dumps(plain))
-    return {
-        case: Result(
-            tuple(Finding.from_json(data) for data in kept["findings"]),
-            kept["not_checked"],
-            tuple(kept["facts"].items()),
-        )
-        # our own file, of any size, in which names may have bytes that are not UTF-8: `read_json` refuses both
-        for case, kept in json.loads(file.read_bytes()).items()
-    }
+            write_text(file, json.dumps(results_to_json(results)))
+    # our own file, of any size, in which names may have bytes that are not UTF-8: `read_json` refuses both
+    return results_from_json(json.loads(file.read_bytes()))

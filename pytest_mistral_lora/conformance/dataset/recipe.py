@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.known import recipe_deviations
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.errors import (
     InputError,
@@ -66,6 +67,7 @@ def _judge_recipe(target: RecipeTarget) -> Result:
     # the last check names the layers to adapt
     steps = (
         check_output,
+        recipe_deviations,
         check_machine,
         lambda parsed: facts.update({"layers of": plan_run(parsed, base, lambda folder: target.tokenizer).layers_line}),
     )

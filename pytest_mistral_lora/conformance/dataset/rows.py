@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -79,6 +79,8 @@ class ScanPlan:
 
 
 _ByTemplate = EncodedRow | RowError | tuple[int, ...] | None
+Take = Callable[[int, Row | None, EncodedRow | RowError], None]
+"""Takes the number of a record, its row, and the backend's encoding of it, or why it cannot be trained on."""
 
 
 class _Record(NamedTuple):
@@ -184,8 +186,13 @@ class RowJudge:
         if plan.official and self._oracle is not None:
             self._oracle.chat_template()
 
-    def judge_chunk(self, chunk: Chunk) -> DatasetPass:
-        """Judge the lines of a chunk: a part of a pass."""
+    def judge_chunk(self, chunk: Chunk, take: Take | None = None) -> DatasetPass:
+        """Judge the lines of a chunk: a part of a pass.
+
+        Args:
+            chunk: The lines.
+            take: Takes each record of a recipe as it is encoded, so that a run trains on it; None in a check.
+        """
         part = DatasetPass()
         records = list(self._records(chunk))
         # a fast tokenizer takes half of the time for many texts in one call
@@ -201,7 +208,9 @@ class RowJudge:
             part.look_at(chunk.file, record.place)
             if self.plan.alone and record.columns:
                 part.findings.add(column_finding(record.columns, record.place, chunk.path))
-            self._judge_record(record, by_template, part, chunk)
+            if take is not None and record.error is not None:
+                take(record.place.record or 0, None, record.error)
+            self._judge_record(record, by_template, part, chunk, take)
         return part
 
     def _records(self, chunk: Chunk) -> Iterator[_Record]:
@@ -223,7 +232,7 @@ class RowJudge:
                 yield _Record(place, rows, tuple(map(self._expected, rows)), columns=columns, declared=declared)
 
     def _judge_record(
-        self, record: _Record, by_template: Iterator[_ByTemplate], part: DatasetPass, chunk: Chunk
+        self, record: _Record, by_template: Iterator[_ByTemplate], part: DatasetPass, chunk: Chunk, take: Take | None
     ) -> None:
         """Add the rows, counts and findings of a record to a part of a pass."""
         self.rules.begin_record()
@@ -232,10 +241,12 @@ class RowJudge:
         judged: list[EncodedRow] = []
         kept: list[EncodedRow] = []
         for row, expected in zip(record.rows, record.expected, strict=True):
+            found = None if isinstance(expected, RowError) else next(by_template)
+            if take is not None:
+                take(record.place.record or 0, row, self._trained(row, expected, found))
             try:
                 if isinstance(expected, RowError):
                     raise expected
-                found = next(by_template)
                 if empty:
                     continue
                 judged.append(self._judge(row, expected, found, part))
@@ -289,6 +300,19 @@ class RowJudge:
             return None
         try:
             return self._oracle.encode(row)
+        except RowError as error:
+            return error
+
+    def _trained(
+        self, row: Row, expected: EncodedRow | RowError | None, by_template: _ByTemplate
+    ) -> EncodedRow | RowError:
+        """Return the backend's encoding of a row, or its reason to refuse it."""
+        if isinstance(by_template, EncodedRow | RowError):
+            return by_template
+        if self.plan.backend == "mistral-common" and expected is not None:
+            return expected
+        try:
+            return self.encoder.encode(row)  # a row that mistral-common refuses, and the template may render
         except RowError as error:
             return error
 

@@ -29,7 +29,7 @@ from pytest_mistral_lora.training.gate.rows import GateRows
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.recipe import Evaluation
 from pytest_mistral_lora.training.rows.encoding import EncodingPlan
-from pytest_mistral_lora.training.rows.loading import Split, read_files
+from pytest_mistral_lora.training.rows.loading import RowFiles, Split
 
 _GIVE_FILES = "Give the folder of the files with --dataset."
 
@@ -133,11 +133,11 @@ def recorded_rows(folder: AdapterFolder, dataset: Path | None) -> tuple[GateRows
         if recorded["held_out"]:
             files = [*_files(data, recorded["files"], home, held_out=False), *files]
         plan = EncodingPlan.of(folder.encoder, policy, recorded["held_out"])
-        held_out = read_files(plan, folder.encoder, files).held_out
+        held_out = RowFiles(plan, folder.encoder, files).read().held_out
         _require_same(held_out, recorded.get("held_out_rows_sha256"), files)
     if "retention" in recorded:
         files = _files(data, recorded["retention"]["files"], home)
-        retention = read_files(EncodingPlan.of(folder.encoder, policy), folder.encoder, files).held_out
+        retention = RowFiles(EncodingPlan.of(folder.encoder, policy), folder.encoder, files).read().held_out
         _require_same(retention, recorded["retention"]["rows_sha256"], files)
     if held_out is None and retention is None:
         raise InputError(

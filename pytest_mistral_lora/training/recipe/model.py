@@ -68,6 +68,11 @@ class Recipe(Section):
         default=None,
         description="The artifact that production serves, and its name; `mistral-lora note` records a change.",
     )
+    xfails: RecipePath | None = Field(
+        default=None,
+        description="File of known deviations, as `--xfails` takes it: `check` and `train` accept the findings that it "
+        "lists, each with a reason.",
+    )
     output: RecipePath = Field(description="Folder for your adapter, relative to the recipe; it is created.")
 
     @model_validator(mode="after")
@@ -114,6 +119,12 @@ class Recipe(Section):
         if not self._text.place or os.environ.get("WORLD_SIZE", "1") != "1":
             return "Go on with --resume."
         return f"Go on: {shlex.join(['mistral-lora', 'train', self._text.place.source.name, '--resume'])}"
+
+    @property
+    def file(self) -> Path:
+        """The file that it was read from; for a recipe in memory, the one that it would be read from."""
+        place = self._text.place
+        return Path(place.source.name) if place else self._folder / "recipe.yaml"
 
     def line_of(self, path: Sequence[str | int]) -> int | None:
         """Return the line of a field in the recipe's file, or of the nearest section around it; None without a file."""
@@ -219,6 +230,8 @@ class Recipe(Section):
         for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
             if isinstance(check, JsonSchemaCheck):
                 written["json_schema"] = self.path_as_written(check.json_schema)
+        if self.xfails:
+            data["xfails"] = self.path_as_written(self.xfails)
         if self.lora.start:
             data["lora"]["start"] = self.path_as_written(self.lora.start)
         if self.base.path:

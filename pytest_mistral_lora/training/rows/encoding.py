@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -20,6 +22,7 @@ from pytest_mistral_lora.formats.report import conversion_words
 from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.files import is_held_out
 from pytest_mistral_lora.training.rows.dataset import ColumnBuilder
+from pytest_mistral_lora.training.rows.judgement import ChunkJudge, RowsJudge
 
 _log = logging.getLogger(__name__)
 
@@ -82,49 +85,94 @@ class ChunkSide:
 
 @dataclass
 class EncodedChunk:
-    """The result of a chunk: its file and number of rows, both sides of the split, and the refused rows."""
+    """The result of a chunk.
+
+    Attributes:
+        file: The index of its file.
+        rows: The number of its rows.
+        train: The rows to train on.
+        held_out: The rows that are held out.
+        errors: The rows that were refused.
+        judged: The part of the verdict; None if nobody judges the rows.
+    """
 
     file: int
-    rows: int
-    train: ChunkSide
-    held_out: ChunkSide
-    errors: list[RowError]
+    rows: int = 0
+    train: ChunkSide = field(default_factory=ChunkSide)
+    held_out: ChunkSide = field(default_factory=ChunkSide)
+    errors: list[RowError] = field(default_factory=list)
+    judged: Any = None
 
 
 class ChunkEncoder:
     """Encodes the rows of chunks by a plan."""
 
-    def __init__(self, plan: EncodingPlan, encoder: Encoder | None = None) -> None:
-        """Load the tokenizer of the plan, or use the given encoder."""
-        self._plan = plan
-        self._encoder = encoder or make_encoder(plan.backend, CheckpointTokenizer(plan.tokenizer))
+    def __init__(self, plan: EncodingPlan, encoder: Encoder | None = None, judge: ChunkJudge | None = None) -> None:
+        """Load the tokenizer of the plan, or use what is given.
+
+        Args:
+            plan: The plan.
+            encoder: Its backend, if it is loaded.
+            judge: Encodes each row once, and judges it; None for rows that nobody judges.
+        """
+        self._plan, self._judge = plan, judge
+        if judge is None:
+            self._encoder = encoder or make_encoder(plan.backend, CheckpointTokenizer(plan.tokenizer))
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Encode the rows of a chunk."""
-        result = EncodedChunk(chunk.file, 0, ChunkSide(), ChunkSide(), [])
-        plan = self._plan
-        for number, line in chunk.lines:
-            row = read_row(chunk.path, number, line, chunk.objective, place=chunk.place(number))
-            if row is None:
-                continue
-            result.rows += 1
-            try:
+        result = EncodedChunk(chunk.file)
+        lines = dict(chunk.lines)
+
+        def take(number: int, row: Row | None, encoded: EncodedRow | RowError) -> None:
+            self._take(result, chunk, (number, lines[number]), row, encoded)
+
+        if self._judge is not None:
+            result.judged = self._judge(chunk, take)
+        else:
+            for number, line in chunk.lines:
+                row = read_row(chunk.path, number, line, chunk.objective, place=chunk.place(number))
                 if isinstance(row, RowError):
-                    raise row
-                encoded = self._encoder.encode(row)
-                for _, fault in plan.policy.faults(encoded, row):
-                    raise fault
-            except RowError as error:
-                # one bad row does not end the pass: all are reported at once
-                result.errors.append(error)
-                continue
-            held_out = chunk.is_held_out or (plan.held_out > 0 and is_held_out(row, plan.held_out))
-            side = result.held_out if held_out else result.train
-            text = line if isinstance(line, bytes) else b""
-            side.add(row, encoded, plan.policy.apply(encoded), (chunk.file, number, text))
+                    take(number, None, row)
+                elif row is not None:
+                    take(number, row, self._encoded(row))
         result.train.end(chunk.file)
         result.held_out.end(chunk.file)
         return result
+
+    def _encoded(self, row: Row) -> EncodedRow | RowError:
+        try:
+            return self._encoder.encode(row)
+        except RowError as error:
+            return error
+
+    def _take(
+        self,
+        result: EncodedChunk,
+        chunk: Chunk,
+        line: tuple[int, bytes | int | RowError],
+        row: Row | None,
+        encoded: EncodedRow | RowError,
+    ) -> None:
+        """Add a row to the result of its chunk: one bad row does not end the pass, all are reported at once."""
+        plan = self._plan
+        result.rows += 1
+        if row is None or isinstance(encoded, RowError):
+            result.errors += [encoded] if isinstance(encoded, RowError) else []
+            return
+        for _, fault in plan.policy.faults(encoded, row):
+            result.errors.append(fault)
+            return
+        held_out = chunk.is_held_out or (plan.held_out > 0 and is_held_out(row, plan.held_out))
+        side = result.held_out if held_out else result.train
+        number, text = line
+        side.add(
+            row, encoded, plan.policy.apply(encoded), (chunk.file, number, text if isinstance(text, bytes) else b"")
+        )
+
+
+def _judging(make: Callable[[], ChunkJudge], plan: EncodingPlan) -> ChunkEncoder:
+    return ChunkEncoder(plan, judge=make())
 
 
 class Sinks(NamedTuple):
@@ -149,6 +197,8 @@ def encode_files(
     sinks: Sinks,
     *,
     encoder: Encoder | None = None,
+    judge: RowsJudge | None = None,
+    first: int = 0,
     processes: int | None = None,
     progress: TextIO | None = None,
 ) -> SplitFigures:
@@ -159,6 +209,8 @@ def encode_files(
         files: The files, in order.
         sinks: Get the Arrow batches.
         encoder: The plan's backend, if it is loaded.
+        judge: Judges the rows in the same pass; None if nobody does.
+        first: The index of the first file among those that are judged.
         processes: Number of processes that encode; by default one for little work, else one for each CPU.
         progress: A terminal for a progress bar, drawn if the pass takes long; None for no bar.
 
@@ -173,10 +225,24 @@ def encode_files(
     rows = [0] * len(files)
     train, held_out = StatsBuilder(), StatsBuilder()
 
-    # a class crosses process boundaries; the loaded encoder does not need to
-    prepare = ChunkEncoder if processes > 1 else lambda plan: ChunkEncoder(plan, encoder)
-    with bar(progress, total_bytes(files), "Encoding rows") as advance:
-        for chunk, bytes_read in in_order(prepare, plan, chunks(files, refused.append), processes):
+    prepare: Callable[[EncodingPlan], ChunkEncoder]
+    if judge is not None:
+        prepare = partial(_judging, judge.in_chunks(first, processes))
+    else:
+        # a class crosses process boundaries; the loaded encoder does not need to
+        prepare = ChunkEncoder if processes > 1 else lambda plan: ChunkEncoder(plan, encoder)
+
+    def refuse(file: int, error: InputError) -> None:
+        refused.append(error)
+        if judge is not None:
+            judge.refuse(first + file, error)
+
+    read = (chunks([file], partial(refuse, index), index) for index, file in enumerate(files))
+    title = "Encoding rows" if judge is None else "Encoding and judging rows"
+    with bar(progress, total_bytes(files), title) as advance:
+        for chunk, bytes_read in in_order(prepare, plan, chain.from_iterable(read), processes):
+            if judge is not None:
+                judge.take(chunk.judged)
             errors += chunk.errors
             rows[chunk.file] += chunk.rows
             for side, sums, sink in ((chunk.train, train, sinks.train), (chunk.held_out, held_out, sinks.held_out)):

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -26,9 +27,10 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.hashes import sha256_bytes, sha256_file
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.data_stats import SplitStats, stats_of
 from pytest_mistral_lora.records.files import cache_folder, canonical_json, finished_folder, listing, write_json
+from pytest_mistral_lora.records.judged_rows import UNJUDGED, Judgement, KeptVerdict
 from pytest_mistral_lora.records.trust import shared_by
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
@@ -42,6 +44,7 @@ from pytest_mistral_lora.training.rows.encoding import (
     warn_of_changes,
     warn_of_losses,
 )
+from pytest_mistral_lora.training.rows.judgement import RowsJudge, judge_of
 
 FORMAT = 4
 """Number of the cache's format: raise it if the columns change, or anything else that a cache key does not cover."""
@@ -104,6 +107,149 @@ EncodeInto = Callable[[Sinks], SplitFigures]
 """`encode_files` with every argument but the sinks."""
 
 
+@dataclass(frozen=True)
+class RowFiles:
+    """The files of one pass over rows, and the settings of the pass.
+
+    Attributes:
+        plan: The settings.
+        encoder: The plan's backend.
+        files: The files, in order.
+    """
+
+    plan: EncodingPlan
+    encoder: Encoder
+    files: Sequence[DataFile]
+
+    @cached_property
+    def sha256(self) -> list[str]:
+        """The hash of each file's bytes, in order."""
+        return [sha256_file(file.path) for file in self.files]
+
+    @cached_property
+    def key(self) -> str:
+        """The name of their encoded rows in the cache."""
+        return cache_key(self.plan, self.encoder, self.sha256, self.files)
+
+    def read(
+        self,
+        *,
+        judge: RowsJudge | None = None,
+        first: int = 0,
+        processes: int | None = None,
+        progress: TextIO | None = None,
+    ) -> RunData:
+        """Read, split and encode the rows; many rows are encoded once and come from the cache after that.
+
+        Args:
+            judge: Judges the rows in the same pass, which is then made in any case; None if nobody does.
+            first: The index of the first file among those that are judged.
+            processes: As for `load_data`.
+            progress: As for `load_data`.
+
+        Raises:
+            RowsError: As for `load_data`.
+            InputError: If encoded rows cannot be kept.
+        """
+        files, sha256 = self.files, self.sha256
+        encode = partial(
+            encode_files,
+            self.plan,
+            files,
+            encoder=self.encoder,
+            judge=judge,
+            first=first,
+            processes=processes,
+            progress=progress or sys.stderr,
+        )
+        if is_long(files):
+            # of the processes on a machine, one looks for damage: hashing gigabytes in each would take minutes
+            split = load_or_encode(self.key, encode, trusted=local_rank() > 0, again=judge is not None)
+        else:
+            split = encode_in_memory(encode)
+        read = zip(files, sha256, split.rows, split.sources, strict=True)
+        return RunData(
+            Split(ReparsedRows(split.train.table, files), split.train),
+            Split(ReparsedRows(split.held_out.table, files), split.held_out),
+            tuple(
+                ReadFile(file.path, file.is_held_out, digest, rows, source, file.objective)
+                for file, digest, rows, source in read
+            ),
+        )
+
+
+class LoadedRows(NamedTuple):
+    """All rows of a run.
+
+    Attributes:
+        data: The rows of `data`.
+        retention: The rows of `evaluation.retention`, as held-out rows; None without them.
+        judgement: How they were judged.
+    """
+
+    data: RunData
+    retention: RunData | None
+    judgement: Judgement
+
+
+def load_rows(recipe: Recipe, encoder: Encoder, *, xfails: Path | None = None, unjudged: bool = False) -> LoadedRows:
+    """Read, split, encode and judge the rows of a recipe; a later run with the same rows takes the results.
+
+    Of the processes of a run, one judges on each machine, and the others take its results, too.
+
+    Args:
+        recipe: The recipe.
+        encoder: Its backend.
+        xfails: A file of known deviations beside that of the recipe, or None.
+        unjudged: Whether nobody judges the rows.
+
+    Raises:
+        FindingsError: If the rows have an error that is not accepted.
+        RowsError: As for `load_data`.
+        InputError: As for `load_data`; if the rows of `evaluation.retention` measure nothing; or if the known
+            deviations cannot be read.
+    """
+    passes = [_data_files(recipe, encoder), *_retention_files(recipe, encoder)]
+    if unjudged:
+        judgement, found = UNJUDGED, [rows.read() for rows in passes]
+    else:
+        judgement, found = _judged(
+            passes, judge_of(recipe, encoder, [*chain(*(rows.files for rows in passes))], xfails)
+        )
+    retention = _accepted_retention(found[1]) if len(found) > 1 else None
+    return LoadedRows(_accepted_data(found[0], recipe), retention, judgement)
+
+
+def _judged(passes: Sequence[RowFiles], judge: RowsJudge) -> tuple[Judgement, list[RunData]]:
+    """Return the judgement of the rows of some passes, and the rows, which are read once.
+
+    Raises:
+        FindingsError: If the rows have an error that is not accepted.
+        RowsError: If a row cannot be encoded, although its finding is accepted.
+        InputError: If encoded rows cannot be kept.
+    """
+    kept = KeptVerdict([rows.key for rows in passes], judge.identity)
+    found: list[RunData] = []
+    refused: list[RowsError] = []
+    with kept.locked():
+        results = kept.read()
+        if results is None:
+            first = 0
+            for rows in passes:
+                try:
+                    found.append(rows.read(judge=judge, first=first))
+                except RowsError as error:
+                    # the verdict on all rows says more than this error
+                    refused.append(error)
+                first += len(rows.files)
+            results = judge.results()
+            kept.write(results)
+    judgement = judge.decide(results)
+    if refused:
+        raise refused[0]
+    return judgement, found or [rows.read() for rows in passes]
+
+
 def load_data(
     recipe: Recipe, encoder: Encoder, *, processes: int | None = None, progress: TextIO | None = None
 ) -> RunData:
@@ -121,34 +267,37 @@ def load_data(
         RowsError: If any row is unreadable, or the backend or the recipe's policies refuse it; all such rows are named.
         InputError: If a requested split is empty, or encoded rows cannot be kept.
     """
-    plan = EncodingPlan.of(encoder, recipe.training.policy, recipe.data.held_out)
-    data = read_files(plan, encoder, recipe.files(), processes=processes, progress=progress)
+    return _accepted_data(_data_files(recipe, encoder).read(processes=processes, progress=progress), recipe)
+
+
+def _data_files(recipe: Recipe, encoder: Encoder) -> RowFiles:
+    return RowFiles(EncodingPlan.of(encoder, recipe.training.policy, recipe.data.held_out), encoder, recipe.files())
+
+
+def _retention_files(recipe: Recipe, encoder: Encoder) -> Iterator[RowFiles]:
+    """Yield the files of `evaluation.retention`, whose rows are read like held-out rows, if there are any."""
+    if files := recipe.retention_files():
+        yield RowFiles(EncodingPlan.of(encoder, recipe.training.policy), encoder, files)
+
+
+def _accepted_data(data: RunData, recipe: Recipe) -> RunData:
+    """Return the rows of `data`, unless a side of their split is empty; log what was dropped and cut.
+
+    Raises:
+        InputError: If a requested split is empty.
+    """
     if is_main():
         _warn("held-out rows", data)
     _refuse_empty(data, recipe)
     return data
 
 
-def load_retention(
-    recipe: Recipe, encoder: Encoder, *, processes: int | None = None, progress: TextIO | None = None
-) -> RunData | None:
-    """Read and encode the rows of `evaluation.retention` as `load_data` does held-out rows; None without them.
-
-    Args:
-        recipe: The recipe.
-        encoder: Its backend.
-        processes: As for `load_data`.
-        progress: As for `load_data`.
+def _accepted_retention(data: RunData) -> RunData:
+    """Return the rows of `evaluation.retention`, unless they measure nothing; log what was dropped and cut.
 
     Raises:
-        RowsError: As for `load_data`.
-        InputError: If no row is left, none has a token with a loss, or encoded rows cannot be kept.
+        InputError: If no row is left, or none has a token with a loss.
     """
-    files = recipe.retention_files()
-    if not files:
-        return None
-    plan = EncodingPlan.of(encoder, recipe.training.policy)
-    data = read_files(plan, encoder, files, processes=processes, progress=progress)
     if is_main():
         _warn("rows of evaluation.retention", data)
     tally, place = data.held_out.figures.tally, "evaluation.retention.rows"
@@ -157,47 +306,6 @@ def load_retention(
     if not tally.supervised_tokens:
         raise InputError(f"none of its {tally.used} rows has a token with a loss", place=place)
     return data
-
-
-def read_files(
-    plan: EncodingPlan,
-    encoder: Encoder,
-    files: Sequence[DataFile],
-    *,
-    processes: int | None = None,
-    progress: TextIO | None = None,
-) -> RunData:
-    """Read, split and encode the rows of some files; many rows are encoded once and come from the cache after that.
-
-    Args:
-        plan: The settings.
-        encoder: The plan's backend.
-        files: The files, in order.
-        processes: As for `load_data`.
-        progress: As for `load_data`.
-
-    Raises:
-        RowsError: As for `load_data`.
-        InputError: If encoded rows cannot be kept.
-    """
-    sha256 = [sha256_file(file.path) for file in files]
-    shown = progress or sys.stderr
-    encode = partial(encode_files, plan, files, encoder=encoder, processes=processes, progress=shown)
-    if is_long(files):
-        key = cache_key(plan, encoder, sha256, files)
-        # of the processes on a machine, one looks for damage: hashing gigabytes in each would take minutes
-        split = load_or_encode(key, encode, trusted=local_rank() > 0)
-    else:
-        split = encode_in_memory(encode)
-    read = zip(files, sha256, split.rows, split.sources, strict=True)
-    return RunData(
-        Split(ReparsedRows(split.train.table, files), split.train),
-        Split(ReparsedRows(split.held_out.table, files), split.held_out),
-        tuple(
-            ReadFile(file.path, file.is_held_out, digest, rows, source, file.objective)
-            for file, digest, rows, source in read
-        ),
-    )
 
 
 def _warn(held_out: str, data: RunData) -> None:
@@ -271,7 +379,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], files
     return sha256_bytes(canonical_json(parts))[:32]
 
 
-def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> EncodedSplit:
+def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False, again: bool = False) -> EncodedSplit:
     """Return encoded rows from the cache; encode them first if they are missing or damaged.
 
     If several processes need the same key, one encodes and the others wait.
@@ -280,6 +388,7 @@ def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> En
         key: The result of `cache_key`.
         encode: Encodes the rows into two sinks.
         trusted: Whether another process of this run has looked for damage already; then only sizes are compared.
+        again: Whether to encode them in any case, since somebody looks at each.
 
     Raises:
         InputError: If the cache cannot be written.
@@ -294,7 +403,7 @@ def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> En
             _log.info("another process encodes these rows: waiting for it (%s)", lock.lock_file)
             held_lock = lock.acquire()
         with held_lock:
-            if not _is_intact(folder, trusted=trusted):
+            if again or not _is_intact(folder, trusted=trusted):
                 # damaged folders, and those of killed processes: we hold the lock, so nobody writes there
                 for remains in (folder, *folder.parent.glob(f".{folder.name}.*")):
                     shutil.rmtree(remains, ignore_errors=True)
