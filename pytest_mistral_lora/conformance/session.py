@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,12 +23,13 @@ from pytest_mistral_lora.conformance.known import (
     Xfail,
     finders_of,
     known_among,
+    known_deviations,
     standings_of,
     unknown_among,
 )
 from pytest_mistral_lora.conformance.outcome import CheckOutcome, State
 from pytest_mistral_lora.conformance.written_xfails import xfails_text
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted, one_line
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted, one_line
 from pytest_mistral_lora.escaping import printable
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Session:
         self.outcomes: list[CheckOutcome] = []
         self._make_targets = targets
         self._causes: FindingGroups | None = None
+        self._lists: dict[Path | None, tuple[Xfail, ...]] = {}
         self._started, self._start = datetime.now(UTC), time.perf_counter()
 
     @cached_property
@@ -152,7 +154,7 @@ class Session:
         def server() -> str:
             return check.target.served_by
 
-        rules, xfails = self.options.rules, (*self.options.xfails, *check.target.xfails)
+        rules, xfails = self.options.rules, (*self.options.xfails, *self._listed_by(check.target))
         found = result.findings if rules is None else tuple(rules.applied(result.findings))
         outcome = CheckOutcome(
             check.target.name,
@@ -173,9 +175,10 @@ class Session:
 
     def fails_unchecked(self, outcome: CheckOutcome) -> bool:
         """Return whether a check fails because it could not judge."""
+        if not (outcome.not_checked and self.options.fails_not_checked):
+            return False
         # such a check breaks no rule, so only its node id can accept it
-        is_accepted = any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self._xfails)
-        return bool(outcome.not_checked) and self.options.fails_not_checked and not is_accepted
+        return not any(xfail.id == outcome.nodeid and not xfail.is_over for xfail in self._xfails)
 
     def take(self, outcome: CheckOutcome) -> None:
         """Keep the outcome of a check of this or another process."""
@@ -254,9 +257,18 @@ class Session:
     @property
     def _xfails(self) -> list[Xfail]:
         """The known deviations of the run and of its targets."""
-        # once by place: a recipe may name the list of the run
-        of_targets = (target.xfails for target in self.targets)
-        return [*{(xfail.id, xfail.place): xfail for xfail in chain(self.options.xfails, *of_targets)}.values()]
+        listed = chain(self.options.xfails, *map(self._listed_by, self.targets))
+        # a recipe may name the list of the run
+        return [*{(xfail.id, xfail.place): xfail for xfail in listed}.values()]
+
+    def _listed_by(self, target: Target) -> tuple[Xfail, ...]:
+        """Return the known deviations that a target lists; none if its list cannot be read, which a check reports."""
+        file = target.xfails_file
+        if file is not None and file not in self._lists:
+            self._lists[file] = ()
+            with suppress(InputError):
+                self._lists[file] = known_deviations(file, "xfails")
+        return self._lists.get(file, ())
 
     def _is_looked_for(self, xfail: Xfail) -> bool:
         """Return whether every check that can find a deviation ran, and a check of its own subjects could judge."""

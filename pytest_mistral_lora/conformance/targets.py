@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.checkpoint.weights import TensorInfo
     from pytest_mistral_lora.conformance.finding import Finding
-    from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -87,9 +86,9 @@ class Target:
         return None
 
     @property
-    def xfails(self) -> tuple[Xfail, ...]:
-        """The known deviations that the target itself lists, beside those of the run."""
-        return ()
+    def xfails_file(self) -> Path | None:
+        """The file of known deviations that the target itself names, beside that of the run; None without one."""
+        return None
 
     @property
     def served_by(self) -> str:
@@ -229,14 +228,14 @@ class RecipeTarget(Target):
         vars(target)["tokenizer"] = tokenizer
         return target
 
-    @cached_property
-    def xfails(self) -> tuple[Xfail, ...]:
-        """The known deviations of `xfails`; none if the recipe or its list cannot be read, which a check reports."""
-        from pytest_mistral_lora.conformance.known import recipe_deviations
-
+    @property
+    def xfails_file(self) -> Path | None:
+        """The file of known deviations of the recipe; None without one, or if the recipe cannot be read."""
+        if self.content is not None and b"xfails" not in self.content:
+            return None  # an unchanged recipe is not parsed for it
         with suppress(MistralLoraError):
-            return recipe_deviations(self.recipe)
-        return ()
+            return self.recipe.xfails
+        return None
 
     @property
     def is_folder(self) -> bool:

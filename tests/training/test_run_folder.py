@@ -26,7 +26,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("rows or weights are read")
 
-    for module, name in ((preparation, "resolve_base"), (preparation, "load_data"), (run, "load_base")):
+    for module, name in ((preparation, "resolve_base"), (preparation, "load_rows"), (run, "load_base")):
         monkeypatch.setattr(module, name, refuse)
 
 
