@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import MakeRecipe, write_rows
+from tiny_runs import HELD_OUT, MakeRecipe, write_rows
 
 from pytest_mistral_lora.escaping import printable
 from pytest_mistral_lora.training import curves
@@ -140,7 +140,7 @@ def test_the_folder_of_a_run_has_the_page_of_its_log(run: RunResult) -> None:
 def test_a_run_that_stops_has_its_page_and_resumes_without_a_point_twice(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write_rows(tmp_path / "eval.jsonl")
+    write_rows(tmp_path / "eval.jsonl", HELD_OUT)
     training = {"steps": 6, "checkpoint_steps": 4, "logging_steps": 1}
     recipe = make_recipe(training=training, data={"eval": ["eval.jsonl"]})
     sound = LoraTrainer.training_step

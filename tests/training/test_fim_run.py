@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.errors import RecipeError, RowError, RowsError
+from pytest_mistral_lora.errors import FindingsError, RowError
 from pytest_mistral_lora.records.goldens import Case, record, violations
 from pytest_mistral_lora.records.goldens import load as load_golden
 from pytest_mistral_lora.records.transcripts import load, load_folder
@@ -145,7 +145,7 @@ def test_many_rows_come_from_the_cache_as_they_were_encoded(
 def test_a_run_through_the_chat_template_refuses_the_rows(tmp_path: Path, full_base: Path) -> None:
     write_gaps(tmp_path)
     recipe = parse_recipe({**recipe_data(full_base), "backend": "chat-template"}, folder=tmp_path)
-    with pytest.raises((RowsError, RecipeError), match="no chat template renders"):
+    with pytest.raises(FindingsError, match="no chat template renders"):
         train(recipe)
 
 

@@ -77,6 +77,8 @@ def thought(question: str, thinking: str, answer: str) -> list[dict[str, Any]]:
 
 CHAT = [{"messages": said("one", "two", "three", "four")}, {"messages": said("red", "blue", "warm", "cold")}]
 WITH_TOOLS = [{"messages": called(f"What is {n}?", f"It is {n}."), "tools": TOOLS} for n in ("up", "down")]
+HELD_CHAT = [{"messages": said("sun", "moon", "sea", "land")}]
+HELD_TOOLS = [{"messages": called("What is left?", "It is left."), "tools": TOOLS}]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -86,9 +88,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def mixed(base: Path, folder: Path, **training: Any) -> Recipe:
     """Return a recipe of a chat file, by the default, and a tool file, by its own objective; both sides held out."""
-    for name, rows in (("chat", CHAT), ("tools", WITH_TOOLS)):
+    for name, rows, held_out in (("chat", CHAT, HELD_CHAT), ("tools", WITH_TOOLS, HELD_TOOLS)):
         write(folder / f"{name}.jsonl", rows)
-        write(folder / f"held-{name}.jsonl", rows[:1])
+        write(folder / f"held-{name}.jsonl", held_out)
     data = {
         "train": ["chat.jsonl", {"path": "tools.jsonl", "objective": "last-answer"}],
         "eval": ["held-chat.jsonl", {"path": "held-tools.jsonl", "objective": "last-answer"}],
@@ -128,7 +130,7 @@ def test_an_objective_converts_no_rows_and_goes_with_a_conversion(base: Path, tm
     recipe = parse_recipe(data, folder=tmp_path)
     found = [(str(file.objective), file.is_held_out, file.source is None) for file in recipe.files()]
     assert found == [("answers", False, True), ("last-answer", True, True), ("last-answer", True, False)]
-    run = train(recipe)
+    run = train(recipe, unjudged=True)  # the same file on both sides
     assert [len({span.turn for span in one.spans if span.supervised}) for one in run.data.held_out.encoded] == [1, 1, 1]
     states = checked(run.output, tmp_path)
     assert {name for name, state in states.items() if state == "mismatch"} == set()
@@ -231,7 +233,7 @@ def test_a_record_of_another_kind_takes_no_objective(
         make_recipe(data={"train": [{"path": "rows.jsonl", "objective": "everything"}]}),
     ):
         with pytest.raises(RowsError, match="takes no objective") as refused:
-            train(recipe)
+            train(recipe, unjudged=True)
         assert f"{tmp_path / 'rows.jsonl'}:3" in str(refused.value)
         assert refused.value.exit_code == 2
         assert not recipe.output.exists()

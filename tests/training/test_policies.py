@@ -45,7 +45,7 @@ def test_rows_of_which_none_has_a_loss_are_refused_before_a_weight_is_loaded(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
 ) -> None:
     monkeypatch.setattr(
-        sys.modules[__name__], "ROWS" if name == "rows" else "HELD_OUT", [said("Hi", "Yes.", weight=0)] * 2
+        sys.modules[__name__], "ROWS" if name == "rows" else "HELD_OUT", [said("Hm", "Yes.", weight=0)] * 2
     )
     monkeypatch.delattr("pytest_mistral_lora.training.run._load_with_adapter")
     with pytest.raises(InputError, match=rf"^{place}: none of its 2 rows has a token to train on"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from tiny_runs import HELD_OUT, MakeRecipe, recipe_data, write_rows
 from transformers.utils import logging as transformers_logging
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -39,7 +39,7 @@ WATCHED = {"generations": 2, "generation_steps": 2, "max_new_tokens": 8, "checks
 
 def write_recipe(folder: Path, base: Path, **training: Any) -> Path:
     write_rows(folder / "rows.jsonl")
-    write_rows(folder / "eval.jsonl", CONVERSATIONS[:2])
+    write_rows(folder / "eval.jsonl", HELD_OUT[:2])
     settings = {"steps": 4, "logging_steps": 2, "checkpoint_steps": None, "checkpoint_minutes": 1, **training}
     data = recipe_data(base, training=settings, data={"eval": ["eval.jsonl"]}, evaluation=WATCHED)
     file = folder / "recipe.yaml"

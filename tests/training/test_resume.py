@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CONVERSATIONS, MakeRecipe, base_with, recipe_data, write_rows
+from tiny_runs import HELD_OUT, MakeRecipe, base_with, recipe_data, write_rows
 from transformers import Trainer, TrainerCallback
 
 from pytest_mistral_lora.errors import InputError, StoppedError
@@ -41,7 +41,7 @@ Uninterrupted = Callable[..., dict[str, bytes]]
 
 @pytest.fixture
 def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> Recipe:
-    write_rows(tmp_path / "eval.jsonl", CONVERSATIONS[:2])
+    write_rows(tmp_path / "eval.jsonl", HELD_OUT[:2])
     return make_recipe(training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
 
 
@@ -59,7 +59,7 @@ def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Unint
         if key not in made:
             folder = tmp_path_factory.mktemp("whole")
             write_rows(folder / "rows.jsonl")
-            write_rows(folder / "eval.jsonl", CONVERSATIONS[:2])
+            write_rows(folder / "eval.jsonl", HELD_OUT[:2])
             data = recipe_data(base, training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
             recipe = changed(parse_recipe(data, folder=folder), **training)
             train(recipe)
@@ -309,7 +309,7 @@ def test_only_the_two_newest_checkpoints_stay(recipe: Recipe) -> None:
 def die(folder: Path, base: Path, *lives: str) -> str:
     """Live through runs that are killed by SIGKILL while they write; return what they print."""
     write_rows(folder / "rows.jsonl")
-    write_rows(folder / "eval.jsonl", CONVERSATIONS[:2])
+    write_rows(folder / "eval.jsonl", HELD_OUT[:2])
     data = recipe_data(base, training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
     data["training"] |= {"checkpoint_steps": None, "checkpoint_minutes": 1e-9}
     data["evaluation"] = {"generations": 1, "generation_steps": 4, "max_new_tokens": 3, "checks": ["eos"]}

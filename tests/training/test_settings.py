@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import MakeRecipe, recipe_data, write_rows
+from tiny_runs import HELD_OUT, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
@@ -78,7 +78,7 @@ def test_verify_encodes_again_through_the_folders_own_chat_template(base: Path, 
 
 
 def test_held_out_loss_is_measured_before_and_after(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    write_rows(tmp_path / "eval.jsonl")
+    write_rows(tmp_path / "eval.jsonl", HELD_OUT)
     result = train(make_recipe(data={"eval": ["eval.jsonl"]}, training={"steps": 10, "eval_steps": 5}))
     losses = [line["eval_loss"] for line in result.log if "eval_loss" in line]
     assert len(losses) == 3

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from forked import run_forked
-from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, HELD_OUT, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.training.generate import record
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -32,7 +32,7 @@ def test_two_processes_answer_their_shares_and_write_the_files_of_one(base: Path
         folder = tmp_path / name
         folder.mkdir()
         write_rows(folder / "rows.jsonl")
-        write_rows(folder / "eval.jsonl")
+        write_rows(folder / "eval.jsonl", HELD_OUT)
         data = recipe_data(
             base,
             # a row a step: the other process adds zero, so that the steps are equal bit for bit

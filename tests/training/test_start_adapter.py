@@ -15,7 +15,7 @@ import torch
 from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_runs import CONVERSATIONS, base_with, recipe_data, write_rows
+from tiny_runs import HELD_OUT, base_with, recipe_data, write_rows
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
@@ -69,7 +69,7 @@ class Line:
 
 def line_in(folder: Path, base: Path) -> Line:
     write_rows(folder / "rows.jsonl")
-    write_rows(folder / "eval.jsonl", CONVERSATIONS[:2])
+    write_rows(folder / "eval.jsonl", HELD_OUT[:2])
     return Line(folder, base)
 
 

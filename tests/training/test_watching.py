@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, HELD_OUT, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError
@@ -172,7 +172,7 @@ def test_tensorboard_gets_losses_and_rates_to_the_last_step(make_recipe: MakeRec
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write_rows(tmp_path / "eval.jsonl")
+    write_rows(tmp_path / "eval.jsonl", HELD_OUT)
     training = {**TRAINING, "report_to": ["tensorboard"], "logging_steps": 1}
     recipe = make_recipe(training=training, data={"eval": ["eval.jsonl"]}, evaluation=WATCHED)
     train(recipe)

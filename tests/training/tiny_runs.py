@@ -38,6 +38,20 @@ CONVERSATIONS = [
     [("user", "Which colour is the sky?"), ("assistant", "The sky is blue on a clear day.")],
 ]
 
+HELD_OUT = [
+    [("user", "What is the capital of Spain?"), ("assistant", "Madrid is the capital of Spain.")],
+    [("system", "You are terse."), ("user", "Say thank you in German."), ("assistant", "Vielen Dank!")],
+    [
+        ("user", "How many legs does a crab have?"),
+        ("assistant", "A crab has ten legs."),
+        ("user", "And a bee?"),
+        ("assistant", "A bee has six."),
+    ],
+    [("user", "Name an odd number."), ("assistant", "Nine is odd.")],
+    [("user", "Which colour is the grass?"), ("assistant", "The grass is green on a clear day.")],
+]
+"""Other conversations like them, for runs that hold some out."""
+
 GOOD = """\
 base:
   repo: mistralai/Mistral-7B-Instruct-v0.3
