@@ -130,7 +130,7 @@ def _train_short(
 
     # calls in evaluation mode, such as those of the probe, are not part of the order of the rows
     with record_decoder_calls() as calls:
-        result = train(harness.recipe(name, lora=_DROPOUT, **_SHORT, **training), resume=resume)
+        result = train(harness.recipe(name, lora=_DROPOUT, **_SHORT, **training), resume=resume, unjudged=True)
     return result, [call for call in calls if call.training]
 
 
@@ -148,7 +148,7 @@ def _train_and_interrupt(harness: TrainerHarness, name: str) -> list[DecoderCall
 
     with record_decoder_calls(interrupt) as calls:
         try:
-            train(harness.recipe(name, lora=_DROPOUT, **_SHORT))
+            train(harness.recipe(name, lora=_DROPOUT, **_SHORT), unjudged=True)
         except _Interruption:
             return calls
     raise RuntimeError(f"the run ended after {len(calls)} passes, before it could be broken off")

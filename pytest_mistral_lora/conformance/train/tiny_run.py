@@ -232,7 +232,9 @@ def train_adapter(harness: TrainerHarness) -> RunResult:
     """Make the tiny run, with enough steps for the model to learn its rows by heart."""
     from pytest_mistral_lora.training.run import train
 
-    return train(harness.recipe(harness.adapter.absolute(), steps=STEPS, batch_size=5, dry_run=True))
+    recipe = harness.recipe(harness.adapter.absolute(), steps=STEPS, batch_size=5, dry_run=True)
+    # the packaged rows are odd on purpose, and other checks judge the user's
+    return train(recipe, unjudged=True)
 
 
 def observe_run(result: RunResult) -> dict[str, Any]:
