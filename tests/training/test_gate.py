@@ -32,7 +32,7 @@ from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.conformance.transcript import checks
-from pytest_mistral_lora.errors import InputError, NonFiniteError, RecipeError, RowsError
+from pytest_mistral_lora.errors import FindingsError, InputError, NonFiniteError, RecipeError
 from pytest_mistral_lora.records.gate import FEWEST_CONVERSATIONS, Gate
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training import run as run_module
@@ -546,13 +546,13 @@ def test_a_long_row_of_the_gate_follows_the_policy(make_recipe: MakeRecipe, tmp_
         json.dumps({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": long}]}) + "\n"
     )
     evaluation = {"gate": True, "retention": {"rows": ["general.jsonl", "long.jsonl"]}}
-    with pytest.raises(RowsError, match=r"long\.jsonl:1"):
+    with pytest.raises(FindingsError, match=r"long\.jsonl:1"):
         prepare(make_recipe(evaluation=evaluation, training={"max_length": 60}))
     kept = prepare(make_recipe(evaluation=evaluation, training={"max_length": 60, "truncation": "drop"}))
     assert len(kept.gate_rows.retention.encoded) == FEWEST_CONVERSATIONS
     evaluation["retention"] = {"rows": ["long.jsonl"]}
     with pytest.raises(InputError, match="none of its 1 rows is left"):
-        prepare(make_recipe(evaluation=evaluation, training={"max_length": 60, "truncation": "drop"}))
+        prepare(make_recipe(evaluation=evaluation, training={"max_length": 60, "truncation": "drop"}), unjudged=True)
 
 
 @pytest.mark.parametrize(
@@ -578,7 +578,7 @@ def test_bad_rows_of_the_gate_are_named(make_recipe: MakeRecipe, tmp_path: Path)
     with (tmp_path / "general.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "bot", "content": "Hi."}]}\n')
     recipe = make_recipe(evaluation={"gate": True, "retention": {"rows": ["general.jsonl"]}})
-    with pytest.raises(RowsError, match=rf"general\.jsonl:{FEWEST_CONVERSATIONS + 1}, messages\[0\]\.role"):
+    with pytest.raises(FindingsError, match=rf"general\.jsonl:{FEWEST_CONVERSATIONS + 1}, messages\[0\]\.role"):
         prepare(recipe)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.as_written()))
     results = dataset_results(RecipeTarget("recipe", tmp_path / "recipe.yaml"))

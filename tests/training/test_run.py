@@ -14,7 +14,7 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import training
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
-from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
+from pytest_mistral_lora.errors import FindingsError, InputError, PinError, RecipeError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate import adapter_effect, load_adapted, probe
 from pytest_mistral_lora.training.merge import merge
@@ -127,11 +127,11 @@ def test_other_architectures_are_refused_by_name(
 
 def test_failure_names_cause_rows_and_exit_code(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(training={"max_length": 26})
-    with pytest.raises(RowsError):
+    with pytest.raises(FindingsError):
         train(recipe)
     failure: dict[str, Any] = json.loads((work_folder(recipe) / "failure.json").read_text())
     assert failure["rows"] == [f"{recipe.data.train[0]}:{line}" for line in (2, 3)]
-    assert failure["exit_code"] == 2
+    assert failure["exit_code"] == 1
     assert "at most training.max_length = 26" in failure["cause"]
     assert not recipe.output.exists()
 

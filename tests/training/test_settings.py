@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import HELD_OUT, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
+from pytest_mistral_lora.errors import FindingsError, RowError, RowsError, TrainingError
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
@@ -108,7 +108,7 @@ def test_exit_codes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_that_failed_can_be_started_again(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(training={"steps": 2, "max_length": 5})
-    with pytest.raises(RowsError):
+    with pytest.raises(FindingsError):
         train(recipe)
     assert (work_folder(recipe) / "failure.json").is_file()
     result = train(make_recipe(training={"steps": 2}))
