@@ -293,15 +293,13 @@ class RecipeTarget(Target):
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the base checkpoint."""
-        return self.base_folder.tokenizer(self.declared_oracle)
+        return self.loaded or self.base_folder.tokenizer(self.declared_oracle)
 
     @property
     def declared_oracle(self) -> str | None:
         """The declared oracle of the base; None to recognise it."""
         from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 
-        if self.loaded is not None:
-            return self.loaded
         named = self.recipe.base.oracle or self.oracle_name
         if named is None and self.recipe.backend == "chat-template":
             # a derivative with another layout, such as ChatML's: Mistral's layout would make every row a fault
