@@ -330,7 +330,7 @@ def test_a_verdict_is_written_as_a_report(faulty: Verdict, here: Path) -> None:
     assert faulty.write(here / "report.html") == here / "report.html"
     assert "ML546" in (here / "report.html").read_text()
     assert "ML546" in (here / "report.rows.html").read_text()
-    with pytest.raises(InputError, match=r"'report\.txt' is not a report"):
+    with pytest.raises(InputError, match=r"'report\.txt'; expected a name that ends"):
         faulty.write("report.txt")
     (here / "mine.html").write_text("mine")
     with pytest.raises(InputError):
