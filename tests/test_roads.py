@@ -331,7 +331,7 @@ def test_a_pair_is_converted_on_both_sides(tmp_path: Path) -> None:
     assert "developer is system (1 row)" in verdict.facts["pairs.jsonl::dataset::statistics"]["rows of"]
     path = write_lines(path, [{"prompt": prompt, **sides, "images": ["a.png"]}])
     [reason] = [why for why in judge(path, tokenizer="spm-v3").not_checked.values() if "image" in why]
-    assert reason.endswith("pairs.jsonl:1, images")
+    assert reason.endswith("pairs.jsonl:1, prompt[1].content[0]")
 
 
 def test_what_is_in_the_tokens_is_not_converted() -> None:
