@@ -89,6 +89,28 @@ def test_of_two_processes_at_once_one_encodes_and_both_read(rows_folder: Path) -
     assert sorted(done.stdout.split()) == sorted(["encodes", digest, digest])
 
 
+JUDGED_AT_ONCE = """
+    from pytest_mistral_lora.conformance.dataset.training_pass import TrainingPass
+
+    own = TrainingPass.results
+    def results(self):
+        print("judges", flush=True)
+        time.sleep(0.2)  # the other one comes meanwhile
+        return own(self)
+    TrainingPass.results = results
+    load_data = lambda recipe, encoder, processes: loading.load_rows(recipe, encoder).data
+    encoder_of()
+    second = os.fork()
+"""
+
+
+def test_of_two_processes_at_once_one_judges_and_both_take_the_verdict(rows_folder: Path) -> None:
+    done = child(rows_folder, JUDGED_AT_ONCE)
+    assert done.returncode == 0, done.stderr
+    digest = load(rows_folder).train.figures.sha256["ids"]
+    assert sorted(done.stdout.split()) == sorted(["judges", digest, digest])
+
+
 def test_several_processes_make_the_same_files_as_one(rows_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(rows_folder, data={"held_out": 0.3}, max_length=25, truncation="right", unsupervised="drop")
     files = []
