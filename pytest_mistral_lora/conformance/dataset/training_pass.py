@@ -26,7 +26,7 @@ from pytest_mistral_lora.conformance.dataset.checks import (
 from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
 from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan, Take
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.groups import FILE_WIDTH
+from pytest_mistral_lora.conformance.groups import FILE_WIDTH, signs_among
 from pytest_mistral_lora.conformance.kept_results import states_of_code
 from pytest_mistral_lora.conformance.known import known_deviations, recipe_deviations
 from pytest_mistral_lora.conformance.known_programs import observers_of_programs
@@ -134,7 +134,8 @@ class TrainingPass:
         session, path = self._session(results), str(self.target.path)
         if session.exit_code:
             stale = [xfail.unmatched for xfail in session.unmatched]
-            lines = ["the rows do not pass, and no weight was loaded", *session.cause_texts(FILE_WIDTH), *stale]
+            found = [*session.cause_texts(FILE_WIDTH), *look_at_lines(signs_among(session.causes()))]
+            lines = ["the rows do not pass, and no weight was loaded", *found, *stale]
             raise FindingsError(
                 "\n".join([*lines, session.verdict()]),
                 verdict=self._finish(session, f"train({path!r})"),
