@@ -26,7 +26,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.checks import check_dataset
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import RowError, RowsError
+from pytest_mistral_lora.errors import FindingsError, RowError, RowsError
 from pytest_mistral_lora.judging import Verdict
 from pytest_mistral_lora.training.recipe import load_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
@@ -116,12 +116,18 @@ def calls(cut: int | None) -> list[Data]:
     return rows
 
 
+def rendered() -> list[Data]:
+    """Return rows whose texts are rendered as ChatML."""
+    turn = "<|im_start|>user\n{}<|im_end|>"
+    messages = ([{**said, "content": turn.format(said["content"])} for said in row["messages"]] for row in talks())
+    return [{"messages": said} for said in messages]
+
+
 def beside(key: str, *values: object) -> list[Data]:
     """Return rows with a key beside the messages, with the values in turn."""
     return [{**row, key: values[number % len(values)]} for number, row in enumerate(talks())]
 
 
-TRAINED = {"train": "refuses rows that cannot be encoded; check judges what they say"}
 NO_KEYS = dict.fromkeys(
     ("audit of a file of ids", "audit of ids in memory", "a guard's batch of ids"), "has no key beside the ids"
 )
@@ -150,20 +156,20 @@ CASES = {
     "texts of one form": Case(sound("Texts of one form that end with a value")),
     "a tag in a sentence": Case(sound("Lessons about reasoning models"), version="derived-v13-thinking"),
     "arguments": Case(calls(None)),
-    "arguments that were cut": Case(
-        calls(-3), rule="ML619", at="2, messages[1].tool_calls[0].function.arguments", unseen=TRAINED
-    ),
+    "arguments that were cut": Case(calls(-3), rule="ML619", at="2, messages[1].tool_calls[0].function.arguments"),
     "rewards": Case(beside("reward", 1)),
     # not `label`, which the collator of transformers takes for labels
-    "rewards of 1 and -1": Case(beside("reward", 1, -1), rule="ML668", unseen={**TRAINED, **NO_KEYS, **SAMPLE}),
+    "rewards of 1 and -1": Case(beside("reward", 1, -1), rule="ML668", unseen={**NO_KEYS, **SAMPLE}),
     "whole answers": Case(beside("finish_reason", "stop")),
-    "answers that were cut": Case(
-        beside("finish_reason", "stop", "length"), rule="ML669", at="2", unseen={**TRAINED, **NO_KEYS}
-    ),
+    "no loss": Case(talks(weight=0), rule="ML605", at="1"),
+    "another family's turns": Case(rendered(), rule="ML628", at="1, messages[0].content"),
+    "answers that were cut": Case(beside("finish_reason", "stop", "length"), rule="ML669", at="2", unseen=NO_KEYS),
 }
 
 
 KEPT = (
+    "no loss",
+    "another family's turns",
     "reasoning_content",
     "audio that is lost",
     "a shell",
@@ -241,6 +247,8 @@ def of_recipe(walk: Walk) -> Findings:
 def of_train(walk: Walk) -> Findings:
     try:
         train(load_recipe(walk.recipe))
+    except FindingsError as error:
+        return named(error.verdict.findings)
     except RowsError as error:
         return named(error.errors, "ML601")
     return {}
