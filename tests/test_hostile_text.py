@@ -22,7 +22,7 @@ HOSTILE = (
     "::stop-commands::PWN\n##[error]PWN\n##vso[task.x]PWN\nFORGED\nerror: FORGED"
 )
 NAME = "n\x1b[31m\x9b\r\u202e\n::error::PWN\n##[error]PWN\nFORGED"
-FORMATS = ("text", "json", "github")
+FORMATS = ("text", "concise", "json", "github")
 # the only commands that we write: an annotation of a rule
 OWN = re.compile(r"::(error|notice) ([a-z]+=[^,:]*,)*title=ML\d{3} [^:]*::")
 

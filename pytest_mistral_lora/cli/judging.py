@@ -23,7 +23,7 @@ from pytest_mistral_lora.cli.verb import (
     shown_path,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, InputError, counted
-from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable
+from pytest_mistral_lora.escaping import UNMIXED, own_stream, printable, safe_text
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.check_options import CheckOptions
@@ -287,7 +287,7 @@ class Judging:
         if self.output_format == "concise":
             found = (finding for outcome in session.outcomes for finding in outcome.findings)
             # each check of a template names the template: such lines are equal
-            shown = dict.fromkeys(finding.line() for finding in session.causes().standing(found))
+            shown = dict.fromkeys(safe_text(finding.line()) for finding in session.causes().standing(found))
             verdict = session.verdict() if self.view is None else self.view.verdict_of(session)
             own_stream(sys.stdout).write("".join(f"{line}\n" for line in (*shown, verdict)))
             return

@@ -1,7 +1,7 @@
 """The pictures of a record, which other programs keep beside its messages, as chunks of the messages.
 
-TRL has `{"type": "image"}` in the messages, or nothing, and the pictures under `images`; LLaMA-Factory, ms-swift and
-Axolotl have `<image>` in a text.
+Some have `{"type": "image"}` in the messages, or nothing, and the pictures under `images`; others have `<image>` in a
+text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def with_pictures(
         # they stand in the messages, too
         return messages, rest, [changed("pictures", key)]
     if not chunks and not in_code:
-        # as TRL puts them (`prepare_multimodal_messages`)
+        # in front of the first text of the user, where the trainers that read such records put them
         first = next((at for at, message in enumerate(split) if _asks(message)), None)
         if first is not None:
             empty = [{"type": IMAGE.name} for _ in pictures]

@@ -15,8 +15,10 @@ from peft.tuners import lora
 from tiny_runs import MakeRecipe, trainer_of
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
 from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
 from pytest_mistral_lora.training.rows import RowDataset
@@ -72,7 +74,9 @@ def test_gradients_are_as_near_to_fp64_as_those_of_peft(targets: tuple[str, ...]
     assert errors["ours"] < 1e-4
 
 
-def test_in_bf16_gradients_are_as_near_to_fp64_as_those_of_peft(base: Path) -> None:
+def test_in_bf16_gradients_are_as_near_to_fp64_as_those_of_peft(tmp_path: Path) -> None:
+    # the logits of few tokens have few errors to average
+    base = write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     exact, plain, ours = (model_of(base, "bf16") for _ in range(3))
     use_frozen_layers(ours)
     truth = gradients(exact.double())

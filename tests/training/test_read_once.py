@@ -82,9 +82,9 @@ _OF_FULL_BASE = (*_OF_RECIPE, "check", "check merged")
 _LOADS = "transformers loads the tokenizer from a path"
 AGAIN = {
     ("train", "config.json"): (
-        1,
+        2,
         "PEFT compares the vocabulary with the base's when transformers saves the last checkpoint: resized embeddings "
-        "would have to be saved, too",
+        f"would have to be saved, too; and {_LOADS}, whose template the rows are compared with",
     ),
     ("check", "config.json"): (1, _LOADS),
     ("check", "tokenizer.json"): (1, _LOADS),

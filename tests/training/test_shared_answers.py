@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from forked import run_forked
-from tiny_runs import CONVERSATIONS, HELD_OUT, MakeRecipe, recipe_data, write_rows
+from tiny_runs import HELD_OUT, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.training.generate import record
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -55,7 +55,7 @@ def test_two_processes_answer_their_shares_and_write_the_files_of_one(base: Path
     for work, rounds in (("generated", 2), ("recorded", 1)):
         for rank in range(2):
             asked = (tmp_path / "two" / f"{work}-{rank}").read_text().splitlines()
-            assert asked == [rows[-1][1] for rows in CONVERSATIONS[rank:ANSWERED:2]] * rounds
+            assert asked == [rows[-1][1] for rows in HELD_OUT[rank:ANSWERED:2]] * rounds
 
 
 def test_answers_and_their_probabilities_are_of_one_path(
