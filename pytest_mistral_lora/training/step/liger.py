@@ -18,7 +18,7 @@ from pytest_mistral_lora.errors import MachineError
 from pytest_mistral_lora.places import NOWHERE
 from pytest_mistral_lora.training.step.frozen_layers import has_code_of, is_gated_mlp
 
-_ROTARY = modeling_mistral.apply_rotary_pos_emb.__name__
+_ROTARY = "apply_rotary_pos_emb"
 
 
 def use_liger(model: Any) -> None:
@@ -38,7 +38,7 @@ def use_liger(model: Any) -> None:
             module.__class__ = _with_base(_LigerNorm, kind)
         elif is_gated_mlp(module):
             module.__class__ = _with_base(_LigerMlp, kind)
-        elif has_code_of(_rotary_of(kind.forward), modeling_mistral.apply_rotary_pos_emb):
+        elif has_code_of(_rotary_of(kind.forward), _rotary_of(modeling_mistral.MistralAttention.forward)):
             module.__class__ = _with_liger_rotary(kind)
     if not any(isinstance(module, _LigerNorm) for module in model.modules()):
         raise MachineError(
@@ -92,7 +92,10 @@ def _rotary_of(forward: Any) -> Any:
     """Return the function of a module of transformers that an attention layer's pass rotates with; None without."""
     inner: Any = inspect.unwrap(forward)
     code = getattr(inner, "__code__", None)
-    return inner.__globals__.get(_ROTARY) if code is not None and _ROTARY in code.co_names else None
+    rotary = inner.__globals__.get(_ROTARY) if code is not None and _ROTARY in code.co_names else None
+    # the package kernels, which transformers 5.25 requires, makes a module of the function, which its pass calls
+    is_module = isinstance(rotary, torch.nn.Module)
+    return inspect.getclosurevars(type(rotary).forward).nonlocals.get("func") if is_module else rotary
 
 
 @cache
