@@ -92,7 +92,7 @@ def _rotary_of(forward: Any) -> Any:
     """Return the function of a module of transformers that an attention layer's pass rotates with; None without."""
     inner: Any = inspect.unwrap(forward)
     code = getattr(inner, "__code__", None)
-    rotary = inner.__globals__.get(_ROTARY) if code is not None and _ROTARY in code.co_names else None
+    rotary: Any = inner.__globals__.get(_ROTARY) if code is not None and _ROTARY in code.co_names else None
     # the package kernels, which transformers 5.25 requires, makes a module of the function, which its pass calls
     is_module = isinstance(rotary, torch.nn.Module)
     return inspect.getclosurevars(type(rotary).forward).nonlocals.get("func") if is_module else rotary
