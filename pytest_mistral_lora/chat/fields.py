@@ -160,8 +160,8 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         if not isinstance(chunk, Mapping):
             raise error_at(here, f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
         kind, types = chunk.get("type"), chunk_types()
-        names = {name for chunk_type in types.values() for name in (chunk_type.name, *chunk_type.foreign_names)}
-        if isinstance(kind, str) and kind in MEDIA_PARTS - names:
+        names = (name for ours in types.values() for name in (ours.name, *ours.foreign_names))
+        if isinstance(kind, str) and kind in MEDIA_PARTS and kind not in names:
             raise unchecked_medium(kind, f"{_medium_of(kind)} chunk (type {kind!r})", here)
         if not isinstance(kind, str) or kind not in types:
             expected = " or ".join(repr(name) for name, chunk_type in types.items() if role in chunk_type.roles)

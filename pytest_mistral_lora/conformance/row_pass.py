@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, o
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, imported
 from pytest_mistral_lora.conformance.bounded_findings import BoundedFindings
+from pytest_mistral_lora.conformance.counted_rows import CountedRows
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.row_table import JudgedTable, packed_place, unpacked_place
-from pytest_mistral_lora.conformance.unchecked_rows import UncheckedRows
 from pytest_mistral_lora.places import NOWHERE, Place
 
 if TYPE_CHECKING:
@@ -293,8 +293,7 @@ class RowPass:
         place: The place of that record.
         table: The rows.
         counts: Numbers of records by file and by what became of them: `judged`, and what a subclass adds.
-        converted: Numbers of records by what was converted to read them, in words.
-        first_converted: The position and the place of the first of them, or None.
+        converted: The records by what was converted to read them.
         states: The states of the observers.
         findings: The findings, rule by rule.
         unchecked: The rows that are not judged.
@@ -304,11 +303,10 @@ class RowPass:
     place: Place = NOWHERE
     table: JudgedTable = field(default_factory=JudgedTable)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
-    converted: Counter[str] = field(default_factory=Counter)
-    first_converted: tuple[int, Place] | None = None
+    converted: CountedRows = field(default_factory=CountedRows)
     states: ObserverStates = field(default_factory=ObserverStates)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
-    unchecked: UncheckedRows = field(default_factory=UncheckedRows)
+    unchecked: CountedRows = field(default_factory=CountedRows)
 
     def look_at(self, file: int, place: Place) -> None:
         """Take the record to which the next findings belong.
@@ -324,26 +322,10 @@ class RowPass:
         """Add the rows, counts and findings of another part of the files."""
         self.table.extend(other.table)
         self.counts.update(other.counts)
-        self.converted.update(other.converted)
-        self._note_first_converted(other.first_converted)
+        self.converted.extend(other.converted)
         self.states.extend(other.states)
         self.findings.extend(other.findings)
         self.unchecked.extend(other.unchecked)
-
-    def note_converted(self, words: Sequence[str]) -> None:
-        """Count what was converted to read the record that is judged."""
-        self.converted.update(words)
-        self._note_first_converted((packed_place(self.file, self.place.record or 0), self.place))
-
-    def _note_first_converted(self, record: tuple[int, Place] | None) -> None:
-        known = self.first_converted
-        if known is None or (record is not None and record[0] < known[0]):
-            self.first_converted = record
-
-    @property
-    def place_of_converted(self) -> Place:
-        """The place of the first record that was converted; `NOWHERE` if none was."""
-        return self.first_converted[1] if self.first_converted else NOWHERE
 
     def put_in_order(self) -> None:
         """Put the rows into the order of the files, regardless of the order of adding parts."""

@@ -147,17 +147,16 @@ def parse_row(data: Any, *, place: Place = NOWHERE) -> Row:
         raise RowError(f"messages is {kind_of(messages)}", place=place, expected="a list")
     if not messages:
         raise RowError("messages is empty", place=place, expected="at least one user and one assistant message")
-    for index, message in enumerate(messages):
-        # most messages are plain, and a dataset has millions: the place of a field is made for the others alone
-        if not is_plain(message):
-            check_message(message, place.within("messages", index))
+    # most messages are plain, and a dataset has millions: the place of a field is made for the others alone
+    others = [index for index, message in enumerate(messages) if not is_plain(message)]
+    for index in others:
+        check_message(messages[index], place.within("messages", index))
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError("no assistant message", place=place / "messages", expected="a turn that can be trained on")
-    whole = tuple(
-        message if is_plain(message) else measured(message, place.within("messages", index))
-        for index, message in enumerate(messages)
-    )
-    return Row(whole, place=place, kind=CONVERSATION, **row_settings(data, place))
+    whole = list(messages)
+    for index in others:
+        whole[index] = measured(messages[index], place.within("messages", index))
+    return Row(tuple(whole), place=place, kind=CONVERSATION, **row_settings(data, place))
 
 
 def row_settings(data: Mapping[str, Any], place: Place) -> dict[str, Any]:

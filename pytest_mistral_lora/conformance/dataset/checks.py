@@ -233,14 +233,14 @@ def _note_columns(found: DatasetPass, files: Sequence[DataFile]) -> None:
 
     for index, file in enumerate(files):
         if isinstance(file.source, ConvertedSource):
-            found.look_at(index, file.place)
+            place = file.place
+            found.look_at(index, place)
             for keys, rows in file.source.report.unread.items():
-                found.findings.add(column_finding(keys, file.place, file.path, f"each of {counted(rows, 'row')}"))
+                found.findings.add(column_finding(keys, place, file.path, f"each of {counted(rows, 'row')}"))
             letters = file.source.report.changes.get("label-letters")
             # a table of CSV has nothing but letters
             if letters is not None and not any("CSV" in one["container"] for one in file.source.report.sources):
                 effect = "which trainers take for neither; it is read as true or false here"
-                place = file.place
                 found.findings.add(letters_finding(sorted(letters.details), letters.count, place, effect))
 
 
@@ -265,7 +265,7 @@ def _basis(
         f"{source['container']}, {source['format']}" for report in reports for source in report.sources
     )
     parts = [f"converted from {'; '.join(formats)}"] if formats else []
-    parts += conversion_parts(reports, found.converted, found.place_of_converted)
+    parts += conversion_parts(reports, found.converted.counts, found.converted.first_place)
     if parts:
         yield "rows of", "; ".join(parts)
 

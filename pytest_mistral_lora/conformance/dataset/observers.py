@@ -113,7 +113,8 @@ class RowRules:
             spells: Whether its texts may spell control tokens: they are letters for this backend.
         """
         if row.converted and row.kind.starts_record(row):
-            found.note_converted(row.converted)
+            for words in row.converted:
+                found.converted.take(words, found.findings.at, found.place)
         if spells and (literals := self.spelled(row)):
             spelled = Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place)
             yield from self.once([spelled], row)

@@ -409,7 +409,7 @@ class Audit:
         """The number of rows and of judged rows, in words for a summary."""
         figures, sides = self.totals.figures, self.totals.sides.words
         more = f"{figures.words}; {sides}" if sides else figures.words
-        converted = conversion_words(self.totals.rows.converted, self.totals.rows.place_of_converted)
+        converted = conversion_words(self.totals.rows.converted.counts, self.totals.rows.converted.first_place)
         more += f"; converted as by import: {converted}" if converted else ""
         more += f"; not checked: {unchecked}" if (unchecked := self.totals.rows.unchecked.words) else ""
         return f"{counted(self.states.total(), 'row')}, {self.judged:,} judged{more}"

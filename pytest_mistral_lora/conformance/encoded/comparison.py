@@ -86,6 +86,7 @@ class EncodedRowComparison:
             return
         is_asked_for = self.expected.supervised_tokens or not self.row.kind.is_chat or not self.row.messages
         if not is_asked_for and self.labels.count(IGNORE_INDEX) == len(self.labels):
+            # that of the rule alone: in words, a trainer's own setting follows, which does not mend the rows' weights
             found, fix = why_without_loss(self.row), RULES["ML605"].fix_text
             yield Finding("ML605", found, self.place, row=self.row.to_jsonl(), fix=fix)
         if is_exact:
