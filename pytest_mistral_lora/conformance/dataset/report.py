@@ -6,7 +6,7 @@ The pass streams the rows in bounded memory, in several processes for long data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pytest_mistral_lora.chat.chunks.registry import chunk_types
 from pytest_mistral_lora.chat.kinds.registry import KINDS
 from pytest_mistral_lora.chat.likeness import shared_rows
-from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
+from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.cases import CASES, OF_CONVERSATIONS, OF_KEPT_ROWS
 from pytest_mistral_lora.conformance.dataset.decoded_answers import decoded_answers
@@ -25,10 +25,10 @@ from pytest_mistral_lora.conformance.dataset.lengths import cuts, histogram, spr
 from pytest_mistral_lora.conformance.dataset.pairs import side_figures, sides_of_files
 from pytest_mistral_lora.conformance.dataset.repeats import repeats_of
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
-from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, ScanPlan
 from pytest_mistral_lora.conformance.finding import RULES, Finding, Result
+from pytest_mistral_lora.conformance.pass_plan import judged_parts, loaded_judge
 from pytest_mistral_lora.conformance.row_table import JudgedTable, digest_at, unpacked_place
-from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.places import Place
 
 if TYPE_CHECKING:
@@ -58,14 +58,10 @@ def scan(
     """
     if processes is None:
         processes = processes_for(files)
-    if tokenizer is not None and not tokenizer.is_on_disk:
-        processes = 1
     found = DatasetPass()
-    here = None if tokenizer is None else RowJudge(plan, tokenizer).judge_chunk
-    prepare = _judge if tokenizer is None else partial(_judge_with, tokenizer.loaded_fast)
-    read_files = (_chunks_of(index, file, found) for index, file in enumerate(files))
+    parts = chain.from_iterable(_chunks_of(index, file, found) for index, file in enumerate(files))
     with bar(progress, total_bytes(files), "Judging rows") as advance:
-        for part, read in in_order(prepare, plan, chain.from_iterable(read_files), processes, here):
+        for part, read in judged_parts(plan, parts, processes, tokenizer):
             found.extend(part)
             advance(read)
     return found
@@ -87,27 +83,12 @@ def judge_shard(plan: ScanPlan, index: int, file: DataFile) -> DatasetPass:
     return found
 
 
-@lru_cache(maxsize=1)
-def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetPass]:
-    return RowJudge(plan).judge_chunk
-
-
-def _judge_with(fast: Any, plan: ScanPlan) -> Callable[[Chunk], DatasetPass]:
-    """Judge rows with the parent process's `transformers` tokenizer: converting takes long."""
-    tokenizer = CheckpointTokenizer(plan.tokenizer, plan.oracle_name)
-    if fast is not None:
-        tokenizer.use_fast(fast)
-    return RowJudge(plan, tokenizer).judge_chunk
+_judge = lru_cache(maxsize=1)(partial(loaded_judge, None))
 
 
 def _chunks_of(index: int, file: DataFile, found: DatasetPass) -> Iterator[Chunk]:
     """Yield the lines of a file; if it cannot be read, add that to a pass."""
-
-    def note(error: InputError) -> None:
-        found.look_at(index, file.place)
-        found.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
-
-    return chunks([file], note, index)
+    return chunks([file], partial(found.refuse, index, file), index)
 
 
 def report(

@@ -34,7 +34,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
 from pytest_mistral_lora.conformance.finding import Finding, shown_difference
 from pytest_mistral_lora.conformance.row_pass import JudgedRecord, RowPass
 from pytest_mistral_lora.conformance.row_table import unpacked_place
-from pytest_mistral_lora.errors import NoOracleError, OracleRejection, RowError, UncheckedRowError
+from pytest_mistral_lora.errors import InputError, NoOracleError, OracleRejection, RowError, UncheckedRowError
 from pytest_mistral_lora.formats.declared_keys import declared_values
 from pytest_mistral_lora.formats.recognition import unread_columns
 from pytest_mistral_lora.formats.tool_calls import ResultIdError
@@ -43,6 +43,8 @@ from pytest_mistral_lora.records.files import is_held_out
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
+    from pytest_mistral_lora.training.rows.judgement import Take
 
 _NAMES = ("mistral-common", "chat template")
 _PROMPT_SHARE = 24
@@ -77,10 +79,12 @@ class ScanPlan:
     sketches: bool = False
     alone: bool = False
 
+    def judge(self, tokenizer: CheckpointTokenizer) -> Callable[..., DatasetPass]:
+        """Return `RowJudge.judge_chunk` of this plan."""
+        return RowJudge(self, tokenizer).judge_chunk
+
 
 _ByTemplate = EncodedRow | RowError | tuple[int, ...] | None
-Take = Callable[[int, Row | None, EncodedRow | RowError], None]
-"""Takes the number of a record, its row, and the backend's encoding of it, or why it cannot be trained on."""
 
 
 class _Record(NamedTuple):
@@ -131,6 +135,11 @@ class DatasetPass(RowPass):
             self.other_kinds.update(other.other_kinds)
             self.prompts.extend(other.prompts)
 
+    def refuse(self, index: int, file: DataFile, error: InputError) -> None:
+        """Take the error of a file that cannot be read, by its index."""
+        self.look_at(index, file.place)
+        self.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
+
     def compare_prompts(self, tokenizer: CheckpointTokenizer) -> dict[str, int]:
         """Compare prompts of the rows, once all rows are known, and add the differences; of each cause the first.
 
@@ -171,10 +180,10 @@ class DatasetPass(RowPass):
 class RowJudge:
     """Judges rows with the tokenizer and the settings of a plan."""
 
-    def __init__(self, plan: ScanPlan, tokenizer: CheckpointTokenizer | None = None) -> None:
-        """Load the tokenizer of the plan, or use the given one."""
+    def __init__(self, plan: ScanPlan, tokenizer: CheckpointTokenizer) -> None:
+        """Prepare the judge; `tokenizer` is the one of the plan."""
         self.plan = plan
-        self.encoder = make_encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer, plan.oracle_name))
+        self.encoder = make_encoder(plan.backend, tokenizer)
         self._oracle: Oracle | None = None
         try:
             self._oracle = self.encoder.tokenizer.oracle

@@ -11,9 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.check_options import CheckOptions
 from pytest_mistral_lora.conformance.checks import ROOT, Check
 from pytest_mistral_lora.conformance.dataset.checks import (
@@ -24,20 +23,20 @@ from pytest_mistral_lora.conformance.dataset.checks import (
     why_not_compared,
 )
 from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
-from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, RowJudge, ScanPlan, Take
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.dataset.rows import DatasetPass, ScanPlan
 from pytest_mistral_lora.conformance.groups import FILE_WIDTH, signs_among
 from pytest_mistral_lora.conformance.kept_results import states_of_code
 from pytest_mistral_lora.conformance.known import known_deviations, recipe_deviations
 from pytest_mistral_lora.conformance.known_programs import observers_of_programs
+from pytest_mistral_lora.conformance.pass_plan import loaded_judge
 from pytest_mistral_lora.conformance.session import Session
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.errors import FindingsError, InputError
-from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.judged_rows import Judgement
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
+    from pytest_mistral_lora.training.rows.judgement import ChunkJudge
 
 _LIBRARIES = ("jinja2", "mistral-common", "tokenizers", "transformers")
 
@@ -97,16 +96,15 @@ class TrainingPass:
     def _plan(self) -> ScanPlan:
         return scan_plan(self.target, self._files, self._no_comparison)
 
-    def in_chunks(self, first: int, processes: int) -> Callable[[], Callable[[Chunk, Take], DatasetPass]]:
+    def in_chunks(self, first: int, processes: int) -> Callable[[], ChunkJudge]:
         """Return what makes the judge of chunks in a process."""
         if processes > 1:
-            # converting the tokenizer of transformers takes long
-            return partial(_judge_in_process, self._plan, self.target.tokenizer.loaded_fast, first)
-        return lambda: partial(_judge_chunk, self._row_judge, first)
+            return partial(_judge_of_files, partial(loaded_judge, self.target.tokenizer.loaded_fast, self._plan), first)
+        return partial(_judge_of_files, lambda: self._judge, first)
 
     @cached_property
-    def _row_judge(self) -> RowJudge:
-        return RowJudge(self._plan, self.target.tokenizer)
+    def _judge(self) -> ChunkJudge:
+        return self._plan.judge(self.target.tokenizer)
 
     def take(self, part: DatasetPass) -> None:
         """Take the part of a chunk."""
@@ -114,8 +112,7 @@ class TrainingPass:
 
     def refuse(self, file: int, error: InputError) -> None:
         """Take the error of a file that cannot be read, by its index among all files."""
-        self._found.look_at(file, Place.of(self._files[file].path))
-        self._found.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
+        self._found.refuse(file, self._files[file], error)
 
     def results(self) -> str:
         """Return the results of all rows; the rules on whole files speak here."""
@@ -159,12 +156,7 @@ class TrainingPass:
         return session
 
 
-def _judge_in_process(plan: ScanPlan, fast: Any, first: int) -> Callable[[Chunk, Take], DatasetPass]:
-    tokenizer = CheckpointTokenizer(plan.tokenizer, plan.oracle_name)
-    if fast is not None:
-        tokenizer.use_fast(fast)
-    return partial(_judge_chunk, RowJudge(plan, tokenizer), first)
-
-
-def _judge_chunk(judge: RowJudge, first: int, chunk: Chunk, take: Take) -> DatasetPass:
-    return judge.judge_chunk(replace(chunk, file=first + chunk.file), take)
+def _judge_of_files(make: Callable[[], ChunkJudge], first: int) -> ChunkJudge:
+    """Return a judge of chunks whose files are counted from 0, of files that are counted from `first`."""
+    judge = make()
+    return lambda chunk, take: judge(replace(chunk, file=first + chunk.file), take)
