@@ -114,12 +114,12 @@ def rows_without_labels(artifact: Artifact) -> None:
 def eos_without_a_label(artifact: Artifact) -> None:
     """With a limit of length, EOS has no label, even if nothing is cut."""
 
-    def load_data(recipe: Any, encoder: Any) -> Any:
-        whole = SOUND["load_data"](recipe, encoder)
-        rows = tuple(replace(one, labels=_without(one.labels, encoder.eos_id)) for one in whole.train.encoded)
+    def accepted_data(data: Any, recipe: Any) -> Any:
+        whole = SOUND["accepted_data"](data, recipe)
+        rows = tuple(replace(one, labels=_without(one.labels, one.input_ids[-1])) for one in whole.train.encoded)
         return replace(whole, train=replace(whole.train, encoded=rows))
 
-    artifact["load_data"] = load_data
+    artifact["accepted_data"] = accepted_data
 
 
 def _without(labels: Sequence[int], token: int) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter,
 from pytest_mistral_lora.training.generate import generate
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.loop import make_trainer
-from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.rows.loading import _accepted_data, load_data
 from pytest_mistral_lora.training.step.forward import collate, supervised_losses
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
@@ -50,6 +50,7 @@ SOUND: dict[str, Callable[..., Any]] = {
     "supervised_losses": supervised_losses,
     "collate": collate,
     "load_data": load_data,
+    "accepted_data": _accepted_data,
     "load_base": load_base,
     "adapted_layers": adapted_layers,
     "attach_adapter": attach_adapter,

@@ -52,7 +52,7 @@ def test_each_printed_command_leads_on_from_an_empty_folder_to_a_proven_adapter(
     TEMPLATE.write_text(TEMPLATE.read_text().replace(SOUND, BROKEN))
     mend = tour.run(check, code=1)
     [output] = [output for output in write_outputs.OUTPUTS if output.name == "tour"]
-    assert output.shown() == write_outputs.end_of_check(tour.shown), "Run: python scripts/write_outputs.py"
+    assert output.shows(write_outputs.end_of_check(tour.shown)), "Run: python scripts/write_outputs.py"
     assert mend == f"mistral-lora template --tokenizer models/demo --output {TEMPLATE}"
     tour.run(mend)
     assert SOUND in TEMPLATE.read_text()
