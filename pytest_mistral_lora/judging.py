@@ -558,13 +558,7 @@ def finished_verdict(
         findings=tuple(session.causes().standing(finding for outcome in outcomes for finding in outcome.findings)),
         not_checked={outcome.name: outcome.not_checked for outcome in outcomes if outcome.not_checked},
         facts={outcome.name: outcome.facts for outcome in outcomes if outcome.facts},
-        _text="\n".join(
-            [
-                *session.opening_lines,
-                *texts,
-                *session.summary_lines(width, lines),
-            ]
-        ),
+        _text="\n".join([*session.opening_lines, *texts, *session.summary_lines(width, lines)]),
         _report=session.report(command, Path.cwd()),
         _rows=(*(earlier._rows if earlier is not None else ()), *session.failed_rows()),
         _outcomes=outcomes,

@@ -24,12 +24,12 @@ from pytest_mistral_lora.formats.converter import convert_record
 from pytest_mistral_lora.formats.declared_keys import DECLARED_KEYS, MarkColumns
 from pytest_mistral_lora.formats.layouts import Layout
 from pytest_mistral_lora.formats.recognition import FORMATS, recognise, unread_columns
+from pytest_mistral_lora.formats.records import LOOKED_AT
 from pytest_mistral_lora.formats.report import LOSSES, Report, refuse_unknown_losses
 from pytest_mistral_lora.formats.row_sources import first_records_of
 from pytest_mistral_lora.places import Place
 from pytest_mistral_lora.records.files import finished_file, remove_temporaries
 
-_LOOKED_AT = 20
 _SHOWN_KEYS = 8
 _MOST_BAD = 100_000
 """A file whose first records, so many, are all bad is refused: a packed file of 50 kB can have millions of them."""
@@ -181,7 +181,7 @@ def conversions(
     """
     file = source.open()
     records = file.records(progress)
-    first = list(islice(records, _LOOKED_AT))
+    first = list(islice(records, LOOKED_AT))
     if not first:
         raise InputError("the file has no rows", place=str(source.path))
     layout, evidence = layout_of(source, first)

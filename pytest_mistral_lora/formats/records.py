@@ -14,7 +14,9 @@ from pytest_mistral_lora.formats.files import every_file
 from pytest_mistral_lora.formats.tool_calls import from_json, without_nulls
 from pytest_mistral_lora.places import Place
 
-_LOOKED_AT = 20
+LOOKED_AT = 20
+"""The first records of a source, by which its form is recognised."""
+
 _ARGUMENTS = "arguments"
 
 
@@ -25,7 +27,7 @@ def first_records(path: Path) -> tuple[str, list[Record]]:
         InputError: If the file cannot be read, or its format is never read.
     """
     file = open_source(path)
-    return file.title, list(islice(file.records(lambda read: None), _LOOKED_AT))
+    return file.title, list(islice(file.records(lambda read: None), LOOKED_AT))
 
 
 def records_of(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[SourceFile, Record]]:

@@ -18,13 +18,12 @@ from pytest_mistral_lora.chat.reading import limits, loads_strict
 from pytest_mistral_lora.chat.reading.row_source import RowSource, SourceRecord
 from pytest_mistral_lora.chat.remedies import json_step
 from pytest_mistral_lora.errors import InputError, RowError, one_line
-from pytest_mistral_lora.formats.records import records_of
+from pytest_mistral_lora.formats.records import LOOKED_AT, records_of
 from pytest_mistral_lora.formats.tables import refuse_two_columns
 from pytest_mistral_lora.places import NamedSource, Place
 
 _ENDLESS = "a value holds itself, or is nested too deeply"
 _BATCH = 256
-_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +192,7 @@ def rows_source(rows: Any, name: str = "rows") -> RowSource:
 
 def first_records_of(rows: RowSource) -> list[SourceRecord]:
     """Return the first records of a source, by which its form is recognised."""
-    return list(islice(rows.records(), _LOOKED_AT))
+    return list(islice(rows.records(), LOOKED_AT))
 
 
 def _is_dataset(value: Any) -> bool:

@@ -13,13 +13,7 @@ from pytest_mistral_lora.report.lines import (
     verdict_line,
     write_styled,
 )
-from pytest_mistral_lora.report.report_file import (
-    RunFacts,
-    report_data,
-    require_report_file,
-    rows_page,
-    write_report,
-)
+from pytest_mistral_lora.report.report_file import RunFacts, report_data, require_report_file, rows_page, write_report
 
 __all__ = [
     "NOTHING_WAS_JUDGED",

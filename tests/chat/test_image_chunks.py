@@ -70,7 +70,7 @@ def test_the_grid_is_that_of_mistral_common(sizes: ImageSizes) -> None:
     draw = random.Random(0)
     odd = [(1, 1), (5000, 1), (1, 5000), (5000, 2), (1024, 1024), (1540, 1541), (3096, 389), (2018, 2705), (1723, 166)]
     for width, height in [*odd, *((draw.randint(1, 4000), draw.randint(1, 4000)) for _ in range(291))]:
-        expected = encoder._image_to_num_tokens(SimpleNamespace(size=(width, height)))  # type: ignore[arg-type]
+        expected = encoder._image_to_num_tokens(SimpleNamespace(size=(width, height)))
         assert grid_of(width, height, sizes) == expected
         literals = grid_of(width, height, sizes).literals
         assert len(literals) == (expected[0] + 1) * expected[1]
@@ -162,7 +162,7 @@ def test_what_is_outside_of_the_folder_is_never_opened(url: str, folder: Path, m
     def opened(*given: Any) -> None:
         pytest.fail(f"opened: {given}")
 
-    monkeypatch.setattr(pictures, "_asked", opened)
+    monkeypatch.setattr(pictures, "_reader", opened)
     with pytest.raises(UncheckedRowError) as caught:
         row_of([{"type": "image_url", "image_url": {"url": url.format(folder=folder)}}], folder)
     assert caught.value.reason == "image of unknown size"
@@ -230,7 +230,7 @@ def test_hostile_headers_end_no_run() -> None:
 def test_a_picture_of_too_many_pixels_is_refused() -> None:
     header = bytearray(png(1, 1))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
-    with pytest.raises(RowError, match="cannot be read as a picture"):
+    with pytest.raises(RowError, match="a picture that cannot be read"):
         row_of([picture(bytes(header))], None)
 
 

@@ -20,8 +20,9 @@ from sampling import sampled
 
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.reading import limited
+from pytest_mistral_lora.chat.reading.limited import KeptProcess, Limits
 from pytest_mistral_lora.chat.templates import ChatTemplate, isolated
-from pytest_mistral_lora.chat.templates.isolated import WITHOUT_LIMITS, RenderLimits, RenderProcess, ask, trust
+from pytest_mistral_lora.chat.templates.isolated import WITHOUT_LIMITS, ask, render_process, trust
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RenderError, RowError
 from pytest_mistral_lora.records.goldens import packaged_cases
@@ -96,9 +97,9 @@ HARMLESS = {
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[RenderProcess]:
+def process() -> Iterator[KeptProcess]:
     """A process with narrow limits, so that the tests are fast."""
-    started = RenderProcess(RenderLimits(cpu_seconds=0.5, memory=256 << 20))
+    started = render_process(Limits(cpu_seconds=0.5, memory=256 << 20))
     yield started
     started.close()
 
@@ -114,10 +115,10 @@ def tokenizer() -> CheckpointTokenizer:
 
 
 @pytest.mark.parametrize("name", sampled(OVERRUNS, ("a text that doubles", "a wide number")))
-def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderProcess) -> None:
+def test_a_template_that_overruns_is_refused_in_time(name: str, process: KeptProcess) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     found = process.ask({**question(OVERRUNS[name]), "foreign": True})
-    assert found["kind"] == "overrun", found
+    assert found["kind"] in ("limit", "overrun"), found
     assert re.search(r"more than .*\d|uses .*['\d]", found["found"])
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
     # the next row is rendered, by a new process if need be
@@ -125,7 +126,7 @@ def test_a_template_that_overruns_is_refused_in_time(name: str, process: RenderP
 
 
 def test_a_template_that_has_overrun_is_not_run_again(
-    tokenizer: CheckpointTokenizer, process: RenderProcess, monkeypatch: pytest.MonkeyPatch
+    tokenizer: CheckpointTokenizer, process: KeptProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(isolated, "renderer", lambda: process)
     template = ChatTemplate(tokenizer.fast, OVERRUNS["nested loops"])
@@ -149,13 +150,13 @@ def test_a_long_row_is_not_refused(tokenizer: CheckpointTokenizer) -> None:
     assert template.render(long).count("word") == 200_000
 
 
-def test_a_constant_that_no_memory_holds_is_not_made(process: RenderProcess) -> None:
+def test_a_constant_that_no_memory_holds_is_not_made(process: KeptProcess) -> None:
     never = {**question("{% if false %}{{ 'a' * 99999999999 }}{% endif %}"), "foreign": True}
     assert process.ask(never)["text"] == ""
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_a_template_is_rendered_alike_here_and_there(name: str, process: RenderProcess) -> None:
+def test_a_template_is_rendered_alike_here_and_there(name: str, process: KeptProcess) -> None:
     found = process.ask({**question(HARMLESS[name]), "foreign": True})
     trust(HARMLESS[name])
     assert found == ask(question(HARMLESS[name]))
@@ -187,12 +188,12 @@ def test_packaged_rows_are_rendered_alike_by_a_foreign_template(tokenizer: Check
         ("{{ 1 // 0 }}", "error"),
     ],
 )
-def test_errors_have_a_kind(source: str, kind: str, process: RenderProcess) -> None:
+def test_errors_have_a_kind(source: str, kind: str, process: KeptProcess) -> None:
     assert process.ask({**question(source), "foreign": True})["kind"] == kind
 
 
 @pytest.mark.parametrize("asked", ["mark", "render"])
-def test_a_text_that_spells_an_address_is_steady(asked: str, process: RenderProcess) -> None:
+def test_a_text_that_spells_an_address_is_steady(asked: str, process: KeptProcess) -> None:
     spelled = "<object at 0x7f00>"
     in_row = {**question("{{ messages[0].content }}", asked), "messages": [{"role": "user", "content": spelled}]}
     assert process.ask({**in_row, "foreign": True})["text"] == spelled
@@ -212,7 +213,7 @@ def test_a_foreign_template_is_not_rendered_without_limits(
     assert foreign.render(ROW) == "<s>"
 
 
-def test_a_process_that_ends_while_idle_is_replaced(process: RenderProcess) -> None:
+def test_a_process_that_ends_while_idle_is_replaced(process: KeptProcess) -> None:
     harmless = {**question("{{ eos_token }}"), "foreign": True}
     process.ask(harmless)
     os.kill(process._started[os.getpid()].process.pid, signal.SIGKILL)
@@ -220,14 +221,14 @@ def test_a_process_that_ends_while_idle_is_replaced(process: RenderProcess) -> N
 
 
 def test_a_process_that_stops_is_ended_by_the_clock() -> None:
-    process = RenderProcess(RenderLimits(seconds=0.2))
+    process = render_process(Limits(seconds=0.2))
     process.ask({**question("a"), "foreign": True})
     os.kill(process._started[os.getpid()].process.pid, signal.SIGSTOP)
     assert "more than 0.2 seconds" in process.ask({**question("b"), "foreign": True})["found"]
     process.close()
 
 
-def test_threads_and_forks_do_not_mix_their_answers(process: RenderProcess) -> None:
+def test_threads_and_forks_do_not_mix_their_answers(process: KeptProcess) -> None:
     def answers(mark: str) -> set[str]:
         return {process.ask({**question(f"{mark}{n}"), "foreign": True})["text"] for n in range(50)}
 
@@ -268,4 +269,4 @@ def test_the_process_imports_no_torch_keeps_its_memory_and_ends_with_its_parent(
 def test_an_interpreter_that_cannot_start_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limited, "_CODE", "raise SystemExit(9)")
     with pytest.raises(MistralLoraError, match=r"does not start \(exit code 9\)"):
-        RenderProcess(RenderLimits()).ask({**question("a"), "foreign": True})
+        render_process(Limits()).ask({**question("a"), "foreign": True})

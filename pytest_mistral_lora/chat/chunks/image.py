@@ -17,7 +17,7 @@ from pytest_mistral_lora.errors import UncheckedRowError
 from pytest_mistral_lora.places import Place, file_of
 
 PUBLISHED = (ImageSizes(16, 1024, 1), ImageSizes(14, 1540, 2), ImageSizes(14, 1540, 1), ImageSizes(14, 1024, 1))
-"""The settings of published bases: Pixtral, Small 3.1 and later, and Small 3.1 without its merge."""
+"""Those of Pixtral and of Small 3.1 and later; then Small's without its merge, and Pixtral's with smaller patches."""
 
 
 class Grid(NamedTuple):

@@ -1,11 +1,13 @@
 """Processes for risky work, under the operating system's limits on time and memory, so that this process survives it.
 
-Foreign templates are rendered in one (`chat.templates.isolated`), and tables are read in one (`formats.tables`).
-Questions and answers are JSON objects, a line each; bytes may follow an answer.
+Foreign templates are rendered in one (`chat.templates.isolated`), tables are read in one (`formats.tables`), and the
+headers of pictures in one (`chat.reading.pictures`). Questions and answers are JSON
+objects, a line each; bytes may follow an answer.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -15,11 +17,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from pytest_mistral_lora.errors import MistralLoraError
 
+_MIB = 1 << 20
 _START_SECONDS = 120.0
 # sys.path of this process, not of the environment: the same packages, and never those of the working folder
 _CODE = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {module} import {function}; {function}(*{given})"
@@ -37,6 +41,7 @@ class LimitedProcess:
         environment: Variables for it beside those of this process.
 
     Attributes:
+        title: What the process does.
         process: The process itself.
         too_slow: Whether it was ended because an answer took too long.
 
@@ -58,6 +63,7 @@ class LimitedProcess:
         command = [sys.executable, "-I", "-B", "-c", code, json.dumps([*map(str, sys.path)])]
         # threads of numpy would only take address space
         one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self.title: str = title
         self.too_slow: bool = False
         try:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
@@ -152,6 +158,81 @@ class LimitedProcess:
     def _give_up(self) -> None:
         self.too_slow = True
         self.process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one answer.
+
+    Attributes:
+        cpu_seconds: CPU time; the row of a template, or the header of a picture, takes about a thousandth of a second.
+        memory: Bytes beyond those of the libraries, on Linux.
+        seconds: Time on the clock, for a machine that does not count CPU time, or a process that sleeps.
+    """
+
+    cpu_seconds: float = 5.0
+    memory: int = 512 * _MIB
+    seconds: float = 60.0
+
+
+class KeptProcess:
+    """A process that answers questions: started at the first one, and again after a limit ended it.
+
+    Args:
+        start: Starts it.
+        limits: Its limits.
+    """
+
+    def __init__(self, start: Callable[[], LimitedProcess], limits: Limits) -> None:
+        self._start = start
+        self._limits = limits
+        self._lock = threading.Lock()
+        # by process: a forked process must not share the pipes of its parent
+        self._started: dict[int, LimitedProcess] = {}
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an answer; one of the kind `limit` says in `found` what ended the process, which is then replaced.
+
+        Raises:
+            MistralLoraError: If the process cannot be started.
+        """
+        with self._lock:
+            fresh = os.getpid() not in self._started
+            answer, is_over = self._ask(question)
+            if is_over and not fresh:
+                # questions before this one may have left little memory, or another program may have ended the process
+                answer, _ = self._ask(question)
+        return answer
+
+    def close(self) -> None:
+        """End the process of this process, if it was started."""
+        atexit.unregister(self.close)
+        started = self._started.pop(os.getpid(), None)
+        if started is not None:
+            started.end()
+
+    def _ask(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Return an answer, and whether it may be another one in a new process."""
+        limits = self._limits
+        started = self._started.get(os.getpid())
+        if started is None or not started.is_running:
+            self.close()
+            started = self._started[os.getpid()] = self._start()
+            atexit.register(self.close)
+        try:
+            answer = started.answer(question, limits.seconds)
+        except BaseException:
+            # Ctrl-C between a question and its answer: the answer would be taken for that to the next question
+            self.close()
+            raise
+        if answer is None:
+            overrun = started.overrun(limits.cpu_seconds, limits.seconds)
+            ended = f"ends the process that {started.title} ({started.ending})"
+            return {"kind": "limit", "found": f"takes more than {overrun}" if overrun else ended}, not overrun
+        if answer.get("kind") == "memory":
+            self.close()
+            return {"kind": "limit", "found": f"takes more than {limits.memory // _MIB} MiB"}, True
+        return answer, False
 
 
 def serve(

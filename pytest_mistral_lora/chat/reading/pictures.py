@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import binascii
 import io
-import os
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.reading import limited
+from pytest_mistral_lora.chat.reading.limited import KeptProcess, LimitedProcess, Limits
 from pytest_mistral_lora.errors import RowError, one_line
 from pytest_mistral_lora.places import Place
 
@@ -23,9 +23,6 @@ MAX_BYTES = 64 << 20
 """The most bytes of a picture."""
 MAX_PIXELS = 178_956_970
 """The most pixels: Pillow, and with it mistral-common, opens no larger one."""
-_CPU_SECONDS = 5.0
-_SECONDS = 60.0
-_MEMORY = 512 << 20
 _ORIENTATION = 274
 
 
@@ -64,11 +61,14 @@ def picture_in(url: str, folder: Path | None, place: Place) -> Picture | str:
             raise RowError(f"a data URL whose base64 is damaged: {error}", place=place) from error
         if len(data) > MAX_BYTES:
             return f"it has {len(data):,} bytes, more than {MAX_BYTES:,}"
-        return _picture({"data": text}, place)
+        return _picture(_reader().ask({"data": text}), place)
     try:
-        path = (Path(os.sep) if folder is None else folder).joinpath(url).resolve()
-        if folder is None or Path(url).is_absolute() or not path.is_relative_to(folder.resolve()):
-            return "it is outside of the folder of the dataset, and not opened"
+        outside = "it is outside of the folder of the dataset, and not opened"
+        if folder is None or Path(url).is_absolute():
+            return outside
+        path = folder.joinpath(url).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return outside
         if not path.is_file():
             # a trainer may have another folder for pictures
             return "there is no such file"
@@ -77,74 +77,41 @@ def picture_in(url: str, folder: Path | None, place: Place) -> Picture | str:
         raise RowError(f"{url!r:.200} cannot be opened: {one_line(error)}", place=place) from error
     if status.st_size > MAX_BYTES:
         return f"it has {status.st_size:,} bytes, more than {MAX_BYTES:,}"
-    return _of_file(str(path), status.st_mtime_ns, status.st_size, place)
-
-
-def _of_file(path: str, modified: int, size: int, place: Place) -> Picture | str:
-    found = _header(path, modified, size)
-    return _checked(found, place)
+    return _picture(_header_of(str(path), status.st_mtime_ns, status.st_size), place)
 
 
 @lru_cache(maxsize=4096)
-def _header(path: str, modified: int, size: int) -> tuple[tuple[str, Any], ...]:
+def _header_of(path: str, modified: int, size: int) -> Mapping[str, Any]:
     """Return the answer on a file, which many rows may name."""
-    return tuple(_asked({"path": path}).items())
+    return _reader().ask({"path": path})
 
 
-def _picture(question: Mapping[str, Any], place: Place) -> Picture | str:
-    return _checked(tuple(_asked(question).items()), place)
+def _picture(header: Mapping[str, Any], place: Place) -> Picture:
+    if "found" in header:
+        found = f"a picture that {header['found']}"
+        raise RowError(found, place=place, expected=f"a picture in {', '.join(FORMATS)}")
+    return Picture(header["width"], header["height"], header["orientation"])
 
 
-def _checked(answer: tuple[tuple[str, Any], ...], place: Place) -> Picture | str:
-    found = dict(answer)
-    if "found" in found:
-        raise RowError(found["found"], place=place, expected=f"a picture in {', '.join(FORMATS)}")
-    return Picture(found["width"], found["height"], found["orientation"])
-
-
-_started: dict[int, limited.LimitedProcess] = {}
-"""The process of each process: a forked one must not share the pipes of its parent."""
-
-
-def _asked(question: Mapping[str, Any]) -> dict[str, Any]:
-    process = _started.get(os.getpid())
-    if process is None or not process.is_running:
-        check = "import PIL.Image"
-        title = "reads the headers of pictures"
-        process = limited.LimitedProcess(__name__, "serve", (), title=title, check=check)
-        _started[os.getpid()] = process
-    try:
-        answer = process.answer(question, _SECONDS)
-    except BaseException:
-        # an unread answer would be taken for that to the next question
-        _close()
-        raise
-    if answer is None or answer.get("kind") == "memory":
-        overrun = process.overrun(_CPU_SECONDS, _SECONDS)
-        _close()
-        found = f"takes more than {overrun} to read" if overrun else "takes down the reader of pictures"
-        return {"found": f"a picture that {found}"}
-    return answer
-
-
-def _close() -> None:
-    process = _started.pop(os.getpid(), None)
-    if process is not None:
-        process.end()
-
-
-atexit.register(_close)
+@cache
+def _reader() -> KeptProcess:
+    """Return the process of this session for headers of pictures."""
+    title, check = "reads the headers of pictures", "import PIL.Image"
+    return KeptProcess(lambda: LimitedProcess(__name__, "serve", (), title=title, check=check), Limits())
 
 
 def serve() -> None:
     """Answer questions on pictures, in the other process."""
-    limited.serve(_prepare, _answer, cpu_seconds=_CPU_SECONDS, memory=_MEMORY)
+    limits = Limits()
+    limited.serve(_prepare, _answer, cpu_seconds=limits.cpu_seconds, memory=limits.memory)
 
 
 def _prepare() -> None:
-    from PIL import Image, WebPImagePlugin  # noqa: F401  # it registers its format
+    from PIL import Image
 
     Image.preinit()
+    # the only one of the formats that `preinit` does not register
+    import_module("PIL.WebPImagePlugin")
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     warnings.simplefilter("ignore")
 
@@ -167,7 +134,7 @@ def _read_header(question: Mapping[str, Any]) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:
-        return {"found": f"cannot be read as a picture: {one_line(error) or type(error).__name__}"}
+        return {"found": f"cannot be read: {one_line(error) or type(error).__name__}"}
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        return {"found": f"a picture of {width}x{height} pixels"}
+        return {"found": f"has {width}x{height} pixels"}
     return {"width": width, "height": height, "orientation": orientation if isinstance(orientation, int) else 1}
