@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.conformance.adapter.checks import AdapterChecks
 from pytest_mistral_lora.conformance.adapter.weights import reason_not_to_load
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
@@ -246,9 +247,17 @@ class TranscriptChecks:
         model = load_model(self.model) if chosen else None
         return [judge(model, spec.encoder, transcript, precision=spec.precision) for transcript in chosen]
 
-    @property
+    @cached_property
     def _nothing_to_answer(self) -> str:
-        return "" if self._judgements else "no transcript can be asked: see the check `prompts`"
+        try:
+            return "" if self._judgements else "no transcript can be asked: see the check `prompts`"
+        except (PinError, TokenizerError):
+            raise
+        except InputError:
+            # the checks of the adapter name the tensor; PEFT's refusal must not end them
+            if self.model.folder.kind == "merged" or not AdapterChecks(self.model.folder).misfits:
+                raise
+            return "adapter and base do not fit: see the checks of the adapter"
 
     @cached_property
     def _not_judged(self) -> str:

@@ -15,9 +15,11 @@ import pytest
 import torch
 from cut_sentencepiece import cut_v3
 from forked import run_forked
+from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, smoke, write_rows, zero_the_layers
 from transformers import MistralForCausalLM
 
+from pytest_mistral_lora import judge as judge_folder
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
@@ -85,6 +87,22 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert verdict.startswith("0 exact, 0 equivalent, 5 different; ")
     assert smoke(adapter, "--base", base, "--rows", adapter, "--output-format", "github") == 2
     assert "--output-format: without transcripts" in capsys.readouterr().err
+
+
+def test_a_tensor_of_another_shape_is_a_finding_and_answers_are_not_checked(
+    run: RunResult, adapter: Path, base: Path
+) -> None:
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "lora_A" in name)
+    save_file({**tensors, name: torch.cat([tensors[name]] * 2, dim=1)}, file)
+    verdict = judge_folder(adapter, base=base)
+    assert [finding for finding in verdict.findings if finding.rule == "ML412" and name in finding.found]
+    not_checked = {name.partition("::")[2] for name in verdict.not_checked}
+    assert {"transcript::answers", "transcript::formats"} <= not_checked
+    healthy = judge_folder(run.output, base=base)
+    assert healthy.ok
+    assert not [name for name in healthy.not_checked if "::transcript::" in name]
 
 
 def test_a_known_answer_does_not_fail_and_a_report_has_each_transcript(

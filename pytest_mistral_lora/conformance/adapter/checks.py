@@ -307,14 +307,18 @@ class AdapterChecks:
         findings, undecided = effect_checks.start_findings(self.folder, self._layout, self._base)
         return Result(tuple(findings), not_checked=undecided)
 
+    @cached_property
+    def misfits(self) -> tuple[Finding, ...]:
+        """The errors in names, configuration, shapes and start: PEFT's own errors for these would hide the cause."""
+        found = (*self._misnamed, *self.configuration().findings, *self.fits_base().findings)
+        found += self.initial_base().findings if self.has_changed_start else ()
+        return tuple(finding for finding in found if finding.severity == "error")
+
     def changes_the_base(self) -> Result:
         """Check that the adapter, put on its base by PEFT, changes the base's logits."""
         if reason := self._no_layout or self.folder.located_base.missing:
             return Result(not_checked=reason)
-        # PEFT's own errors for these would hide the cause
-        before = (*self._misnamed, *self.configuration().findings, *self.fits_base().findings)
-        before += self.initial_base().findings if self.has_changed_start else ()
-        if any(finding.severity == "error" for finding in before):
+        if self.misfits:
             return Result(not_checked="adapter and base do not fit: see the checks before")
         if reason := self._no_numbers or weight_checks.reason_not_to_load(self._base):
             return Result(not_checked=reason)
