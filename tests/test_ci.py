@@ -38,7 +38,7 @@ def test_an_environment_of_each_week_is_in_a_workflow() -> None:
 
 
 def test_every_mutant_runs() -> None:
-    assert TOX["testenv:gallery"]["commands"] == 'pytest -m "gallery and not slow" {posargs:tests/mutants}'
+    assert TOX["testenv:gallery"]["commands"] == 'pytest -n 2 -m "gallery and not slow" {posargs:tests/mutants}'
     files = set((ROOT / "tests").rglob("test_*.py")) - {Path(__file__)}
     assert {path.parent.name for path in files if "mark.gallery" in path.read_text(encoding="utf-8")} == {"mutants"}
 
