@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cut_sentencepiece import cut_v3
 from transformers import AutoTokenizer
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 
@@ -22,7 +22,7 @@ ROW = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hell
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose template lacks the space after [INST]."""
     folder = tmp_path_factory.mktemp("made") / "model"
-    file = shipped_tokenizer("spm-v3")
+    file = cut_v3()
     CheckpointTokenizer(file).fast.save_pretrained(folder)
     shutil.copy(file, folder)
     text = (folder / TEMPLATE).read_text()

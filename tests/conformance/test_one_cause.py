@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cut_sentencepiece import cut_v3
 from dataset_recipes import said, write_rows
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import FindingGroups
@@ -25,7 +25,7 @@ WORD = ("{{- content -}}", "{{- content | replace('Zanzibar', 'Mombasa') -}}")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with mistral-common's template."""
     folder = tmp_path_factory.mktemp("sound") / "model"
-    file = shipped_tokenizer("spm-v3")
+    file = cut_v3()
     CheckpointTokenizer(file).fast.save_pretrained(folder)
     shutil.copy(file, folder)
     return folder

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = (
-    *("accelerate", "peft", "pytest", "torch", "transformers.trainer"),
-    *("transformers.models.auto.tokenization_auto", "transformers.models.mistral.modeling_mistral"),
+    *("accelerate", "hypothesis", "mistral_common.tokens.tokenizers.mistral", "peft", "pytest", "torch"),
+    *("transformers.trainer", "transformers.models.auto.tokenization_auto"),
+    "transformers.models.mistral.modeling_mistral",
 )
-"""The libraries of the commands, with the parts of transformers that it would load when they are first used."""
+"""The libraries of the commands, with the parts of transformers that it would load when first used."""
 
 
 def run_forked(
