@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,16 +53,78 @@ def test_what_is_no_rule_is_bad_usage(name: str, capsys: Any) -> None:
     assert "mistral-lora rules" in error
 
 
-def test_rules_are_found_by_the_words_of_a_symptom(capsys: Any) -> None:
-    assert main(["rules", "--search", "Trailing SPACES", "--json"]) == 0
-    assert [rule["id"] for rule in json.loads(capsys.readouterr().out)] == ["ML529"]
-    # in any form, and the rules that have the words in their title come first
-    assert main(["rules", "--search", "masked eos"]) == 0
-    assert "ML546" in capsys.readouterr().out
-    assert main(["rules", "--search", "trained paddings"]) == 0
-    assert capsys.readouterr().out.startswith("ML510")
-    # the beginning of a word is enough, its end is not
-    assert main(["rules", "--search", "pad"]) == 0
-    assert "ML510" in capsys.readouterr().out
-    assert main(["rules", "--search", "ddings"]) == 2
-    assert "no rule has all of the words 'ddings'" in capsys.readouterr().err
+def search(words: str, capsys: Any) -> list[str]:
+    """Return the ids of the rules that a search lists, in their order."""
+    assert main(["rules", "--search", words, "--json"]) == 0
+    return [rule["id"] for rule in json.loads(capsys.readouterr().out)]
+
+
+# what people ask, written before the symptoms of the rules; each with the rules that answer it
+_QUESTIONS = {
+    "model never stops": ["ML546"],
+    "keeps generating until max tokens": ["ML546", "ML522", "ML204", "ML240"],
+    "last turn": ["ML508"],
+    "unsloth": ["ML326"],
+    "garbage output": ["ML902", "ML205", "ML214", "ML440", "ML211"],
+    "wrong prompt format": ["ML004", "ML902", "ML603", "ML442"],
+    "loss is nan": ["ML322"],
+    "loss stuck at zero": ["ML544", "ML605"],
+    "adapter has no effect": ["ML413", "ML403"],
+    "ollama output differs": ["ML934"],
+    "double bos": ["ML105", "ML226", "ML521"],
+    "tool call printed as plain text": ["ML548", "ML524", "ML530"],
+    "eval rows leaked into training": ["ML610", "ML632"],
+    "mojibake": ["ML617", "ML636"],
+    "pad equals eos": ["ML204"],
+    "answers are cut off": ["ML531", "ML664", "ML669"],
+    "system message ignored": ["ML525"],
+    "lora alpha scaling wrong": ["ML325", "ML428", "ML434", "ML914"],
+    "tokenizer from a different revision": ["ML212", "ML211", "ML705"],
+    "packing leaks between samples": ["ML313", "ML512", "ML513"],
+    "missing space after [INST]": ["ML528"],
+}
+
+
+@pytest.mark.of_field
+@pytest.mark.parametrize("question", _QUESTIONS)
+def test_a_question_finds_a_rule_that_answers_it_first(question: str, capsys: Any) -> None:
+    assert search(question, capsys)[0] in _QUESTIONS[question]
+
+
+def _symptoms_of_page() -> list[tuple[str, list[str]]]:
+    page = (Path(__file__).parent.parent / "docs" / "symptoms.md").read_text("utf-8")
+    table = page[page.index("| you see |") : page.index("## By trainer")].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split(" | ")] for line in table if line]
+    return [(seen.strip("| "), re.findall(r"\[(ML\d+)\]", rules)) for seen, _, rules, *_ in cells]
+
+
+@pytest.mark.of_field
+@pytest.mark.parametrize(("seen", "rules"), _symptoms_of_page())
+def test_a_symptom_of_the_page_finds_a_rule_of_its_line_first(seen: str, rules: list[str], capsys: Any) -> None:
+    assert search(seen, capsys)[0] in rules
+
+
+def test_words_are_found_in_any_form(capsys: Any) -> None:
+    assert search("Trailing SPACES", capsys)[0] == "ML529"
+    assert search("trained paddings", capsys)[0] == "ML510"
+    assert search("pad eos", capsys) == search("PADDING eos", capsys)
+
+
+def test_a_search_lists_the_rules_that_fit_best(capsys: Any) -> None:
+    assert main(["rules", "--search", "the model"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 10
+    assert "more rules have one of these words" in err
+    assert len(search("the model", capsys)) > 10
+
+
+@pytest.mark.parametrize("words", ["zzzz", "(", '"'])
+def test_words_that_no_rule_has_are_refused(words: str, capsys: Any) -> None:
+    assert main(["rules", "--search", words]) == 2
+    assert f"no rule has a word of {words!r}" in capsys.readouterr().err
+
+
+def test_a_new_rule_is_found_by_its_own_words(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    new = replace(RULES["ML204"], id="ML299", symptoms=("the giraffe is upside down",))
+    monkeypatch.setattr("pytest_mistral_lora.conformance.finding.RULES", {**RULES, "ML299": new})
+    assert search("upside-down giraffes", capsys)[0] == "ML299"

@@ -142,6 +142,7 @@ class Rule:
         fault_class: The name of the fault in the reports of `audit`, for a rule on encoded rows; `class` in the file.
         by_program: Whether its fix is a setting of the program that made the artifact. If that is not known, the fix in
             each known program stands below the general one.
+        symptoms: What you see if it is broken, in your words: `rules --search` looks here first.
         names: The parts of a rule that says one thing of several, each with the id that it had as a rule of its own.
             `ML107.encoding` is what a finding, a list of known deviations and a known fault may name.
     """
@@ -161,6 +162,7 @@ class Rule:
     error_since: str = ""
     fault_class: str = ""
     by_program: bool = False
+    symptoms: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -284,6 +286,7 @@ def _rules_in(path: Path, subject: str) -> dict[str, Rule]:
             example=example,
             proof=proof,
             fault_class=fault_class,
+            symptoms=tuple(table.pop("symptoms", ())),
             **table,
         )
     return rules

@@ -52,10 +52,10 @@ def texts_of_code(source: str) -> Iterator[tuple[int, str]]:
 
 
 def texts_of_data(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts of a table, with their keys; those of a source may cite a thread."""
+    """Yield the texts of a table, with their keys; a source may cite a thread, and people search by any name."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if key != "source":
+            if key not in {"source", "symptoms"}:
                 yield from texts_of_data(item, f"{path}.{key}".lstrip("."))
     elif isinstance(value, list):
         for item in value:
