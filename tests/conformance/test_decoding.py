@@ -49,3 +49,11 @@ def test_a_decoder_that_cleans_is_found_whatever_the_vocabulary_has(tmp_path: Pa
 
 def test_another_family_s_decoder_that_keeps_every_text_is_sound(tmp_path: Path) -> None:
     assert list(decoding(byte_tokenizer(tmp_path, BYTES, decoders.ByteLevel()))) == []
+
+
+def test_a_vocabulary_without_any_text_leaves_nothing_to_decode(tmp_path: Path) -> None:
+    # a conversion that lost its vocabulary: three special tokens, and no probe has an id
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
+    assert list(decoding(Target("other", tmp_path, oracle_name="none"))) == []

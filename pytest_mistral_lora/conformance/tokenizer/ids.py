@@ -277,6 +277,8 @@ def _characters_without_ids(fast: Any, texts: list[str]) -> set[str]:
 
 
 def _ids(fast: Any, texts: list[str]) -> list[list[int]]:
+    if not texts:  # transformers raises an IndexError for a batch of none
+        return []
     encoded: list[list[int]] = fast(texts, add_special_tokens=False)["input_ids"]
     return encoded
 
