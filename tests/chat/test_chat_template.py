@@ -90,6 +90,14 @@ def test_a_template_for_every_row_is_needed(templates: Any, found: str) -> None:
     assert found in caught.value.found
 
 
+def test_thinking_left_open_is_joined_with_the_text_of_the_next_turn() -> None:
+    opened = {"role": "assistant", "content": [{"type": "thinking", "thinking": "b", "closed": False}]}
+    row = parse_row({"messages": [USER, opened, {**CALL, "content": "b"}, RESULT, ANSWER], "tools": [TOOL]})
+    tokenizer = converted_tokenizer("derived-v13-thinking")
+    comparison = compare(row, tokenizer.oracle, ChatTemplate(tokenizer.fast))
+    assert (comparison.deviations, comparison.unexplained) == (("open-thinking-joined",), "")
+
+
 def test_a_tokenizer_without_added_tokens_has_no_literals() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -17,7 +17,7 @@ from jinja2.exceptions import SecurityError
 from pytest_mistral_lora.chat.kinds.conversation import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate, renderer
 from pytest_mistral_lora.chat.templates.generation_blocks import ids_of
-from pytest_mistral_lora.chat.templates.own_rows import _PROBES, OwnRows, own_renderer
+from pytest_mistral_lora.chat.templates.own_rows import _PROBES, OwnRows, _Shape, own_renderer
 from pytest_mistral_lora.errors import LibraryError, RowError
 from pytest_mistral_lora.strategies import hostile_text, rows, tool_rows
 
@@ -53,6 +53,18 @@ def _outcome(run: Callable[[], Any]) -> Any:
         return run()
     except RowError as error:
         return str(error)
+
+
+@pytest.mark.parametrize(
+    ("block", "has_shape"),
+    [((1, 5), True), ((1, 9), True), ((3, 9), False), ((1, 3), False), ((6, 8), False)],
+    ids=str,
+)
+def test_a_block_may_not_begin_or_end_inside_a_text(block: tuple[int, int], has_shape: bool) -> None:
+    shape = _Shape.of("[ONE][TWO]", [block], ["ONE", "TWO"])
+    assert (shape is not None) == has_shape
+    if shape is not None:
+        assert shape.fill(["a", "bc"]) == ("[a][bc]", [(1, 3 if block[1] == 5 else 6)])
 
 
 @settings(max_examples=5)

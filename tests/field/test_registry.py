@@ -167,8 +167,9 @@ def test_an_object_of_another_kind_is_refused(install: Install) -> None:
 
 def test_two_of_one_name_are_an_error_if_the_name_is_used(install: Install) -> None:
     install("first", "servers", "vllm", "server_of_mine:MINE")
-    with pytest.raises(InputError, match="2 packages have a kind of server 'vllm': this package, first"):
+    with pytest.raises(InputError, match="2 packages have a kind of server 'vllm': this package, first") as caught:
         SERVERS["vllm"]
+    assert caught.value.next_step == "Uninstall one of them: pip uninstall first"
     assert SERVERS["llamacpp"].name == "llamacpp"
     # the judge asks for its own, whoever else has a name of them
     assert [server.name for server in SERVERS.of_this_package()] == [*SERVERS.ours]

@@ -29,6 +29,13 @@ def another_answer(artifact: Artifact) -> None:
     rows.write_text(rows.read_text().replace("Paris.", "Lyon."))
 
 
+@mutant("ML301.answers ML305 ML706", says="tokens are supervised")
+def longer_answer(artifact: Artifact) -> None:
+    """The row's answer has more tokens than the one that was trained on."""
+    rows = artifact["folder"] / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("Paris.", "Paris, as it has always been."))
+
+
 @mutant("ML302", says="lm_head.weight is not as it was")
 def changed_base(artifact: Artifact) -> None:
     """Training changed a tensor of the base."""

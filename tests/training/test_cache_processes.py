@@ -111,6 +111,14 @@ def test_of_two_processes_at_once_one_judges_and_both_take_the_verdict(rows_fold
     assert sorted(done.stdout.split()) == sorted(["judges", digest, digest])
 
 
+def test_of_two_processes_at_once_one_judges_rows_that_are_encoded_already(rows_folder: Path) -> None:
+    # neither waits for the other's encoding: only for its verdict
+    digest = load(rows_folder).train.figures.sha256["ids"]
+    done = child(rows_folder, JUDGED_AT_ONCE)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(["judges", digest, digest])
+
+
 def test_several_processes_make_the_same_files_as_one(rows_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(rows_folder, data={"held_out": 0.3}, max_length=25, truncation="right", unsupervised="drop")
     files = []

@@ -320,6 +320,20 @@ def test_a_failed_gate_from_disk_is_a_finding(
     assert "mistral-lora rules ML807" in printed
 
 
+def test_another_verdict_than_that_of_the_run_is_named(
+    good: RunResult, ruined: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "The run recorded another verdict: "
+    assert smoke(good.output, "--gate", "--base", good.base_folder) == 0
+    assert words not in capsys.readouterr().out
+    shutil.copytree(good.output.parent, tmp_path / "run")
+    file = tmp_path / "run" / good.output.name / "manifest.json"
+    failed = json.loads((ruined.output / "manifest.json").read_text())["evaluation"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "evaluation": failed}))
+    assert smoke(file.parent, "--gate", "--base", good.base_folder) == 0
+    assert f"{words}failed." in capsys.readouterr().out
+
+
 def gate_check(output: Path) -> Any:
     settings: Any = SimpleNamespace(device="cpu")
     found = {check.case: check for check in checks(AdapterTarget("out", output), settings)}
