@@ -8,6 +8,7 @@ import pytest
 
 from pytest_mistral_lora.checkpoint.model_facts import (
     ModelFacts,
+    Stated,
     contradictions,
     facts_of_config,
     facts_of_gguf,
@@ -232,6 +233,14 @@ def test_no_value_of_a_file_ends_the_comparison(value: Any) -> None:
             fields = {key: value for key in converted(MINISTRAL_3) if not key.endswith("type")}
             stored = facts_of_gguf({**converted(MINISTRAL_3), **fields}, "mistral3")
             assert all(found.as_found for found, _ in contradictions(stored, facts_of_config(one)))
+
+
+def test_an_effect_stands_behind_a_value_and_nothing_stands_behind_a_value_without_one() -> None:
+    plain = Stated(8, "head_dim")
+    assert (plain.as_found, plain.as_expected("config.json")) == ("head_dim is 8", "8, head_dim of config.json")
+    scaled = Stated(2.0, "yarn.apply_scale", "true", "cosine and sine are multiplied by 2")
+    assert scaled.as_found == f"yarn.apply_scale is true: {scaled.effect}"
+    assert scaled.as_expected("params.json") == f"true, yarn.apply_scale of params.json: {scaled.effect}"
 
 
 def test_the_older_spelling_states_the_same() -> None:

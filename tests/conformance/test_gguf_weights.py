@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import adapter_fields, adapter_tensors, model_fields, model_tensors, write_gguf
+from gguf_files import adapter_fields, adapter_tensors, model_fields, model_tensors, tokenizer_fields, write_gguf
 from of_classes import made_adapter
 from safetensors.numpy import load_file, save_file
 from small_mistral import write_small_mistral
 
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_folder import BaseFolder
+from pytest_mistral_lora.conformance.gguf.tokenizer import tokenizer_findings
 from pytest_mistral_lora.conformance.gguf.weights import ComparedWeights, adapter_findings
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -34,6 +37,25 @@ def test_a_tied_head_may_be_in_either_file(in_folder: bool, in_file: bool, tmp_p
     tensors = model_tensors(tied | (head if in_file else {}), config)
     file = write_gguf(tmp_path / "tied.gguf", model_fields(config), tensors)
     assert [one.text() for one in ComparedWeights(GgufFile(file), BaseFolder(base), None).findings()] == []
+
+
+@pytest.mark.parametrize(
+    ("left_out", "found"),
+    [
+        (("bos_token_id", "eos_token_id", "unknown_token_id"), None),  # readers take those of SentencePiece
+        (("add_space_prefix",), "add_space_prefix is missing, and readers take true"),
+    ],
+    ids=["ids", "a space"],
+)
+def test_a_field_may_be_left_out_if_readers_take_what_is_right(
+    left_out: Sequence[str], found: str | None, tmp_path: Path
+) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    fields = {**tokenizer_fields(oracle), **dict.fromkeys(f"tokenizer.ggml.{name}" for name in left_out)}
+    file = GgufFile(write_gguf(tmp_path / "vocabulary.gguf", fields, {}))
+    findings = [one.text() for one in tokenizer_findings(file, oracle)]
+    assert len(findings) == (found is not None), findings
+    assert found is None or found in findings[0]
 
 
 PATTERN = r"model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"

@@ -290,3 +290,16 @@ def test_a_parent_and_a_misspelt_path_name_the_neighbour(
     (tmp_path / "rows.jsonl").write_text(LINE)
     assert main(["check", *words]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_a_folder_that_is_named_as_data_and_a_text_name_nothing_to_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes" / "old.jsonl").mkdir(parents=True)
+    (tmp_path / "notes" / "notes.txt").write_text("a")
+    assert main(["check", str(tmp_path / "notes")]) == 2
+    assert "Name what is in it" not in capsys.readouterr().err
+    (tmp_path / "notes" / "old.jsonl" / "rows.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "notes" / "old.jsonl" / "rows.csv").write_text("a\n1\n")
+    assert main(["check", str(tmp_path / "notes")]) == 2
+    assert "notes/old.jsonl/rows." in capsys.readouterr().err
