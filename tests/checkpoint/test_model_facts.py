@@ -235,7 +235,7 @@ def test_no_value_of_a_file_ends_the_comparison(value: Any) -> None:
             assert all(found.as_found for found, _ in contradictions(stored, facts_of_config(one)))
 
 
-def test_an_effect_stands_behind_a_value_and_nothing_stands_behind_a_value_without_one() -> None:
+def test_the_effect_of_a_value_is_named_after_it() -> None:
     plain = Stated(8, "head_dim")
     assert (plain.as_found, plain.as_expected("config.json")) == ("head_dim is 8", "8, head_dim of config.json")
     scaled = Stated(2.0, "yarn.apply_scale", "true", "cosine and sine are multiplied by 2")

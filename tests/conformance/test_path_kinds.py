@@ -292,9 +292,7 @@ def test_a_parent_and_a_misspelt_path_name_the_neighbour(
     assert named in capsys.readouterr().err
 
 
-def test_a_folder_that_is_named_as_data_and_a_text_name_nothing_to_judge(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_is_named_as_a_data_file_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes" / "old.jsonl").mkdir(parents=True)
     (tmp_path / "notes" / "notes.txt").write_text("a")
     assert main(["check", str(tmp_path / "notes")]) == 2

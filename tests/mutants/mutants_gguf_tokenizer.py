@@ -24,7 +24,11 @@ def swapped(artifact: Artifact, name: str, first: int, second: int) -> None:
     setting(artifact, name, values)
 
 
-@mutant("ML912", "N90", says="a second space")
+@mutant(
+    "ML912",
+    "N90",
+    says="add_space_prefix is missing, and readers take true: each control token is followed by a second space",
+)
 def no_space_setting(artifact: Artifact) -> None:
     """tokenizer_config.json had no add_prefix_space: the converter leaves the field out, and the default is true."""
     setting(artifact, "add_space_prefix", None)

@@ -22,18 +22,22 @@ def edited(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Non
     save_file(tensors, file)
 
 
+def answered(artifact: Artifact, text: str) -> None:
+    """Change the row's answer after the training."""
+    rows = artifact["folder"] / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("Paris.", text))
+
+
 @mutant("ML301.answers ML305 ML706", says="said 'Paris.'")
 def another_answer(artifact: Artifact) -> None:
     """The adapter says another answer than the row has."""
-    rows = artifact["folder"] / "rows.jsonl"
-    rows.write_text(rows.read_text().replace("Paris.", "Lyon."))
+    answered(artifact, "Lyon.")
 
 
 @mutant("ML301.answers ML305 ML706", says="tokens are supervised")
 def longer_answer(artifact: Artifact) -> None:
     """The row's answer has more tokens than the one that was trained on."""
-    rows = artifact["folder"] / "rows.jsonl"
-    rows.write_text(rows.read_text().replace("Paris.", "Paris, as it has always been."))
+    answered(artifact, "Paris, as it has always been.")
 
 
 @mutant("ML302", says="lm_head.weight is not as it was")

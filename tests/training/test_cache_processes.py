@@ -104,18 +104,14 @@ JUDGED_AT_ONCE = """
 """
 
 
-def test_of_two_processes_at_once_one_judges_and_both_take_the_verdict(rows_folder: Path) -> None:
+# of rows that are encoded, neither waits for the other's encoding: only for its verdict
+@pytest.mark.parametrize("are_encoded", [False, True])
+def test_of_two_processes_at_once_one_judges_and_both_take_the_verdict(are_encoded: bool, rows_folder: Path) -> None:
+    if are_encoded:
+        load(rows_folder)
     done = child(rows_folder, JUDGED_AT_ONCE)
     assert done.returncode == 0, done.stderr
     digest = load(rows_folder).train.figures.sha256["ids"]
-    assert sorted(done.stdout.split()) == sorted(["judges", digest, digest])
-
-
-def test_of_two_processes_at_once_one_judges_rows_that_are_encoded_already(rows_folder: Path) -> None:
-    # neither waits for the other's encoding: only for its verdict
-    digest = load(rows_folder).train.figures.sha256["ids"]
-    done = child(rows_folder, JUDGED_AT_ONCE)
-    assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(["judges", digest, digest])
 
 

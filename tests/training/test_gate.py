@@ -326,11 +326,10 @@ def test_another_verdict_than_that_of_the_run_is_named(
     words = "The run recorded another verdict: "
     assert smoke(good.output, "--gate", "--base", good.base_folder) == 0
     assert words not in capsys.readouterr().out
-    shutil.copytree(good.output.parent, tmp_path / "run")
-    file = tmp_path / "run" / good.output.name / "manifest.json"
+    folder = Path(shutil.copytree(good.output, tmp_path / "out"))
     failed = json.loads((ruined.output / "manifest.json").read_text())["evaluation"]
-    file.write_text(json.dumps({**json.loads(file.read_text()), "evaluation": failed}))
-    assert smoke(file.parent, "--gate", "--base", good.base_folder) == 0
+    (folder / "manifest.json").write_text(json.dumps({**good.manifest, "evaluation": failed}))
+    assert smoke(folder, "--gate", "--base", good.base_folder, "--dataset", good.output.parent) == 0
     assert f"{words}failed." in capsys.readouterr().out
 
 

@@ -183,8 +183,14 @@ def test_a_dry_run_feeds_as_many_tokens_as_the_largest_micro_batch_of_the_run(
     # of these, two are the most tokens if each has its prompt, and few if they share it
     rows += [[("user", "c " * 29), ("assistant", f"{answer} " * 5)] for answer in "xyz"]
     write_rows(tmp_path / "rows.jsonl", rows)
-    settings = {"steps": 9, "batch_size": 4, "micro_batch_tokens": 81, "dry_run": True, "share_prefix": share_prefix}
-    training = {**settings, "seed": 3}  # an order in which the first step is not the largest
+    training = {
+        "steps": 9,
+        "batch_size": 4,
+        "micro_batch_tokens": 81,
+        "dry_run": True,
+        "share_prefix": share_prefix,
+        "seed": 3,  # an order in which the first step is not the largest
+    }
     trainer = trainer_of(make_recipe(training=training), base, tmp_path)
     fed = gives_way(trainer, above=10_000)
     trainer.train()
