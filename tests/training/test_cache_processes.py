@@ -104,11 +104,7 @@ JUDGED_AT_ONCE = """
 """
 
 
-# of rows that are encoded, neither waits for the other's encoding: only for its verdict
-@pytest.mark.parametrize("are_encoded", [False, True])
-def test_of_two_processes_at_once_one_judges_and_both_take_the_verdict(are_encoded: bool, rows_folder: Path) -> None:
-    if are_encoded:
-        load(rows_folder)
+def test_of_two_processes_at_once_one_judges_and_both_take_the_verdict(rows_folder: Path) -> None:
     done = child(rows_folder, JUDGED_AT_ONCE)
     assert done.returncode == 0, done.stderr
     digest = load(rows_folder).train.figures.sha256["ids"]
